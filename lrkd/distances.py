@@ -1,0 +1,72 @@
+"""Distances between two tensors, one number a sample; normalisation is a separate step (`unit`)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrkd.errors import ConfigError
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+class NormAngle(NamedTuple):
+    """The two summands of a squared Euclidean distance, each (B,)."""
+
+    norm: Tensor
+    angle: Tensor
+
+
+def unit(x: Tensor) -> Tensor:
+    """(B,...) -> (B,D): each sample flattened and divided by its L2 norm (a zero sample stays zero)."""
+    return F.normalize(x.flatten(1), dim=1)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """(B,...), (B,...) -> (B,): 1 - cos(a, b) of the flattened samples, in [0, 2]; arXiv 2303.04681, eq. of L_point."""
+    return 1 - (unit(a) * unit(b)).sum(1)
+
+
+def lp(p: float) -> Distance:
+    """The distance mean_i |a_i - b_i|^p, (B,...), (B,...) -> (B,), p >= 1; p = 2 is FitNet's MSE (arXiv 1412.6550).
+
+    The mean instead of the sum keeps the scale independent of the map's size. No root is taken.
+    """
+    if not p >= 1:
+        raise ConfigError(f"p is {p}: lp(p) is a distance for p >= 1")
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().pow(p).flatten(1).mean(1)
+
+    distance.__name__ = f"lp({p:g})"
+    return distance
+
+
+def smooth_l1(a: Tensor, b: Tensor) -> Tensor:
+    """(B,...), (B,...) -> (B,): mean Huber loss, quadratic below 1 and linear above."""
+    return F.smooth_l1_loss(a, b, reduction="none").flatten(1).mean(1)
+
+
+def euclidean(a: Tensor, b: Tensor) -> Tensor:
+    """(B,...), (B,...) -> (B,): |a - b|, the root taken; 1e-12 under it keeps the derivative at a = b finite."""
+    return (a - b).square().flatten(1).sum(1).add(1e-12).sqrt()
+
+
+def on_unit(distance: Distance) -> Distance:
+    """The same distance after both samples are brought to norm 1 (L2 whatever the distance's p)."""
+
+    def normalised(a: Tensor, b: Tensor) -> Tensor:
+        return distance(unit(a), unit(b))
+
+    normalised.__name__ = f"on_unit({distance.__name__})"
+    return normalised
+
+
+def norm_angle_split(a: Tensor, b: Tensor) -> NormAngle:
+    """|a-b|^2 = (|a|-|b|)^2 + 2|a||b|(1-cos), (B,...), (B,...) -> two (B,) summands, in the order (norm, angle)."""
+    length_a, length_b = a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1)
+    return NormAngle((length_a - length_b).square(), 2 * length_a * length_b * cosine(a, b))
+
+
+__all__ = ["Distance", "NormAngle", "cosine", "euclidean", "lp", "norm_angle_split", "on_unit", "smooth_l1", "unit"]

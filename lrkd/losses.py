@@ -1,0 +1,238 @@
+"""Distillation losses: functions of tensors and a distance, and `Term`, which names one with its weight as data.
+
+Every function averages over the batch. Student tensors come first, teacher tensors second; the teacher's carry no
+gradient (the caller runs it under `torch.no_grad`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrkd.distances import Distance, cosine, lp
+from lrkd.errors import ConfigError
+
+
+class View(NamedTuple):
+    """What a network shows to the losses: `models.Output`, the hinted features and the logits without a margin."""
+
+    embedding: Tensor  # (B,D)
+    features: Sequence[Tensor]  # a stage each, (B,C,h,w)
+    hinted: Sequence[Tensor]  # the student's features through its hint layers; the teacher's as they are
+    channel: Sequence[Tensor]  # a block each, (B,C,1,1)
+    spatial: Sequence[Tensor]  # a block each, (B,1,h,w)
+    logits: Tensor  # (B,classes), cosine times scale
+    labels: Tensor  # (B,)
+
+
+def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], distance: Distance) -> Tensor:
+    """Mean over stages and batch of distance(S_l, T_l); (B,C,h,w) a stage -> ().
+
+    L_point of F-SKD (arXiv 2303.04681) with `cosine`; FitNet (arXiv 1412.6550) with `lp(2)`.
+    """
+    return torch.stack([distance(s, t).mean() for s, t in zip(student, teacher, strict=True)]).mean()
+
+
+def relation_map(x: Tensor, y: Tensor) -> Tensor:
+    """R_XY = X^T Y with X = x/|x|_F: (B,C,h,w), (B,C,h,w) -> (B,hw,hw), position by position (arXiv 2303.04681)."""
+    return F.normalize(x.flatten(1), dim=1).view(*x.shape[:2], -1).transpose(1, 2) @ F.normalize(
+        y.flatten(1), dim=1
+    ).view(*y.shape[:2], -1)
+
+
+def partners(teacher: Tensor, labels: Tensor) -> Tensor:
+    """(B,D) teacher embeddings, (B,) labels -> (B,) index of each sample's partner for `cross_loss`.
+
+    The nearest other sample of the same identity whose teacher cosine lies in (0, .99]; where the batch has none, the
+    next sample (batches are shuffled, so this is the in-batch shuffle of arXiv 2303.04681's code).
+    """
+    similarity = F.normalize(teacher, dim=1) @ F.normalize(teacher, dim=1).T
+    wanted = (labels[:, None] == labels[None]) & (similarity > 0) & (similarity <= 0.99)
+    wanted.fill_diagonal_(False)
+    best = similarity.masked_fill(~wanted, -2).argmax(1)
+    following = torch.arange(len(labels), device=labels.device).roll(-1)
+    return torch.where(wanted.any(1), best, following)
+
+
+def cross_loss(student: Tensor, teacher: Tensor, partner: Tensor, distance: Distance = cosine) -> Tensor:
+    """L_cross of F-SKD on one stage, (B,C,h,w), (B,C,h,w), (B,) partner indices -> (), arXiv 2303.04681.
+
+    [d(R_HH, R_HL) + d(R_HH, R_LH)] / 2 + d(R_HH, R_LL), H the teacher's map, L the student's, R from a sample to its
+    partner.
+    """
+    s2, t2 = student[partner], teacher[partner]
+    target = relation_map(teacher, t2)
+    mixed = distance(relation_map(teacher, s2), target) + distance(relation_map(student, t2), target)
+    return (mixed / 2 + distance(relation_map(student, s2), target)).mean()
+
+
+def attention_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], distance: Distance = cosine, centred: bool = False
+) -> Tensor:
+    """Sum over blocks of the batch mean of distance(map_S, map_T) on pre-sigmoid maps -> () (arXiv 2209.14498).
+
+    `centred` first takes the batch mean off both maps, so that a map common to all images carries no loss (ours).
+    """
+
+    def centre(x: Tensor) -> Tensor:
+        return x - x.mean(0, keepdim=True) if centred else x
+
+    return torch.stack([distance(centre(s), centre(t)).mean() for s, t in zip(student, teacher, strict=True)]).sum()
+
+
+def activation_attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """AT (arXiv 1612.03928, p = 2): sum over stages of the MSE of unit-norm maps sum_c F_c^2; (B,C,h,w) each -> ()."""
+
+    def energy(x: Tensor) -> Tensor:
+        return F.normalize(x.square().mean(1).flatten(1), dim=1)
+
+    return torch.stack([lp(2)(energy(s), energy(t)).mean() for s, t in zip(student, teacher, strict=True)]).sum()
+
+
+def logit_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+    """T^2 KL(softmax(teacher/T) | softmax(student/T)), (B,classes) twice -> (), arXiv 1503.02531."""
+    return temperature**2 * F.kl_div(
+        F.log_softmax(student / temperature, dim=1),
+        F.log_softmax(teacher / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def _pairwise(x: Tensor) -> Tensor:
+    """(B,D) -> (B,B) Euclidean distances with a finite derivative at zero and a zero diagonal."""
+    squared = (x[:, None] - x[None]).square().sum(2)
+    return squared.clamp_min(1e-12).sqrt() * (1 - torch.eye(len(x), device=x.device, dtype=x.dtype))
+
+
+def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """RKD-D: Huber loss of pairwise distances over their batch mean, (B,D) twice -> (), arXiv 1904.05068, eq. 6."""
+
+    def scaled(x: Tensor) -> Tensor:
+        distances = _pairwise(x)
+        return distances / distances[distances > 0].mean()
+
+    return F.smooth_l1_loss(scaled(student), scaled(teacher))
+
+
+def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """RKD-A: Huber loss of the cosines of all triangles' angles, (B,D) twice -> (), arXiv 1904.05068, eq. 9."""
+
+    def angles(x: Tensor) -> Tensor:
+        edges = F.normalize(x[None] - x[:, None], dim=2)  # (B,B,D)
+        return edges @ edges.transpose(1, 2)  # (B,B,B)
+
+    return F.smooth_l1_loss(angles(student), angles(teacher))
+
+
+def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """SP: |G_S - G_T|_F^2 / B^2 of row-normalised (B,B) Gram matrices, (B,...) twice -> (), arXiv 1907.09682, eq. 4."""
+
+    def gram(x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return F.normalize(flat @ flat.T, dim=1)
+
+    return (gram(student) - gram(teacher)).square().mean()
+
+
+def cosine_logits(embedding: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """(B,D) embeddings, (classes,D) head weights -> (B,classes): the head's logits without a margin."""
+    return scale * F.normalize(embedding, dim=1) @ F.normalize(weight, dim=1).T
+
+
+@dataclass(frozen=True)
+class Term:
+    """One weighted summand of a distillation loss, as data.
+
+    function: (student View, teacher View) -> scalar tensor. spec: what it is, in plain values, for the run's config.
+    hint: whether it needs the student's features through hint layers (1x1 conv + BN, only in training).
+    """
+
+    name: str
+    weight: float
+    function: Callable[[View, View], Tensor] = field(repr=False, compare=False)
+    spec: tuple[tuple[str, Any], ...] = ()
+    hint: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """The term as plain values; two terms with equal descriptions compute the same."""
+        return {"name": self.name, "weight": self.weight, "hint": self.hint, **dict(self.spec)}
+
+
+def _name(distance: Distance) -> str:
+    return distance.__name__
+
+
+def feature(
+    distance: Distance = cosine, weight: float = 20.0, stages: str | tuple[int, ...] = "all", hint: bool = True
+) -> Term:
+    """Feature maps of the given stages (0-based, or "all") by `feature_loss`."""
+    if stages != "all" and not (isinstance(stages, tuple) and stages and all(isinstance(i, int) for i in stages)):
+        raise ConfigError(f'stages is {stages!r}: give "all" or a tuple of stage numbers such as (2, 3)')
+
+    def compute(student: View, teacher: View) -> Tensor:
+        s, t = (student.hinted if hint else student.features), teacher.features
+        if stages != "all":
+            s, t = [s[int(i)] for i in stages], [t[int(i)] for i in stages]
+        return feature_loss(s, t, distance)
+
+    return Term("feature", weight, compute, (("distance", _name(distance)), ("stages", stages)), hint)
+
+
+def cross(distance: Distance = cosine, weight: float = 4.0) -> Term:
+    """The relation between a sample and its partner on the last stage by `cross_loss`."""
+
+    def compute(student: View, teacher: View) -> Tensor:
+        partner = partners(teacher.embedding, teacher.labels)
+        return cross_loss(student.hinted[-1], teacher.features[-1], partner, distance)
+
+    return Term("cross", weight, compute, (("distance", _name(distance)),), hint=True)
+
+
+def attention(distance: Distance = cosine, weight: float = 5.0, centred: bool = False) -> Term:
+    """CBAM's channel and spatial maps of every block by `attention_loss`."""
+
+    def compute(student: View, teacher: View) -> Tensor:
+        return attention_loss(
+            [*student.channel, *student.spatial], [*teacher.channel, *teacher.spatial], distance, centred
+        )
+
+    return Term("attention", weight, compute, (("distance", _name(distance)), ("centred", centred)))
+
+
+def activation_attention(weight: float = 1000.0) -> Term:
+    """AT by `activation_attention_loss`."""
+    return Term("at", weight, lambda s, t: activation_attention_loss(s.features, t.features))
+
+
+def logits(weight: float = 1.0, temperature: float = 4.0) -> Term:
+    """Logit distillation by `logit_loss`."""
+    return Term(
+        "logits", weight, lambda s, t: logit_loss(s.logits, t.logits, temperature), (("temperature", temperature),)
+    )
+
+
+def relational(weight: float = 40.0, distance_weight: float = 1.0, angle_weight: float = 2.0) -> Term:
+    """RKD on the embeddings: distance_weight RKD-D + angle_weight RKD-A."""
+
+    def compute(student: View, teacher: View) -> Tensor:
+        return distance_weight * rkd_distance_loss(student.embedding, teacher.embedding) + (
+            angle_weight * rkd_angle_loss(student.embedding, teacher.embedding)
+        )
+
+    return Term("rkd", weight, compute, (("distance_weight", distance_weight), ("angle_weight", angle_weight)))
+
+
+def similarity_preserving(weight: float = 3000.0) -> Term:
+    """SP on the last stage by `similarity_preserving_loss`."""
+    return Term("sp", weight, lambda s, t: similarity_preserving_loss(s.features[-1], t.features[-1]))
+
+
+def embedding(distance: Distance = cosine, weight: float = 20.0) -> Term:
+    """The embeddings themselves by a distance."""
+    return Term(
+        "embedding", weight, lambda s, t: distance(s.embedding, t.embedding).mean(), (("distance", _name(distance)),)
+    )

@@ -1,0 +1,109 @@
+"""The named methods of the study, as data: which teacher, which terms. `METHODS[name]`, or `replace` one of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from lrkd.distances import cosine, euclidean, lp, on_unit
+from lrkd.errors import ConfigError
+from lrkd.losses import (
+    Term,
+    activation_attention,
+    attention,
+    cross,
+    embedding,
+    feature,
+    logits,
+    relational,
+    similarity_preserving,
+)
+
+TeacherKind = Literal["none", "trained", "random", "shuffled"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the study.
+
+    teacher: "trained" (on HR images), "random" (the same network, untrained), "shuffled" (the trained one, shown other
+    images of the batch) or "none". terms: what is added to the margin head's cross-entropy. source: where it is from;
+    note: how ours deviates.
+    """
+
+    name: str
+    title: str
+    terms: tuple[Term, ...] = ()
+    teacher: TeacherKind = "trained"
+    source: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.teacher == "none") != (not self.terms):
+            raise ConfigError(f"method {self.name!r}: a method has terms exactly when it has a teacher")
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the training, in plain values; titles and notes do not."""
+        return {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
+
+
+FSKD = (feature(cosine, weight=20.0),)
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("none", "no distillation", teacher="none", note="the same degradation, head and schedule"),
+        Method("logit-kd", "logits (T = 4)", (logits(1.0, 4.0),), source="arXiv 1503.02531"),
+        Method("fitnet", "FitNet (MSE)", (feature(lp(2), weight=1.5),), source="arXiv 1412.6550"),
+        Method("at", "activation attention", (activation_attention(1000.0),), source="arXiv 1612.03928"),
+        Method("rkd", "relational (RKD)", (relational(40.0),), source="arXiv 1904.05068"),
+        Method("sp", "similarity preserving", (similarity_preserving(3000.0),), source="arXiv 1907.09682"),
+        Method("embedding-cos", "embedding cosine", (embedding(cosine, 20.0),), source="ours, the plainest target"),
+        Method("fskd", "F-SKD (feature cosine)", FSKD, source="arXiv 2303.04681", note="L_point, the paper's claim"),
+        Method(
+            "fskd-cross",
+            "F-SKD + relation",
+            (*FSKD, cross(cosine, 4.0)),
+            source="arXiv 2303.04681",
+            note="L_point and L_cross, as its table scripts run it",
+        ),
+        Method("fskd-l1", "features, L1", (feature(lp(1), weight=20.0),), source="ours, F-SKD with another distance"),
+        Method("fskd-l2", "features, L2", (feature(lp(2), weight=20.0),), source="ours, F-SKD with another distance"),
+        Method(
+            "fskd-unit-l2",
+            "features, L2 on unit vectors",
+            (feature(on_unit(euclidean), weight=10.0),),
+            source="ours, F-SKD with another distance",
+            note="unsquared: squared it would be twice the cosine distance, an identity and no method",
+        ),
+        Method("askd", "A-SKD (attention cosine)", (attention(cosine, 5.0),), source="arXiv 2209.14498"),
+        Method(
+            "askd-centred",
+            "A-SKD, maps centred",
+            (attention(cosine, 5.0, centred=True),),
+            source="ours, on arXiv 2209.14498",
+            note="maps centred over the batch, so that the map common to all images carries no loss",
+        ),
+        Method(
+            "random-teacher", "F-SKD, random teacher", FSKD, teacher="random", source="control", note="never trained"
+        ),
+        Method(
+            "shuffled-teacher",
+            "F-SKD, shuffled teacher",
+            FSKD,
+            teacher="shuffled",
+            source="control",
+            note="the teacher sees the next image of the batch",
+        ),
+    )
+}
+
+
+def get(name: str, among: Iterable[str] | None = None) -> Method:
+    """The method of that name; ConfigError with the nearest names where there is none."""
+    known = list(METHODS if among is None else among)
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ConfigError(f"method is {name!r}: no such method; {hint}the methods are {', '.join(known)}")
+    return METHODS[name]
