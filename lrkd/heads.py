@@ -1,0 +1,133 @@
+"""Margin-softmax heads: ArcFace, CosFace, AdaFace.
+
+A head turns embeddings into scaled cosines with the class centres, with the label's one made harder by a margin; cross
+entropy of the result is the identity loss. Heads compute in float32 at least, whatever autocast says.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrkd.errors import ConfigError, DataError
+
+# Away from +-1 the derivatives of angle and sine stay below 1 / sqrt(2 EPSILON), about 700.
+EPSILON = 1e-6
+
+
+class Head(nn.Module):
+    """(B,D) embeddings, (B,) int64 labels -> (B,C) logits: scale * cosine, with a margin at the label.
+
+    weight (C,D): the class centres, Xavier uniform from `seed`. ramp in [0,1] scales the margin, so that training can
+    start without one. Raises ConfigError for a bad option or ramp and DataError for a label outside 0..C-1.
+    """
+
+    def __init__(self, classes: int, dim: int, *, scale: float = 32.0, margin: float = 0.5, seed: int = 0) -> None:
+        super().__init__()
+        if classes < 1 or dim < 1 or not scale > 0 or not margin >= 0:
+            raise ConfigError(
+                f"a head needs classes and dim of at least 1, scale > 0 and margin >= 0; "
+                f"got classes {classes}, dim {dim}, scale {scale}, margin {margin}"
+            )
+        self.classes, self.scale, self.margin = classes, scale, margin
+        self.weight = nn.Parameter(torch.empty(classes, dim))
+        nn.init.xavier_uniform_(self.weight, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, embedding: Tensor, labels: Tensor, ramp: float = 1.0) -> Tensor:
+        if not 0 <= ramp <= 1:
+            raise ConfigError(f"ramp is the share of the margin that counts and lies in [0,1], not {ramp}")
+        if len(labels):
+            low, high = torch.stack(labels.aminmax()).tolist()
+            if low < 0 or high >= self.classes:
+                raise DataError(
+                    f"label {low if low < 0 else high} does not fit a head of {self.classes} classes: "
+                    f"labels are 0 to {self.classes - 1}"
+                )
+        with torch.autocast(embedding.device.type, enabled=False):
+            x = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+            cosine = F.linear(F.normalize(x), F.normalize(self.weight).to(x.dtype)).clamp(-1 + EPSILON, 1 - EPSILON)
+            rows = labels[:, None]
+            harder = self.harder(cosine.gather(1, rows), x, self.margin * ramp)
+            return self.scale * cosine.scatter(1, rows, harder)
+
+    def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
+        """Cosines at the labels (B,1), embeddings (B,D), the ramped margin -> the cosines with the margin (B,1)."""
+        raise NotImplementedError
+
+
+class CosFace(Head):
+    """CosFace (arXiv 1801.09414, eq. 4): scale * (cos theta - m). F-SKD: scale 32, margin .4."""
+
+    def __init__(self, classes: int, dim: int, *, scale: float = 32.0, margin: float = 0.4, seed: int = 0) -> None:
+        super().__init__(classes, dim, scale=scale, margin=margin, seed=seed)
+
+    def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
+        return cosine - margin
+
+
+class ArcFace(Head):
+    """ArcFace (arXiv 1801.07698, eq. 3): scale * cos(theta + m), m in radians below pi. A-SKD: scale 32, margin .5.
+
+    cos(theta + m) would rise again beyond theta = pi - m. There the logit is scale * (cos theta - m sin m), as in the
+    authors' first code and in A-SKD's: still falling with theta, with a step at pi - m.
+    """
+
+    def __init__(self, classes: int, dim: int, *, scale: float = 32.0, margin: float = 0.5, seed: int = 0) -> None:
+        super().__init__(classes, dim, scale=scale, margin=margin, seed=seed)
+        if margin >= torch.pi:
+            raise ConfigError(f"ArcFace's margin is an angle in radians below pi, not {margin}")
+
+    def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
+        angle = cosine.acos()
+        return torch.where(angle + margin <= torch.pi, (angle + margin).cos(), cosine - margin * math.sin(margin))
+
+
+class AdaFace(Head):
+    """AdaFace (arXiv 2204.00964, eqs. 6 to 10): the margin follows the embedding's norm, a proxy of image quality.
+
+    z = clip((|x| - mean) / std * h, -1, 1); the label's cosine becomes cos(theta - m z) - (m z + m): ArcFace-like for
+    low norms, CosFace-like at the mean. theta - m z stays within [.001, pi - .001]. mean and std are exponential
+    averages over batches (rate `rate`, from 20 and 100 as in the authors' code) of norms clipped to [.001, 100], kept
+    as buffers and updated in training mode only: a teacher's pass in evaluation mode leaves them as they are.
+    No gradient flows through z. F-SKD: scale 32, margin .4.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        *,
+        scale: float = 32.0,
+        margin: float = 0.4,
+        h: float = 0.333,
+        rate: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(classes, dim, scale=scale, margin=margin, seed=seed)
+        self.h, self.rate = h, rate
+        self.register_buffer("mean", torch.tensor(20.0))
+        self.register_buffer("std", torch.tensor(100.0))
+
+    def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
+        norm = embedding.detach().norm(dim=1, keepdim=True).clamp(1e-3, 100)
+        if self.training and len(norm) > 1:
+            self.mean.lerp_(norm.mean().to(self.mean.dtype), self.rate)
+            self.std.lerp_(norm.std().to(self.std.dtype), self.rate)
+        z = ((norm - self.mean) / (self.std + 1e-3) * self.h).clamp(-1, 1)
+        angle = (cosine.acos() - margin * z).clamp(1e-3, torch.pi - 1e-3)
+        return angle.cos() - (margin * z + margin)
+
+
+HEADS: dict[str, Callable[..., Head]] = {"arcface": ArcFace, "cosface": CosFace, "adaface": AdaFace}
+
+
+def build(name: str, classes: int, dim: int, **options: float) -> Head:
+    """A head by its name in HEADS. Raises ConfigError for an unknown name."""
+    if name not in HEADS:
+        raise ConfigError(f"unknown head {name!r}: choose one of {', '.join(sorted(HEADS))}")
+    return HEADS[name](classes, dim, **options)

@@ -1,0 +1,234 @@
+"""Backbones: one improved residual network with optional CBAM, which returns all that distillation reads.
+
+Networks and their parameter names follow A-SKD (arXiv 2209.14498), so that checkpoints published for it load with
+`strict=True`. Attention and features are returned, never hooked.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lrkd.errors import ConfigError
+
+
+class Output(NamedTuple):
+    """What a backbone returns for a batch.
+
+    embedding (B,D); features: one map (B,C,h,w) a stage; channel and spatial: one pre-sigmoid attention map a block,
+    (B,C,1,1) and (B,1,h,w). Both are empty tuples in a network without CBAM.
+    """
+
+    embedding: Tensor
+    features: tuple[Tensor, ...]
+    channel: tuple[Tensor, ...]
+    spatial: tuple[Tensor, ...]
+
+
+class ChannelAttention(nn.Module):
+    """CBAM's channel attention (arXiv 1807.06521): (B,C,h,w) -> pre-sigmoid (B,C,1,1).
+
+    MLP(average over the map) + MLP(maximum over the map) with one MLP, without biases. The hidden layer has
+    C // reduction units but never fewer than 4: with 1 the map of 16 channels would have rank one, and its cosine would
+    say nothing. Networks from 64 channels up are as published.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 4)
+        self.shared_mlp = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        average, largest = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        return self.shared_mlp(average) + self.shared_mlp(largest)
+
+
+class SpatialAttention(nn.Module):
+    """CBAM's spatial attention with A-SKD's 3x3 kernel: (B,C,h,w) -> pre-sigmoid (B,1,h,w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1))
+
+
+class Block(nn.Module):
+    """Improved residual block: (B,C,h,w) -> (x (B,C',h/s,w/s), channel map or None, spatial map or None).
+
+    BN, conv, BN, PReLU, conv with the stride, BN; then channel and spatial attention on the residual; then the
+    shortcut, a strided 1x1 convolution with BN where the shape changes.
+    """
+
+    def __init__(self, inside: int, outside: int, stride: int = 1, *, cbam: bool = True, reduction: int = 16) -> None:
+        super().__init__()
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(inside),
+            nn.Conv2d(inside, outside, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outside),
+            nn.PReLU(outside),
+            nn.Conv2d(outside, outside, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outside),
+        )
+        self.channel_layer = ChannelAttention(outside, reduction) if cbam else None
+        self.spatial_layer = SpatialAttention() if cbam else None
+        self.shortcut_layer = None
+        if stride != 1 or inside != outside:
+            self.shortcut_layer = nn.Sequential(
+                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
+            )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        residual, channel, spatial = self.res_layer(x), None, None
+        if self.channel_layer is not None and self.spatial_layer is not None:
+            channel = self.channel_layer(residual)
+            residual = residual * channel.sigmoid()
+            spatial = self.spatial_layer(residual)
+            residual = residual * spatial.sigmoid()
+        shortcut = x if self.shortcut_layer is None else self.shortcut_layer(x)
+        return shortcut + residual, channel, spatial
+
+
+class IResNet(nn.Module):
+    """Improved residual network: (B,3,size,size) -> Output with embedding (B,embedding).
+
+    depths and widths: blocks and channels of each stage. strides: of each stage's first block. stem_stride: of the
+    first convolution, whose channels are `stem` (default widths[0]). dropout: before the last, fully connected layer,
+    whose weight depends on size. seed: of the initialisation (Xavier uniform, PReLU .25); the global generator is left
+    as it was. Raises ConfigError for an impossible shape and for an input of another size.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        *,
+        size: int = 112,
+        embedding: int = 512,
+        cbam: bool = True,
+        reduction: int = 16,
+        dropout: float = 0.4,
+        stem: int | None = None,
+        stem_stride: int = 1,
+        strides: Sequence[int] = (2, 2, 2, 2),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not len(depths) == len(widths) == len(strides) > 0 or min(*depths, *widths, *strides, size, embedding) < 1:
+            raise ConfigError(
+                f"depths {tuple(depths)}, widths {tuple(widths)} and strides {tuple(strides)} must have one positive "
+                f"entry a stage, and size {size} and embedding {embedding} must be positive"
+            )
+        self.size, self.embedding, self.depths, self.widths = size, embedding, tuple(depths), tuple(widths)
+        stem = widths[0] if stem is None else stem
+        with torch.random.fork_rng(devices=[]):  # layers draw weights at construction; _initialise replaces them all
+            self.input_layer = nn.Sequential(
+                nn.Conv2d(3, stem, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(stem), nn.PReLU(stem)
+            )
+            inside, side = stem, -(-size // stem_stride)
+            self.stages: list[str] = []
+            for number, (depth, width, stride) in enumerate(zip(depths, widths, strides, strict=True), 1):
+                blocks = [Block(inside, width, stride, cbam=cbam, reduction=reduction)]
+                blocks += [Block(width, width, cbam=cbam, reduction=reduction) for _ in range(depth - 1)]
+                self.stages.append(f"layer{number}")
+                self.add_module(self.stages[-1], nn.Sequential(*blocks))
+                inside, side = width, -(-side // stride)
+            self.output_layer = nn.Sequential(
+                nn.BatchNorm2d(inside),
+                nn.Dropout(dropout),
+                nn.Flatten(),
+                nn.Linear(inside * side * side, embedding),
+                nn.BatchNorm1d(embedding),
+            )
+        _initialise(self, seed)
+
+    def forward(self, x: Tensor) -> Output:
+        if x.ndim != 4 or tuple(x.shape[1:]) != (3, self.size, self.size):
+            raise ConfigError(
+                f"this network takes images of shape (B,3,{self.size},{self.size}), not {tuple(x.shape)}: "
+                f"resize them, or build it with another size"
+            )
+        features, channels, spatials = [], [], []
+        x = self.input_layer(x)
+        for name in self.stages:
+            for block in self.get_submodule(name).children():
+                x, channel, spatial = block(x)
+                if channel is not None:
+                    channels.append(channel)
+                    spatials.append(spatial)
+            features.append(x)
+        return Output(self.output_layer(x), tuple(features), tuple(channels), tuple(spatials))
+
+
+class Hints(nn.Module):
+    """Hint layers (FitNet, arXiv 1412.6550; F-SKD, 2303.04681): student maps (B,Cs,h,w) -> (B,Ct,h,w), one a stage.
+
+    A 1x1 convolution and BN for each stage, used only in training. Raises ConfigError if the numbers of stages differ.
+    """
+
+    def __init__(self, student_widths: Sequence[int], teacher_widths: Sequence[int], *, seed: int = 0) -> None:
+        super().__init__()
+        if len(student_widths) != len(teacher_widths):
+            raise ConfigError(
+                f"hints join stages one to one: student widths {tuple(student_widths)}, "
+                f"teacher widths {tuple(teacher_widths)}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            self.stages = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside))
+                for inside, outside in zip(student_widths, teacher_widths, strict=True)
+            )
+        _initialise(self, seed)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(stage(x) for stage, x in zip(self.stages, features, strict=True))
+
+
+def iresnet50(size: int = 112, embedding: int = 512, **options: Any) -> IResNet:
+    """IResNet-50 with CBAM of A-SKD: (B,3,112,112) -> (B,512), 24 blocks. `options` go to IResNet."""
+    return IResNet((3, 4, 14, 3), (64, 128, 256, 512), size=size, embedding=embedding, **options)
+
+
+def iresnet18(size: int = 112, embedding: int = 512, **options: Any) -> IResNet:
+    """IResNet-18, F-SKD's smaller student: (B,3,112,112) -> (B,512), 8 blocks. `options` go to IResNet."""
+    return IResNet((2, 2, 2, 2), (64, 128, 256, 512), size=size, embedding=embedding, **options)
+
+
+def small(
+    size: int = 48,
+    embedding: int = 128,
+    widths: Sequence[int] = (16, 32, 64, 128),
+    *,
+    dropout: float = 0.0,
+    **options: Any,
+) -> IResNet:
+    """The network for a CPU: (B,3,48,48) -> (B,128), one block a stage, maps of 24, 12, 6 and 3 px at 48 px."""
+    options = {"stem_stride": 2, "strides": (1,) + (2,) * (len(widths) - 1), **options}
+    return IResNet((1,) * len(widths), widths, size=size, embedding=embedding, dropout=dropout, **options)
+
+
+BUILDERS: dict[str, Callable[..., IResNet]] = {"iresnet50": iresnet50, "iresnet18": iresnet18, "small": small}
+
+
+def build(name: str, size: int | None = None, embedding: int | None = None, **options: Any) -> IResNet:
+    """A network by its name in BUILDERS, for a checkpoint's config; None keeps the name's default.
+
+    Raises ConfigError for an unknown name.
+    """
+    if name not in BUILDERS:
+        raise ConfigError(f"unknown model {name!r}: choose one of {', '.join(sorted(BUILDERS))}")
+    given = {"size": size, "embedding": embedding, **options}
+    return BUILDERS[name](**{key: value for key, value in given.items() if value is not None})
+
+
+def _initialise(module: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(m.weight, generator=generator)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
