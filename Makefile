@@ -1,0 +1,63 @@
+# `make book` and `make test` need python3 and make, and build everything else themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV := uv==0.9.30
+
+# The run store is kept between builds, so a model that is trained once is never trained again.
+export LRKD_RUNS ?= $(CURDIR)/runs
+export LRKD_SCALE
+export LRKD_DATA
+export PYTHONNOUSERSITE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lab check clean lock
+
+help:  ## This list
+	@echo "lrkd: knowledge distillation for low-resolution face recognition"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "Each makes $(VENV) first. Other Python: make PYTHON=python3.12 book. Scale: LRKD_SCALE=smoke|cpu|gpu make book."
+
+book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: up to 20 minutes on 2 cores)
+	@$(BIN)/python book/prepare.py
+	TQDM_DISABLE=1 $(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going --all
+	@echo
+	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
+
+test: $(READY)  ## Run the tests; TESTFLAGS="-k losses" chooses among them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(TESTFLAGS)
+
+lab: $(READY)  ## Open the pages in JupyterLab
+	$(BIN)/jupyter-lab --notebook-dir=book
+
+check: $(READY)  ## Lint, format, types, and no outputs in the notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@pages=$$(find book -name '*.ipynb' -not -path '*/.*'); test -z "$$pages" || $(BIN)/nbstripout --keep-id --verify $$pages
+
+clean:  ## Remove the built book and caches; .venv and trained runs stay
+	rm -rf _build book/_extra .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+lock: $(READY)  ## Write requirements.txt anew from pyproject.toml and requirements.in
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	  --fork-strategy fewest --all-extras pyproject.toml requirements.in -o requirements.txt
+
+# The stamp is written last: an install that was interrupted is done again. Tools are installed from exact pins alone.
+$(READY): requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: $(PYTHON) is not installed; lrkd needs Python 3.11 or 3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { \
+	  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1), but lrkd needs Python 3.11 or 3.12." >&2; \
+	  echo "make: with one of them installed: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  v=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  echo "make: $(PYTHON) cannot make virtual environments: its venv module is missing." >&2; \
+	  echo "make: on Debian and Ubuntu: sudo apt-get install python$$v-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-build-isolation --no-deps -e .
+	@touch $@
