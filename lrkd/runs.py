@@ -1,0 +1,149 @@
+"""The run store: a configuration -> a folder that is locked while it trains, resumable, and never trained twice.
+
+`<store>/<name>-<hash>/` holds config.json, metrics.csv, state.pt while it trains, model.safetensors and result.json
+when it is done. Every file appears under a temporary name and is renamed, so that what is there is whole.
+"""
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from lrkd.errors import RunError
+
+# Part of every run's identity. Raise it with any change after which the same configuration trains other weights.
+VERSION = 1
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """The first 10 hex digits of the SHA-256 of the canonical JSON of a configuration and VERSION."""
+    text = json.dumps({"version": VERSION, **config}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@contextmanager
+def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that takes its name only when the block ends well; a full disk is a RunError that names it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open(mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise RunError(
+            f"{path}: could not be written ({error.strerror}); what was there before is unchanged: make room or "
+            f"choose another folder, then repeat the command"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    with atomic(path) as file:
+        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; RunError that names it when it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no such file, so this is not a run directory of lrkd") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read as JSON ({error}); remove the run directory to train anew") from error
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with equal keys as CSV, atomically; numbers in full precision."""
+    with atomic(path) as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder of the store."""
+
+    path: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration that it was made from."""
+        return read_json(self.path / "config.json")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is there: written last, so everything else is there too."""
+        return (self.path / "result.json").exists()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What was measured; RunError before the run has finished."""
+        if not self.finished:
+            raise RunError(f"{self.path}: this run has not finished; train it first (the same command resumes it)")
+        return read_json(self.path / "result.json")
+
+    @contextmanager
+    def lock(self, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the run for this process. The lock goes with the process, so a killed one leaves none behind.
+
+        wait: whether to wait for another process (after calling on_wait once) or to raise RunError.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if not wait:
+                    raise RunError(f"{self.path}: another process is training this run; let it finish") from error
+                if on_wait is not None:
+                    on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def open_run(store: Path, name: str, config: Mapping[str, Any]) -> Run:
+    """The run of this configuration in the store, made if it is not there.
+
+    Raises RunError when the folder of that name holds another configuration, or the store cannot be written.
+    """
+    run = Run(store / f"{name}-{digest(config)}")
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{run.path}: cannot be made ({error.strerror}); give --runs a folder to write in") from error
+    plain = json.loads(json.dumps(dict(config)))
+    file = run.path / "config.json"
+    if not file.exists():
+        write_json(file, plain)
+    elif run.config != plain:
+        there = run.config
+        differ = sorted(key for key in {*there, *plain} if there.get(key) != plain.get(key))
+        raise RunError(
+            f"{file}: this run directory is of another configuration (different: {', '.join(differ)}); "
+            f"move it away or choose another store"
+        )
+    return run
+
+
+def load_run(path: Path) -> Run:
+    """An existing run by its folder; RunError when it is none."""
+    run = Run(path)
+    if not isinstance(run.config, dict):
+        raise RunError(f"{path / 'config.json'}: holds no configuration, so this is not a run directory of lrkd")
+    return run
+
+
+def list_runs(store: Path) -> list[Run]:
+    """All runs of a store, by name."""
+    return [Run(file.parent) for file in sorted(store.glob("*/config.json"))] if store.is_dir() else []
