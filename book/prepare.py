@@ -1,4 +1,4 @@
-"""What `make book` does before the build: put the scripts that pages load into the book, drop executions that are stale.
+"""What `make book` does before the build: put the scripts that pages load into the book, drop stale executions.
 
 A built page asks no other host for anything: MathJax and plotly.js are copied from the installed packages.
 jupyter-cache knows a page's cells but not what they import, so that after a change in lrkd/ it would show old values.

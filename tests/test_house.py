@@ -1,0 +1,233 @@
+"""The house around the package: the lock, make, the book's settings, and what the repository may not contain."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def tracked() -> list[Path]:
+    """Files of the repository; those that git would add too, so that a fault shows before the commit."""
+    found = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if found.returncode:
+        pytest.skip("not a git checkout")
+    return [p for p in (ROOT / name for name in found.stdout.split("\0") if name) if p.is_file()]
+
+
+# The lock
+
+
+def lock_lines() -> list[str]:
+    return [
+        line for line in text("requirements.txt").splitlines() if line.strip() and not line.lstrip().startswith("#")
+    ]
+
+
+def test_lock_pins_everything_exactly_and_once():
+    for line in lock_lines():
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[0-9][\w.!+]*( ; .+)?", line), line
+    names = [line.split("==")[0] for line in lock_lines()]
+    assert len(names) == len(set(names)), "one version each, for Python 3.11 and 3.12 alike"
+
+
+def test_lock_names_no_host_and_no_path():
+    assert not re.search(r"://|--(extra-)?index-url|--find-links|\.(org|com|io)\b|(^|\s)/\w", text("requirements.txt"))
+
+
+def test_lock_holds_what_pyproject_asks_for():
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    pins = dict(line.split(" ;")[0].strip().split("==") for line in lock_lines())
+    assert {normal(re.match(r"[\w.-]+", d)[0]) for d in wanted} <= {normal(p) for p in pins}
+    assert (pins["torch"], pins["torchvision"], pins["jupyter-book"]) == ("2.11.0", "0.26.0", "1.0.4.post1")
+
+
+# make
+
+
+def make(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *args], cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def fresh(folder: Path, python: str) -> Path:
+    """A checkout without `.venv`, and a stand-in for python3 that behaves as the shell lines `python` say."""
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    script = folder / "python-x"
+    script.write_text(f"#!/bin/sh\n{python}\n")
+    script.chmod(0o755)
+    return script
+
+
+def test_help_is_the_default_and_names_every_target(tmp_path):
+    fresh(tmp_path, "exit 1")
+    shown = make(tmp_path)
+    assert shown.returncode == 0
+    for target in ("book", "test", "lab", "check", "clean"):
+        assert f"make {target} " in shown.stdout
+
+
+def test_make_refuses_another_python_and_says_which(tmp_path):
+    python = fresh(tmp_path, 'test "$1" = --version && echo "Python 3.13.9" && exit 0\nexit 1')
+    shown = make(tmp_path, f"PYTHON={python}", "book")
+    assert shown.returncode != 0
+    assert "Python 3.13.9, but lrkd needs Python 3.11 or 3.12" in shown.stderr
+    assert "make PYTHON=python3.12 book" in shown.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_without_the_venv_module_names_the_package(tmp_path):
+    python = fresh(tmp_path, f'case "$*" in *ensurepip*) exit 1;; esac\nexec "{sys.executable}" "$@"')
+    shown = make(tmp_path, f"PYTHON={python}", "test")
+    assert shown.returncode != 0
+    assert f"sudo apt-get install python3.{sys.version_info[1]}-venv" in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_without_python_says_so(tmp_path):
+    fresh(tmp_path, "exit 1")
+    shown = make(tmp_path, "PYTHON=no-such-python", "test")
+    assert shown.returncode != 0
+    assert "no-such-python is not installed" in shown.stderr
+
+
+def test_ci_runs_the_three_goals():
+    run = ROOT / ".ci" / "run"
+    assert os.access(run, os.X_OK)
+    assert "for goal in test check book" in run.read_text()
+
+
+# The book
+
+
+def test_config_stops_at_errors_and_asks_no_other_host():
+    config = yaml.safe_load(text("_config.yml"))
+    sphinx = config["sphinx"]["config"]
+    assert config["execute"]["execute_notebooks"] == "cache"
+    assert config["execute"]["allow_errors"] is False
+    assert config["execute"]["stderr_output"] == "warn"
+    assert config["only_build_toc_files"] is True
+    assert config["sphinx"]["recursive_update"] is True
+    assert sphinx["nb_execution_raise_on_error"] is True
+    assert sphinx["mathjax_path"].startswith("../vendor/")
+    assert sphinx["nb_ipywidgets_js"] == {}
+    assert "://" not in text("_config.yml")
+
+
+def test_every_page_is_in_the_table_of_contents_and_there():
+    toc = yaml.safe_load(text("book/_toc.yml"))
+    listed = {toc["root"]} | {c["file"] for part in toc["parts"] for c in part["chapters"]}
+    pages = {p.stem for suffix in ("md", "ipynb") for p in (ROOT / "book").glob(f"*.{suffix}")}
+    assert listed == pages
+
+
+def test_api_page_shows_every_module():
+    shown = re.findall(r"automodule:: lrkd\.(\w+)", text("book/api.md"))
+    assert sorted(shown) == sorted(p.stem for p in (ROOT / "lrkd").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.fixture
+def prepare():
+    spec = importlib.util.spec_from_file_location("prepare", ROOT / "book" / "prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_fingerprint_sees_every_change(prepare, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.py").write_text("1")
+    (tmp_path / "a" / "y.py").write_text("2")
+
+    def look(**settings):
+        return prepare.fingerprint(tmp_path, ["a/**/*.py"], settings)
+
+    seen = [look(), look(LRKD_SCALE="cpu")]
+    (tmp_path / "a" / "x.py").write_text("3")
+    seen.append(look())
+    (tmp_path / "a" / "x.py").rename(tmp_path / "a" / "z.py")
+    seen.append(look())
+    (tmp_path / "a" / "y.py").unlink()
+    seen.append(look())
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "a" / "notes.txt").write_text("not a source")
+    assert look() == seen[-1]
+
+
+def test_stale_executions_are_dropped_once(prepare, tmp_path):
+    cache, stamp = tmp_path / "cache", tmp_path / "build" / "stamp"
+    assert not prepare.drop_stale(cache, stamp, "1")
+    cache.mkdir()
+    assert not prepare.drop_stale(cache, stamp, "1")
+    assert cache.exists()
+    assert prepare.drop_stale(cache, stamp, "2")
+    assert not cache.exists()
+
+
+def test_vendored_scripts_are_complete_and_made_once(prepare, tmp_path):
+    out = tmp_path / "vendor"
+    prepare.vendor_scripts(out)
+    script = (out / "mathjax" / "tex-mml-chtml.js").read_text(encoding="utf-8")
+    assert 'VERSION="3.2.2"' in script
+    assert len(list(out.glob("mathjax/output/chtml/fonts/woff-v2/*.woff"))) > 20
+    for pattern in prepare.MATHJAX:
+        assert list((out / "mathjax").glob(pattern)), pattern
+    plotly = out / "plotly.min.js"
+    assert plotly.stat().st_size > 1_000_000
+    plotly.write_text("kept")
+    prepare.vendor_scripts(out)
+    assert plotly.read_text() == "kept"
+
+
+# What the repository may not contain
+
+# Written in halves, so that this file does not find itself.
+MACHINE = re.compile(r"(?<![\w.])/(?:" + "|".join(("work/", "root/", r"home/\w", r"Users/\w", "opt/whe" + "els")) + ")")
+
+
+def test_machine_paths_are_recognised():
+    for bad in ("see /" + "work/main", "'/" + "root/x'", "/" + "home/me", "=/" + "Users/me"):
+        assert MACHINE.search(bad)
+    for good in ("a network/root/x", "../shared/data", "framework/", "https://x.test/home/"):
+        assert not MACHINE.search(good), good
+
+
+def test_no_machine_path_in_the_repository():
+    faults = []
+    for path in tracked():
+        if path.suffix in {".png", ".jpg", ".npy", ".safetensors"}:
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if MACHINE.search(line):
+                faults.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    assert faults == []
+
+
+def test_repository_stays_small():
+    large = [f"{p.relative_to(ROOT)}: {p.stat().st_size}" for p in tracked() if p.stat().st_size > 1_000_000]
+    assert large == []
