@@ -1,0 +1,479 @@
+"""From features to scores to accuracy: verification, identification, and how sure one can be of either.
+
+Everywhere: a score is a cosine, higher means more alike; rates and accuracies are fractions in [0,1]; `same` is bool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from scipy import sparse
+from torch import nn
+from tqdm.auto import tqdm
+
+from lrkd.degrade import Degradation, degrade
+from lrkd.errors import ConfigError, DataError, TrainingError
+
+__all__ = [
+    "Interval",
+    "Roc",
+    "Verification",
+    "best_threshold",
+    "bootstrap_identities",
+    "cmc",
+    "cosine_scores",
+    "cross_resolution",
+    "d_prime",
+    "eer",
+    "embed",
+    "kfold_verification",
+    "probe_ranks",
+    "rank_k",
+    "roc",
+    "tar_at_far",
+]
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+
+
+class PairTable(Protocol):
+    """What `cross_resolution` reads of a table of P pairs: rows into the features, (P,) each."""
+
+    left: np.ndarray
+    right: np.ndarray
+    same: np.ndarray
+    fold: np.ndarray
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Outcome of F folds over n pairs. Each pair is tested once: in its own fold, with the other folds' mean and threshold.
+
+    accuracy, threshold: (F,). scores, correct: (n,), each pair as it was tested; `correct` is what a bootstrap resamples.
+    """
+
+    accuracy: np.ndarray
+    threshold: np.ndarray
+    scores: np.ndarray
+    correct: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the folds."""
+        return float(self.accuracy.mean())
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation over the folds (F-1). The folds only fit a threshold: they are no replicates of training."""
+        return float(self.accuracy.std(ddof=1))
+
+
+def kfold_verification(left: ArrayLike, right: ArrayLike, same: ArrayLike, folds: ArrayLike) -> Verification:
+    """The protocol of LFW, AgeDB-30 and CFP-FP: `(n,D), (n,D), (n,), (n,) -> Verification` over F folds 0..F-1.
+
+    For each fold: subtract the mean of the other folds' features (left and right together), L2-normalise, score by
+    the cosine, choose the threshold on the other folds (`best_threshold`), and count what is right in this fold;
+    a pair is called the same when its score is above the threshold. A feature that equals the mean up to rounding (1e-6
+    of its length) has no direction, and its pair scores 0. Computed in float64.
+
+    Deviation from the published code: that searches 20,001 fixed thresholds; this search is exact.
+
+    Raises DataError for lengths that differ, features that are not finite, `same` not bool, folds that are not 0..F-1
+    with F >= 2 and pairs in each, and folds whose complement lacks genuine or impostor pairs.
+    """
+    a, b = _features(left, "left"), _features(right, "right")
+    if a.shape != b.shape:
+        raise DataError(f"right: shape {b.shape} differs from left's {a.shape}")
+    truth = _labels(same, len(a))
+    fold = _folds(folds, len(a))
+    count = int(fold.max()) + 1
+    member = fold == np.arange(count)[:, None]  # (F,n)
+    for number in range(count):
+        if len(np.unique(truth[~member[number]])) < 2:
+            raise DataError(
+                f"same: all pairs outside fold {number} are {truth[~member[number]][0]}; both kinds are needed"
+            )
+
+    score = _centred_cosines(a, b, member)  # (n,F)
+    best = [best_threshold(score[~member[f], f], truth[~member[f]])[0] for f in range(count)]
+    threshold = np.array(best)
+    own = score[np.arange(len(a)), fold]
+    correct = (own > threshold[fold]) == truth
+    accuracy = np.bincount(fold, correct) / np.bincount(fold)
+    return Verification(accuracy, threshold, own, correct)
+
+
+def _centred_cosines(a: np.ndarray, b: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """(n,F): each pair's cosine after subtracting the mean of all features outside each fold.
+
+    (a-m)(b-m) = ab - m(a+b) + mm, so that all folds are three matrix products; the overall mean goes first, or the
+    differences of large numbers would cost digits.
+    """
+    lengths = np.stack([(a * a).sum(1), (b * b).sum(1)])[..., None]
+    grand = (a + b).mean(0) / 2
+    a, b = a - grand, b - grand
+    inside = member.astype(np.float64)
+    means = (((a + b).sum(0) - inside @ (a + b)) / (2 * (~member).sum(1))[:, None]).T  # (D,F)
+    am, bm, mm = a @ means, b @ means, (means**2).sum(0)
+    dot = (a * b).sum(1)[:, None] - am - bm + mm
+    squares = np.stack([(a * a).sum(1)[:, None] - 2 * am + mm, (b * b).sum(1)[:, None] - 2 * bm + mm])
+    directed = (squares > 1e-12 * lengths).all(0)
+    return np.where(directed, dot / np.sqrt(np.where(directed, squares[0] * squares[1], 1)), 0)
+
+
+def best_threshold(scores: ArrayLike, same: ArrayLike) -> tuple[float, float]:
+    """The threshold with the highest accuracy, and that accuracy: `(n,), (n,) -> (threshold, accuracy)`; exact.
+
+    Scores above the threshold are called the same. Candidates lie midway between neighbouring distinct scores, just below
+    the lowest (all the same) and at the highest (none). Among equally good ones: the widest gap, then the lowest.
+    """
+    values, truth = _scores(scores, same)
+    order = np.argsort(values, kind="stable")
+    values, truth = values[order], truth[order]
+    # right[k]: pairs called correctly when the k lowest are called different.
+    right = np.concatenate([[0], np.cumsum(~truth)]) + np.concatenate([np.cumsum(truth[::-1])[::-1], [0]])
+    gap = np.diff(values)
+    allowed = np.concatenate([[True], gap > 0, [True]])
+    best = right[allowed].max()
+    width = np.concatenate([[0.0], gap, [0.0]])
+    cut = int(np.argmax(np.where(allowed & (right == best), width, -1.0)))
+    if cut == 0:
+        threshold = np.nextafter(values[0], -np.inf)
+    elif cut == len(values):
+        threshold = values[-1]
+    else:
+        middle = values[cut - 1] + gap[cut - 1] / 2
+        threshold = middle if middle < values[cut] else values[cut - 1]  # neighbouring floats have no middle
+    return float(threshold), float(best / len(values))
+
+
+class Roc(NamedTuple):
+    """(K,) each, by falling threshold from inf: accepting `score >= threshold` gives these rates."""
+
+    far: np.ndarray
+    tar: np.ndarray
+    threshold: np.ndarray
+
+
+def roc(scores: ArrayLike, same: ArrayLike) -> Roc:
+    """False and true accept rates at every distinct score: `(n,), (n,) -> Roc`. Needs both kinds of pairs."""
+    values, truth = _scores(scores, same, both=True)
+    order = np.argsort(-values, kind="stable")
+    values, truth = values[order], truth[order]
+    last = np.flatnonzero(np.append(np.diff(values) != 0, True))
+    true, false = np.cumsum(truth)[last], np.cumsum(~truth)[last]
+    start = np.zeros(1)
+    return Roc(
+        np.concatenate([start, false / false[-1]]),
+        np.concatenate([start, true / true[-1]]),
+        np.concatenate([[np.inf], values[last]]),
+    )
+
+
+def tar_at_far(scores: ArrayLike, same: ArrayLike, far: Sequence[float] = FARS) -> np.ndarray:
+    """True accept rate at each false accept rate: `(n,), (n,) -> (len(far),)`.
+
+    The best TAR whose measured FAR does not exceed the wanted one: never interpolated. With fewer than 1/far impostors
+    that is the TAR without any false accept, which says little: look at the number of impostors first.
+    """
+    wanted = np.atleast_1d(np.asarray(far, dtype=np.float64))
+    if not ((wanted >= 0) & (wanted <= 1)).all():
+        raise ConfigError(f"far: {far} holds a rate outside [0,1]")
+    curve = roc(scores, same)
+    return curve.tar[np.searchsorted(curve.far, wanted * (1 + 1e-12), side="right") - 1]
+
+
+def eer(scores: ArrayLike, same: ArrayLike) -> float:
+    """Equal error rate: `(n,), (n,) -> rate` where FAR meets 1 - TAR, on straight lines between the ROC's points."""
+    curve = roc(scores, same)
+    excess = curve.far - (1 - curve.tar)  # rises from -1 to 1
+    right = int(np.argmax(excess >= 0))
+    share = -excess[right - 1] / (excess[right] - excess[right - 1])
+    return float(curve.far[right - 1] + share * (curve.far[right] - curve.far[right - 1]))
+
+
+def d_prime(scores: ArrayLike, same: ArrayLike) -> float:
+    """Distance of the means in pooled standard deviations: (mean_g - mean_i) / sqrt((var_g + var_i) / 2), n-1 in each."""
+    values, truth = _scores(scores, same, both=True)
+    genuine, impostor = values[truth], values[~truth]
+    if min(len(genuine), len(impostor)) < 2:
+        raise DataError(f"same: {len(genuine)} genuine and {len(impostor)} impostor pairs; d' needs 2 of each")
+    pooled = np.sqrt((genuine.var(ddof=1) + impostor.var(ddof=1)) / 2)
+    if pooled == 0:
+        raise DataError("scores: no spread within genuine or impostor pairs; d' is not defined")
+    return float((genuine.mean() - impostor.mean()) / pooled)
+
+
+def cosine_scores(left: ArrayLike, right: ArrayLike) -> np.ndarray:
+    """`(n,D), (n,D) -> (n,)` cosines in float64, nothing subtracted; 0 where a feature is zero."""
+    a, b = _features(left, "left"), _features(right, "right")
+    if a.shape != b.shape:
+        raise DataError(f"right: shape {b.shape} differs from left's {a.shape}")
+    return (_unit(a) * _unit(b)).sum(1)
+
+
+def probe_ranks(
+    gallery: ArrayLike, gallery_labels: ArrayLike, probe: ArrayLike, probe_labels: ArrayLike, batch: int = 1024
+) -> np.ndarray:
+    """Closed-set identification: `(G,D), (G,), (P,D), (P,) -> (P,)`, the place 1..G of each probe's best mate.
+
+    1 + the gallery images of other identities (distractors may carry any label that no probe has) whose cosine is at
+    least that of the best mate: ties count against, so that a collapsed network ranks last, not first.
+
+    Raises DataError for a probe whose label the gallery lacks.
+    """
+    shelf, wanted = _features(gallery, "gallery"), _features(probe, "probe")
+    shelf_labels, wanted_labels = np.asarray(gallery_labels), np.asarray(probe_labels)
+    if shelf.shape[1] != wanted.shape[1]:
+        raise DataError(f"probe: {wanted.shape[1]} dimensions, but the gallery has {shelf.shape[1]}")
+    for name, labels, rows in (("gallery", shelf_labels, shelf), ("probe", wanted_labels, wanted)):
+        if labels.shape != (len(rows),):
+            raise DataError(f"{name}_labels: shape {labels.shape} is not ({len(rows)},), one an image")
+    missing = np.setdiff1d(wanted_labels, shelf_labels)
+    if len(missing):
+        raise DataError(f"probe_labels: {missing[0]} is not in the gallery; {len(missing)} labels are not")
+    shelf, wanted = _unit(shelf), _unit(wanted)
+    ranks = np.empty(len(wanted), dtype=np.int64)
+    for start in range(0, len(wanted), batch):
+        part = slice(start, start + batch)
+        score = wanted[part] @ shelf.T
+        mate = wanted_labels[part, None] == shelf_labels
+        best = np.where(mate, score, -np.inf).max(1, keepdims=True)
+        ranks[part] = 1 + ((score >= best) & ~mate).sum(1)
+    return ranks
+
+
+def rank_k(
+    gallery: ArrayLike,
+    gallery_labels: ArrayLike,
+    probe: ArrayLike,
+    probe_labels: ArrayLike,
+    ranks: Sequence[int] = (1, 5, 10, 20),
+) -> np.ndarray:
+    """Share of probes with a mate among the first k: -> (len(ranks),). The arguments and errors of `probe_ranks`."""
+    wanted = np.asarray(ranks)
+    if wanted.dtype.kind != "i" or (wanted < 1).any():
+        raise ConfigError(f"ranks: {ranks} holds a rank that is not a whole number of at least 1")
+    found = probe_ranks(gallery, gallery_labels, probe, probe_labels)
+    return (found[:, None] <= wanted).mean(0)
+
+
+def cmc(ranks: ArrayLike, length: int = 20) -> np.ndarray:
+    """Cumulative match curve of `probe_ranks`: `(P,) -> (length,)`, the share of probes at rank 1, 2, ... or better."""
+    return (np.asarray(ranks)[:, None] <= np.arange(1, length + 1)).mean(0)
+
+
+def cross_resolution(features: Mapping[int, ArrayLike], pairs: PairTable) -> pd.DataFrame:
+    """Accuracy when the left image has one side and the right another: {side: (N,D)}, P pairs -> (S,S) table.
+
+    Rows: the left image's side; columns: the right image's; mean accuracy of `kfold_verification`.
+    """
+    arrays = {side: np.asarray(array) for side, array in features.items()}
+    index = np.concatenate([pairs.left, pairs.right])
+    for side, array in arrays.items():
+        if len(index) and not 0 <= index.min() <= index.max() < len(array):
+            raise DataError(f"pairs: rows {index.min()} to {index.max()}, but side {side} has {len(array)} features")
+    table = [
+        [kfold_verification(a[pairs.left], b[pairs.right], pairs.same, pairs.fold).mean for b in arrays.values()]
+        for a in arrays.values()
+    ]
+    sides = list(arrays)
+    return pd.DataFrame(table, index=pd.Index(sides, name="left"), columns=pd.Index(sides, name="right"))
+
+
+def embed(
+    model: nn.Module,
+    images: Any,
+    *,
+    side: int | None = None,
+    preset: str | Degradation = "area-bicubic",
+    mirror: bool = True,
+    batch: int = 256,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    amp: torch.dtype | None = None,
+    channels_last: bool = False,
+    progress: bool = False,
+) -> np.ndarray:
+    """Features of images: uint8 `(N,H,W,3) -> (N,2D)` float32, those of the image beside those of its mirror image.
+
+    images: an array, a memory map, or anything with a length and slices that are such arrays; read `batch` at a time.
+    side: degrade to this side first (None: as they are); `preset` as in `degrade`, with random draws from `seed`.
+    mirror: False gives (N,D). device: where to run; None: where the model is (else the model is moved, and stays).
+    amp: autocast to this dtype. channels_last: memory format of the network's input. progress: show a bar.
+
+    The network sees RGB in [-1,1]. It runs in eval mode without gradients; every submodule's own mode is put back. It
+    returns a tensor (B,D) or something with such an `.embedding`.
+
+    Raises DataError for images of another type or shape, TrainingError for an embedding that is not finite (a diverged
+    network would otherwise score exactly 50 %).
+    """
+    if batch < 1:
+        raise ConfigError(f"batch: {batch} is not at least 1")
+    if len(images) == 0:
+        raise DataError("images: there are none to embed")
+    weights = next(model.parameters(), None)
+    place = (
+        torch.device(device) if device is not None else weights.device if weights is not None else torch.device("cpu")
+    )
+    model.to(place)
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    with _evaluation(model), torch.inference_mode():
+        for start in tqdm(range(0, len(images), batch), desc="embed", unit="batch", disable=not progress, leave=False):
+            block = np.array(images[start : start + batch])  # a copy: memory maps are read-only
+            if block.dtype != np.uint8 or block.ndim != 4 or block.shape[3] != 3:
+                raise DataError(f"images: {block.dtype} {block.shape} is not uint8 (N,H,W,3)")
+            x = torch.from_numpy(block).permute(0, 3, 1, 2).to(place).float() / 255
+            if side is not None:
+                x = degrade(x, side, preset=preset, generator=generator)
+            x = (x - 0.5) / 0.5
+            if mirror:
+                x = torch.cat([x, x.flip(3)])
+            if channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(place.type, dtype=amp, enabled=amp is not None):
+                out = model(x)
+            out = getattr(out, "embedding", out).float().cpu()
+            if not out.isfinite().all():
+                bad = start + int((~out.isfinite().all(1)).nonzero()[0, 0]) % len(block)
+                raise TrainingError(
+                    f"{type(model).__name__}: the embedding of image {bad} is not finite; the network has diverged "
+                    "(lower the learning rate or a term's weight)"
+                )
+            found.append(torch.cat(out.chunk(2), dim=1) if mirror else out)
+    return torch.cat(found).numpy()
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class Interval(NamedTuple):
+    """An estimate with its percentile bootstrap interval; `draws` (R,) are the resampled values."""
+
+    estimate: float
+    low: float
+    high: float
+    draws: np.ndarray
+
+
+def bootstrap_identities(
+    values: ArrayLike,
+    left: ArrayLike,
+    right: ArrayLike,
+    same: ArrayLike,
+    *,
+    other: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    generator: np.random.Generator | int = 0,
+) -> Interval:
+    """Interval for the mean of a value per pair, with the IDENTITY as the unit: `(n,) each -> Interval`.
+
+    values: (n,), for an accuracy `Verification.correct`. left, right: (n,) identities of the two images.
+    other: the same pairs under another method: the interval is then for mean(values - other), paired.
+
+    Pairs that share a person are not independent, so I identities are drawn I times with replacement; with m_i draws of
+    identity i a genuine pair weighs m_i and an impostor pair m_i m_j (the pigeonhole bootstrap of Owen, 2007, arXiv
+    0712.1111: never too narrow by much, too wide where impostor pairs vary on their own rather than by person).
+    Thresholds stay as they were; seeds of training are another source of variation that this does not see.
+
+    Raises DataError for lengths that differ, values not finite, genuine pairs of two identities, and fewer than 2.
+    """
+    score, truth = _scores(values, same)
+    if other is not None:
+        score = score - _scores(other, truth)[0]
+    ends = np.stack([np.asarray(left), np.asarray(right)]) if np.shape(left) == np.shape(right) else np.empty((2, 0))
+    if ends.shape != (2, len(score)):
+        raise DataError(f"left, right: shapes {np.shape(left)}, {np.shape(right)} are not ({len(score)},), one a pair")
+    if ((ends[0] == ends[1]) != truth).any():
+        pair = int(np.argmax((ends[0] == ends[1]) != truth))
+        raise DataError(
+            f"same: pair {pair} is {truth[pair]}, but its identities are {ends[0, pair]} and {ends[1, pair]}"
+        )
+    if not 0 < level < 1 or resamples < 1:
+        raise ConfigError(
+            f"level: {level}, resamples: {resamples}; wanted are a level inside (0,1) and 1 or more resamples"
+        )
+    names, who = np.unique(ends, return_inverse=True)
+    who = who.reshape(ends.shape)
+    count = len(names)
+    if count < 2:
+        raise DataError(f"left, right: {count} identity; a bootstrap over identities needs 2 or more")
+
+    # m G + m' V m for all resamples at once: sums of genuine pairs by person, of impostor pairs by couple.
+    rng = np.random.default_rng(generator)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)  # (R,I)
+
+    def total(value: np.ndarray) -> np.ndarray:
+        genuine = np.bincount(who[0, truth], value[truth], minlength=count)
+        couples = sparse.csr_array((value[~truth], (who[0, ~truth], who[1, ~truth])), shape=(count, count))
+        return drawn @ genuine + ((couples.T @ drawn.T).T * drawn).sum(1)
+
+    weight = total(np.ones(len(score)))
+    draws = total(score)[weight > 0] / weight[weight > 0]
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(score.mean()), float(low), float(high), draws)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(norm > 0, norm, 1)
+
+
+def _features(array: ArrayLike, name: str) -> np.ndarray:
+    found = np.asarray(array, dtype=np.float64)
+    if found.ndim != 2 or 0 in found.shape:
+        raise DataError(f"{name}: shape {found.shape} is not (n,D), at least one feature of one dimension")
+    if not np.isfinite(found).all():
+        row = int(np.argmin(np.isfinite(found).all(1)))
+        raise DataError(f"{name}: the feature in row {row} is not finite; a network that diverged gives such features")
+    return found
+
+
+def _labels(same: ArrayLike, count: int) -> np.ndarray:
+    found = np.asarray(same)
+    if found.dtype != np.bool_:
+        raise DataError(f"same: {found.dtype} is not bool (True for genuine pairs)")
+    if found.shape != (count,):
+        raise DataError(f"same: shape {found.shape} is not ({count},), one a pair")
+    return found
+
+
+def _folds(folds: ArrayLike, count: int) -> np.ndarray:
+    found = np.asarray(folds)
+    if found.shape != (count,) or found.dtype.kind not in "iu":
+        raise DataError(f"folds: {found.dtype} {found.shape} is not whole numbers ({count},), one a pair")
+    if found.min() < 0 or found.max() < 1:
+        raise DataError(f"folds: numbers from {found.min()} to {found.max()}; wanted are 0..F-1 with F of at least 2")
+    missing = np.setdiff1d(np.arange(found.max() + 1), found)
+    if len(missing):
+        raise DataError(f"folds: fold {missing[0]} has no pairs; folds run from 0 to {found.max()}")
+    return found.astype(np.int64)
+
+
+def _scores(scores: ArrayLike, same: ArrayLike, both: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise DataError(f"scores: shape {values.shape} is not (n,), at least one score")
+    if not np.isfinite(values).all():
+        raise DataError(f"scores: score {int(np.argmin(np.isfinite(values)))} is not finite")
+    truth = _labels(same, len(values))
+    if both and len(np.unique(truth)) < 2:
+        raise DataError(f"same: all {len(truth)} pairs are {truth[0]}; both kinds are needed")
+    return values, truth
