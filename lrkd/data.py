@@ -1,7 +1,7 @@
 """Face tables: images, labels, pairs; rendered (`procedural`) or read from a prepared folder (`prepared`).
 
 Both sources give the same `Splits` of three identity-disjoint `Faces`. Tuning looks at `validation` only.
-The layout of a prepared folder is described in data_prep/README.md; `data_prep` writes it, this file reads it.
+`lrkd.pairs` makes pairs, `lrkd.layout` reads and checks prepared folders; data_prep/README.md says what is in them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,98 +22,27 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+import lrkd.faces
 from lrkd.errors import ConfigError, DataError
+from lrkd.layout import Layout, NpyWriter, Shards, read_layout
+from lrkd.pairs import Pairs, make_pairs
+
+__all__ = [
+    "Faces",
+    "Pairs",
+    "Prepared",
+    "Shards",
+    "Splits",
+    "cache_dir",
+    "load_prepared",
+    "make_pairs",
+    "prepared",
+    "procedural",
+]
 
 SPLITS = ("train", "validation", "test")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROCEDURAL = 1  # part of the cache key: raise it when what `_render` writes changes
-
-
-class Shards:
-    """Rows of several (n_i,H,W,3) uint8 arrays as one (N,H,W,3) array-like; nothing is read until it is indexed.
-
-    `rows` picks and orders rows of the concatenation, which makes a subset of a memory-mapped set free.
-    An int gives one image (H,W,3); a slice, an integer array or a boolean mask gives an ndarray (n,H,W,3).
-    """
-
-    dtype = np.dtype(np.uint8)
-    ndim = 4
-
-    def __init__(self, parts: Sequence[Any], rows: np.ndarray | None = None) -> None:
-        if not parts:
-            raise DataError("no image arrays: at least one is needed")
-        for i, part in enumerate(parts):
-            if part.ndim != 4 or part.dtype != np.uint8 or part.shape[1:] != parts[0].shape[1:] or part.shape[3] != 3:
-                raise DataError(
-                    f"image array {i} is {part.dtype} {tuple(part.shape)}: all must be uint8 (n,H,W,3) of one size"
-                )
-        self._parts = list(parts)
-        self._ends = np.cumsum([len(p) for p in parts])
-        total = int(self._ends[-1])
-        if rows is not None:
-            rows = np.asarray(rows, dtype=np.int64)
-            if rows.size and (rows.min() < 0 or rows.max() >= total):
-                raise DataError(f"row {rows.min() if rows.min() < 0 else rows.max()} of {total} images: out of range")
-        self._rows = rows
-        self.shape: tuple[int, ...] = (total if rows is None else len(rows), *parts[0].shape[1:])
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        if isinstance(key, tuple):
-            raise TypeError("index the first axis only, or take np.asarray(images) first")
-        if isinstance(key, int | np.integer):
-            if not -len(self) <= key < len(self):
-                raise IndexError(f"index {key} is out of range for {len(self)} images")
-            return self._take(np.array([key % len(self)]))[0]
-        if isinstance(key, slice):
-            return self._take(np.arange(*key.indices(len(self))))
-        index = np.asarray(key)
-        if index.dtype == bool:
-            if index.shape != (len(self),):
-                raise IndexError(f"mask of shape {index.shape} for {len(self)} images")
-            index = np.flatnonzero(index)
-        if index.size == 0:
-            index = index.astype(np.int64)
-        if index.size and (index.min() < -len(self) or index.max() >= len(self)):
-            raise IndexError(f"indices {index.min()}..{index.max()} are out of range for {len(self)} images")
-        return self._take(index % max(len(self), 1))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False:
-            raise ValueError("images on disk cannot become an array without a copy")
-        return self[:].astype(dtype or self.dtype, copy=False)
-
-    def _take(self, index: np.ndarray) -> np.ndarray:
-        rows = index if self._rows is None else self._rows[index]
-        part_of = np.searchsorted(self._ends, rows, side="right")
-        out = np.empty((*index.shape, *self.shape[1:]), np.uint8)
-        for p in np.unique(part_of):
-            mine = part_of == p
-            start = 0 if p == 0 else self._ends[p - 1]
-            out[mine] = self._parts[p][rows[mine] - start]
-        return out
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Verification pairs: `left`, `right` (P,) int64 rows of the images, `same` (P,) bool, `fold` (P,) int64."""
-
-    left: np.ndarray
-    right: np.ndarray
-    same: np.ndarray
-    fold: np.ndarray
-    protocol: str = "generated"
-
-    def __len__(self) -> int:
-        return len(self.left)
-
-    def keep(self, position: np.ndarray) -> Pairs | None:
-        """Pairs after images moved: `position` (N,) gives each old row's new row, or -1 if it is gone."""
-        left, right = position[self.left], position[self.right]
-        ok = (left >= 0) & (right >= 0)
-        return Pairs(left[ok], right[ok], self.same[ok], self.fold[ok], self.protocol) if ok.any() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,16 +118,10 @@ class Faces:
         position = np.full(len(self), -1, np.int64)
         position[rows] = np.arange(len(rows))
         kept, new = np.unique(self.labels[rows], return_inverse=True)
-        images = self.images
-        on_disk = isinstance(images, Shards | np.memmap)
-        if isinstance(images, Shards):
-            base = rows if images._rows is None else images._rows[rows]
-            images = Shards(images._parts, base)
-        else:
-            images = Shards([images], rows) if on_disk else images[rows]
+        images = Shards([self.images]) if isinstance(self.images, np.memmap) else self.images
         return replace(
             self,
-            images=images,
+            images=images.pick(rows) if isinstance(images, Shards) else images[rows],
             labels=new.astype(np.int64) if relabel else self.labels[rows],
             age=None if self.age is None else self.age[rows],
             pairs=None if self.pairs is None else self.pairs.keep(position),
@@ -218,108 +141,128 @@ class Splits:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(
-            "".join((self.train.digest, self.validation.digest, self.test.digest)).encode()
-        ).hexdigest()[:16]
+        return _digest(self.train.digest, self.validation.digest, self.test.digest)
 
 
-# ---------------------------------------------------------------------------------------------------------- pairs
+# -------------------------------------------------------------------------------------------------------- prepared
 
 
-def make_pairs(
-    labels: np.ndarray,
-    count: int | None = None,
-    folds: int = 10,
-    seed: int = 0,
-    *,
-    age: np.ndarray | None = None,
-    min_age_gap: float | None = None,
-    max_genuine: int | None = 15,
-    protocol: str = "generated",
-) -> Pairs:
-    """(N,) labels -> verification pairs, half genuine, in identity-disjoint folds.
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A whole prepared set, not split: every face, the data set's own pairs by protocol, and meta.json."""
 
-    `count` pairs in all (even), or as many as there are with at most `max_genuine` genuine pairs a person. People are
-    dealt to the folds so that each fold holds about the same number of genuine pairs; every fold has as many
-    impostor as genuine pairs; its impostors are two of its own people, drawn uniformly over people, then over their
-    images. No pair comes twice. With `min_age_gap` both kinds are at least that far apart in `age`, so age alone
-    tells nothing.
-    Raises DataError where the labels cannot give that many.
+    faces: Faces
+    protocols: dict[str, Pairs]
+    meta: dict[str, Any]
+
+    def protocol(self, name: str) -> Faces:
+        """All faces with the pairs of one protocol. Nothing keeps these people out of a training set."""
+        if name not in self.protocols:
+            raise ConfigError(f"protocol {name!r}: {self.faces.name} has {', '.join(self.protocols) or 'none'}")
+        return replace(self.faces, pairs=self.protocols[name])
+
+
+def load_prepared(path: str | os.PathLike[str], checksum: bool = False) -> Prepared:
+    """Open a prepared folder whole. `checksum` also compares every pixel with the sha256 in meta.json.
+
+    Raises DataError naming the file, the line and the value where the folder contradicts itself.
     """
-    labels = np.asarray(labels, dtype=np.int64)
-    if folds < 2:
-        raise ConfigError(f"folds={folds}: at least 2 are needed")
-    if count is not None and (count < 2 * folds or count % 2):
-        raise ConfigError(
-            f"count={count}: an even number of at least {2 * folds} (a pair of each kind a fold) is right"
-        )
-    if min_age_gap is not None and age is None:
-        raise ConfigError("min_age_gap needs the ages")
-    ages = None if min_age_gap is None or age is None else np.asarray(age, dtype=np.float64)
-    gap = min_age_gap or 0.0
-    rng = np.random.default_rng(seed)
-    sizes = np.unique(labels, return_counts=True)[1]
-    if len(sizes) < 2 * folds:
+    layout = read_layout(path, checksum)
+    return Prepared(_faces(layout), layout.protocols, layout.meta)
+
+
+def prepared(
+    path: str | os.PathLike[str],
+    *,
+    validation: float = 0.12,
+    seed: int = 0,
+    protocol: str | None = None,
+    folds: int = 10,
+    max_genuine: int | None = 15,
+    min_images: int = 2,
+) -> Splits:
+    """Open a prepared folder as three identity-disjoint splits; images stay on disk.
+
+    Where the data set defines splits (LFW View 1), its test people are the test split, and a share `validation` of its
+    training people, drawn with `seed`, is the validation split. Otherwise people are dealt 70/10/20 with `seed`.
+    Training people with fewer than `min_images` images are dropped: one image teaches nothing about what stays the
+    same. Validation and test get pairs from `make_pairs`; with `protocol` the test pairs are the data set's own.
+    Raises DataError for a broken folder, for a split without genuine pairs, and for a protocol whose people are not
+    all in the test split.
+    """
+    if not 0 < validation < 1:
+        raise ConfigError(f"validation={validation}: a share of the training people between 0 and 1 is right")
+    layout = read_layout(path)
+    whole = _faces(layout)
+    people = _deal(layout, validation, seed)
+    counts = np.bincount(whole.labels)
+    enough = people["train"][counts[people["train"]] >= min_images]
+    if not enough.size:
         raise DataError(
-            f"{len(sizes)} identities cannot fill {folds} folds: two a fold, {2 * folds} in all, are needed"
+            f"{layout.path}: none of the {len(people['train'])} people in the train split has {min_images} images: "
+            "more images a person, or a smaller min_images, are needed"
         )
-    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
-
-    genuine = []
-    for rows in members:
-        i, j = np.triu_indices(len(rows), 1)
-        if ages is not None:
-            far = np.abs(ages[rows[i]] - ages[rows[j]]) >= gap
-            i, j = i[far], j[far]
-        pick = rng.permutation(len(i))[:max_genuine]
-        genuine.append(np.stack((rows[i[pick]], rows[j[pick]]), axis=1))
-    order = rng.permutation(len(members))
-    order = order[np.argsort([-len(genuine[k]) for k in order], kind="stable")]
-
-    blocks = []
-    for f in range(folds):
-        people = order[f::folds]
-        pool = np.concatenate([genuine[k] for k in people])
-        turn = np.concatenate([np.arange(len(genuine[k])) for k in people])  # one pair a person, then a second, ...
-        need = len(pool) if count is None else count // 2 // folds + (f < count // 2 % folds)
-        if len(pool) < max(need, 1):
-            raise DataError(
-                f"fold {f} has {len(pool)} genuine pairs of {max(need, 1)}: more images a person, fewer pairs or folds "
-                "are needed"
-            )
-        pool = pool[np.lexsort((rng.random(len(pool)), turn))][:need]
-        others = _impostors([members[k] for k in people], need, rng, ages, gap, f, len(labels))
-        both = np.concatenate((pool, others))
-        blocks.append((both, np.arange(2 * need) < need, np.full(2 * need, f)))
-    both, same, fold = (np.concatenate(part) for part in zip(*blocks, strict=True))
-    return Pairs(both[:, 0].copy(), both[:, 1].copy(), same, fold.astype(np.int64), protocol)
+    made = {}
+    for split in SPLITS:
+        labels = enough if split == "train" else people[split]
+        part = whole.subset(labels=labels)
+        pairs = None
+        if split == "test" and protocol is not None:
+            pairs = _own_pairs(layout, protocol, people, whole.labels)
+        elif split != "train":
+            pairs = _pairs_of(f"{layout.path}: {split} split", part.labels, folds, _seed(seed, split), max_genuine)
+        digest = _digest(whole.digest, split, labels.tolist(), pairs and [pairs.left.tolist(), pairs.right.tolist()])
+        made[split] = replace(part, pairs=pairs, name=f"{whole.name}/{split}", digest=digest)
+    return Splits(**made)
 
 
-def _impostors(
-    members: list[np.ndarray],
-    need: int,
-    rng: np.random.Generator,
-    ages: np.ndarray | None,
-    gap: float,
-    fold: int,
-    n: int,
-) -> np.ndarray:
-    """(need,2) different rows of two different people, by rejection."""
-    sizes = np.array([len(rows) for rows in members])
-    rows, starts, m = np.concatenate(members), np.cumsum(sizes) - sizes, len(members)
-    keys = np.empty(0, np.int64)
-    for _ in range(200):
-        a = rng.integers(m, size=2 * need + 32)
-        b = (a + rng.integers(1, m, size=len(a))) % m
-        left, right = (rows[starts[k] + (rng.random(len(k)) * sizes[k]).astype(np.int64)] for k in (a, b))
-        if ages is not None:
-            far = np.abs(ages[left] - ages[right]) >= gap
-            left, right = left[far], right[far]
-        keys = np.concatenate((keys, np.minimum(left, right) * n + np.maximum(left, right)))
-        keys = keys[np.sort(np.unique(keys, return_index=True)[1])]
-        if len(keys) >= need:
-            return np.stack(np.divmod(keys[:need], n), axis=1)
-    raise DataError(f"fold {fold} has {len(keys)} impostor pairs of {need}: give more identities, fewer pairs or folds")
+def _faces(layout: Layout) -> Faces:
+    name = str(layout.meta["name"])
+    return Faces(layout.images, layout.labels, layout.age, None, layout.names, name, layout.digest)
+
+
+def _deal(layout: Layout, validation: float, seed: int) -> dict[str, np.ndarray]:
+    """Labels of the three splits."""
+    classes = len(layout.names)
+    order = np.random.default_rng(_seed(seed, "deal")).permutation(classes)
+    if {"train", "validation", "test"} <= set(layout.splits):
+        return layout.splits
+    if layout.splits:
+        order = order[np.isin(order, layout.splits["train"])]
+        held = max(1, round(validation * len(order)))
+        return {"train": np.sort(order[held:]), "validation": np.sort(order[:held]), "test": layout.splits["test"]}
+    a, b = round(0.7 * classes), round(0.8 * classes)
+    return {s: np.sort(part) for s, part in zip(SPLITS, np.split(order, (a, b)), strict=True)}
+
+
+def _pairs_of(what: str, labels: np.ndarray, folds: int, seed: int, max_genuine: int | None) -> Pairs:
+    """`make_pairs` with as many folds as there are people for: each needs two, and one with two images."""
+    counts = np.bincount(labels)
+    able = int((counts >= 2).sum())
+    if able < 2 or len(counts) < 4:
+        raise DataError(
+            f"{what} has {len(counts)} people, {able} of them with two images or more: 4 people, and 2 of them with two "
+            "images, are needed for two folds with a genuine pair each"
+        )
+    return make_pairs(labels, None, min(folds, able, len(counts) // 2), seed, max_genuine=max_genuine)
+
+
+def _own_pairs(layout: Layout, protocol: str, people: dict[str, np.ndarray], labels: np.ndarray) -> Pairs:
+    """The data set's own pairs, as rows of the test split."""
+    file = layout.path / "pairs.csv"
+    if protocol not in layout.protocols:
+        raise ConfigError(f"protocol {protocol!r}: {file} has {', '.join(layout.protocols) or 'none'}")
+    pairs = layout.protocols[protocol]
+    used = np.unique(labels[np.concatenate((pairs.left, pairs.right))])
+    if (outside := np.setdiff1d(used, people["test"])).size:
+        raise DataError(
+            f"{file}: {outside.size} of {used.size} people of protocol {protocol!r} are not in the test split (first: "
+            f"{layout.names[outside[0]]}): use load_prepared(path).protocol({protocol!r}) for the whole set unsplit"
+        )
+    rows = np.flatnonzero(np.isin(labels, people["test"]))
+    position = np.full(len(labels), -1, np.int64)
+    position[rows] = np.arange(len(rows))
+    return Pairs(position[pairs.left], position[pairs.right], pairs.same, pairs.fold, protocol)
 
 
 # ------------------------------------------------------------------------------------------------------ procedural
@@ -357,8 +300,6 @@ def procedural(
             f"size={size}, identities={identities}, images={images}: a size of 8 or more, three counts of "
             "identities of 2 or more, and 2 or more images are right"
         )
-    import lrkd.faces
-
     face = dict(face or {})
     parameters = {
         "version": _PROCEDURAL,
@@ -372,14 +313,15 @@ def procedural(
     }
     try:
         text = json.dumps(parameters, sort_keys=True)
+        model = lrkd.faces.FaceModel(**face)
     except TypeError as error:
-        raise ConfigError(f"face={face}: FaceModel arguments must be plain numbers, strings and lists") from error
+        raise ConfigError(f"face={face}: {error}: plain keyword arguments of FaceModel are right") from error
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache_dir(cache) / f"procedural-{size}px-{key}"
     if not folder.is_dir():
         with _making(folder) as temporary:
             if temporary is not None:
-                _render(temporary, parameters, torch.device(device), progress)
+                _render(temporary, model, parameters, torch.device(device), progress)
     wanted = dict(zip(SPLITS, (None, *pairs), strict=True))
     return Splits(*(_procedural_split(folder, split, wanted[split], folds, seed, key) for split in SPLITS))
 
@@ -407,7 +349,12 @@ def _procedural_split(folder: Path, split: str, pairs: int | None, folds: int, s
             protocol="generated",
         )
     names = tuple(f"{split}-{i:05d}" for i in range(classes))
-    return Faces(**arrays, pairs=made, names=names, name=f"procedural/{split}", digest=f"{key}-{split}")
+    digest = _digest(key, split, pairs, folds)
+    return Faces(**arrays, pairs=made, names=names, name=f"procedural/{split}", digest=digest)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _seed(seed: int, *words: str) -> int:
@@ -416,11 +363,10 @@ def _seed(seed: int, *words: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def _render(folder: Path, parameters: dict[str, Any], device: torch.device, progress: bool | None) -> None:
+def _render(
+    folder: Path, model: lrkd.faces.FaceModel, parameters: dict[str, Any], device: torch.device, progress: bool | None
+) -> None:
     """Draw and render the three splits into `folder`."""
-    import lrkd.faces
-
-    model = lrkd.faces.FaceModel(**parameters["face"]).to(device)
     table = model.describe().set_index("name")
     low, high = float(table.loc["age", "low"]), float(table.loc["age", "high"])
     column = model.nuisance_names.index("age")
@@ -440,6 +386,7 @@ def _render(folder: Path, parameters: dict[str, Any], device: torch.device, prog
                 for start in range(0, len(labels), 256):
                     rows = slice(start, start + 256)
                     x = model.render(identity[labels[rows]].to(device), nuisance[rows].to(device), size=size)
+                    assert isinstance(x, torch.Tensor)
                     if not torch.isfinite(x).all():
                         raise DataError(f"FaceModel({parameters['face']}) rendered values that are not finite")
                     x = x.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -449,41 +396,6 @@ def _render(folder: Path, parameters: dict[str, Any], device: torch.device, prog
                 np.save(folder / f"{split}-{what}.npy", array.numpy())
             np.save(folder / f"{split}-age.npy", nuisance[:, column].contiguous().numpy())
     (folder / "meta.json").write_text(json.dumps({**parameters, "age_range": [low, high]}, indent=1))
-
-
-class NpyWriter:
-    """A uint8 .npy file of unknown length, written in pieces; the header's row count is filled in at the end.
-
-    Plain writes, not a memory map: on a full disk a map dies of SIGBUS where a write raises OSError.
-    """
-
-    def __init__(self, path: Path, row: tuple[int, ...]) -> None:
-        self.path, self.row, self.rows = path, row, 0
-        self._file = path.open("wb")
-        self._header()
-
-    def _header(self) -> None:
-        # numpy pads the header so that the first axis may grow: its length does not depend on the row count
-        shape = (self.rows, *self.row)
-        np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-    def append(self, images: np.ndarray) -> None:
-        """(n,H,W,3) uint8."""
-        if images.dtype != np.uint8 or images.shape[1:] != self.row:
-            raise DataError(f"{self.path}: {images.dtype} {images.shape} does not fit uint8 (n,{self.row})")
-        self._file.write(images.tobytes())
-        self.rows += len(images)
-
-    def __enter__(self) -> NpyWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        try:
-            if error[0] is None:
-                self._file.seek(0)
-                self._header()
-        finally:
-            self._file.close()
 
 
 @contextmanager

@@ -1,0 +1,125 @@
+"""Verification pairs: which two images are compared, in folds that share no person."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lrkd.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Verification pairs: `left`, `right` (P,) int64 rows of the images, `same` (P,) bool, `fold` (P,) int64."""
+
+    left: np.ndarray
+    right: np.ndarray
+    same: np.ndarray
+    fold: np.ndarray
+    protocol: str = "generated"
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def keep(self, position: np.ndarray) -> Pairs | None:
+        """Pairs after images moved: `position` (N,) gives each old row's new row, or -1 if it is gone."""
+        left, right = position[self.left], position[self.right]
+        ok = (left >= 0) & (right >= 0)
+        return Pairs(left[ok], right[ok], self.same[ok], self.fold[ok], self.protocol) if ok.any() else None
+
+
+def make_pairs(
+    labels: np.ndarray,
+    count: int | None = None,
+    folds: int = 10,
+    seed: int = 0,
+    *,
+    age: np.ndarray | None = None,
+    min_age_gap: float | None = None,
+    max_genuine: int | None = 15,
+    protocol: str = "generated",
+) -> Pairs:
+    """(N,) labels -> verification pairs, half genuine, in identity-disjoint folds.
+
+    `count` pairs in all (even), or as many as there are with at most `max_genuine` genuine pairs a person. People are
+    dealt to the folds so that each fold holds about the same number of genuine pairs; every fold has as many
+    impostor as genuine pairs; its impostors are two of its own people, drawn uniformly over people, then over their
+    images. No pair comes twice. With `min_age_gap` both kinds are at least that far apart in `age`, so age alone
+    tells nothing.
+    Raises DataError where the labels cannot give that many.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    if folds < 2:
+        raise ConfigError(f"folds={folds}: at least 2 are needed")
+    if count is not None and (count < 2 * folds or count % 2):
+        raise ConfigError(
+            f"count={count}: an even number of at least {2 * folds} (a pair of each kind a fold) is right"
+        )
+    if min_age_gap is not None and age is None:
+        raise ConfigError("min_age_gap needs the ages")
+    ages = None if min_age_gap is None or age is None else np.asarray(age, dtype=np.float64)
+    gap = min_age_gap or 0.0
+    rng = np.random.default_rng(seed)
+    sizes = np.unique(labels, return_counts=True)[1]
+    if len(sizes) < 2 * folds:
+        raise DataError(
+            f"{len(sizes)} identities cannot fill {folds} folds: two a fold, {2 * folds} in all, are needed"
+        )
+    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
+
+    genuine = []
+    for rows in members:
+        i, j = np.triu_indices(len(rows), 1)
+        if ages is not None:
+            far = np.abs(ages[rows[i]] - ages[rows[j]]) >= gap
+            i, j = i[far], j[far]
+        pick = rng.permutation(len(i))[:max_genuine]
+        genuine.append(np.stack((rows[i[pick]], rows[j[pick]]), axis=1))
+    order = rng.permutation(len(members))
+    order = order[np.argsort([-len(genuine[k]) for k in order], kind="stable")]
+
+    blocks = []
+    for f in range(folds):
+        people = order[f::folds]
+        pool = np.concatenate([genuine[k] for k in people])
+        turn = np.concatenate([np.arange(len(genuine[k])) for k in people])  # one pair a person, then a second, ...
+        need = len(pool) if count is None else count // 2 // folds + (f < count // 2 % folds)
+        if len(pool) < max(need, 1):
+            raise DataError(
+                f"fold {f} has {len(pool)} genuine pairs of {max(need, 1)}: more images a person, fewer pairs or folds "
+                "are needed"
+            )
+        pool = pool[np.lexsort((rng.random(len(pool)), turn))][:need]
+        others = _impostors([members[k] for k in people], need, rng, ages, gap, f, len(labels))
+        both = np.concatenate((pool, others))
+        blocks.append((both, np.arange(2 * need) < need, np.full(2 * need, f)))
+    both, same, fold = (np.concatenate(part) for part in zip(*blocks, strict=True))
+    return Pairs(both[:, 0].copy(), both[:, 1].copy(), same, fold.astype(np.int64), protocol)
+
+
+def _impostors(
+    members: list[np.ndarray],
+    need: int,
+    rng: np.random.Generator,
+    ages: np.ndarray | None,
+    gap: float,
+    fold: int,
+    n: int,
+) -> np.ndarray:
+    """(need,2) different rows of two different people, by rejection."""
+    sizes = np.array([len(rows) for rows in members])
+    rows, starts, m = np.concatenate(members), np.cumsum(sizes) - sizes, len(members)
+    keys = np.empty(0, np.int64)
+    for _ in range(200):
+        a = rng.integers(m, size=2 * need + 32)
+        b = (a + rng.integers(1, m, size=len(a))) % m
+        left, right = (rows[starts[k] + (rng.random(len(k)) * sizes[k]).astype(np.int64)] for k in (a, b))
+        if ages is not None:
+            far = np.abs(ages[left] - ages[right]) >= gap
+            left, right = left[far], right[far]
+        keys = np.concatenate((keys, np.minimum(left, right) * n + np.maximum(left, right)))
+        keys = keys[np.sort(np.unique(keys, return_index=True)[1])]
+        if len(keys) >= need:
+            return np.stack(np.divmod(keys[:need], n), axis=1)
+    raise DataError(f"fold {fold} has {len(keys)} impostor pairs of {need}: give more identities, fewer pairs or folds")
