@@ -54,9 +54,9 @@ class PairTable(Protocol):
 
 @dataclass(frozen=True)
 class Verification:
-    """Outcome of F folds over n pairs. Each pair is tested once: in its own fold, with the other folds' mean and threshold.
+    """Outcome of F folds over n pairs; each pair is tested in its own fold, with the other folds' mean and threshold.
 
-    accuracy, threshold: (F,). scores, correct: (n,), each pair as it was tested; `correct` is what a bootstrap resamples.
+    accuracy, threshold: (F,). scores, correct: (n,), each pair as it was tested; a bootstrap resamples `correct`.
     """
 
     accuracy: np.ndarray
@@ -71,7 +71,7 @@ class Verification:
 
     @property
     def sd(self) -> float:
-        """Standard deviation over the folds (F-1). The folds only fit a threshold: they are no replicates of training."""
+        """Standard deviation over the folds (F-1). Folds only fit a threshold: they are no replicates of training."""
         return float(self.accuracy.std(ddof=1))
 
 
@@ -98,7 +98,7 @@ def kfold_verification(left: ArrayLike, right: ArrayLike, same: ArrayLike, folds
     for number in range(count):
         if len(np.unique(truth[~member[number]])) < 2:
             raise DataError(
-                f"same: all pairs outside fold {number} are {truth[~member[number]][0]}; both kinds are needed"
+                f"same: outside fold {number} all pairs are {truth[~member[number]][0]}; both kinds are needed"
             )
 
     score = _centred_cosines(a, b, member)  # (n,F)
@@ -131,8 +131,8 @@ def _centred_cosines(a: np.ndarray, b: np.ndarray, member: np.ndarray) -> np.nda
 def best_threshold(scores: ArrayLike, same: ArrayLike) -> tuple[float, float]:
     """The threshold with the highest accuracy, and that accuracy: `(n,), (n,) -> (threshold, accuracy)`; exact.
 
-    Scores above the threshold are called the same. Candidates lie midway between neighbouring distinct scores, just below
-    the lowest (all the same) and at the highest (none). Among equally good ones: the widest gap, then the lowest.
+    Scores above the threshold are called the same. Candidates lie midway between neighbouring distinct scores, just
+    below the lowest (all the same) and at the highest (none). Among equally good ones: the widest gap, then the lowest.
     """
     values, truth = _scores(scores, same)
     order = np.argsort(values, kind="stable")
@@ -200,7 +200,7 @@ def eer(scores: ArrayLike, same: ArrayLike) -> float:
 
 
 def d_prime(scores: ArrayLike, same: ArrayLike) -> float:
-    """Distance of the means in pooled standard deviations: (mean_g - mean_i) / sqrt((var_g + var_i) / 2), n-1 in each."""
+    """Genuine against impostor scores: (mean_g - mean_i) / sqrt((var_g + var_i) / 2), the variances with n-1."""
     values, truth = _scores(scores, same, both=True)
     genuine, impostor = values[truth], values[~truth]
     if min(len(genuine), len(impostor)) < 2:
@@ -319,10 +319,7 @@ def embed(
         raise ConfigError(f"batch: {batch} is not at least 1")
     if len(images) == 0:
         raise DataError("images: there are none to embed")
-    weights = next(model.parameters(), None)
-    place = (
-        torch.device(device) if device is not None else weights.device if weights is not None else torch.device("cpu")
-    )
+    place = torch.device(device or next((weight.device for weight in model.parameters()), "cpu"))
     model.to(place)
     generator = torch.Generator().manual_seed(seed)
     found = []
@@ -403,13 +400,9 @@ def bootstrap_identities(
         raise DataError(f"left, right: shapes {np.shape(left)}, {np.shape(right)} are not ({len(score)},), one a pair")
     if ((ends[0] == ends[1]) != truth).any():
         pair = int(np.argmax((ends[0] == ends[1]) != truth))
-        raise DataError(
-            f"same: pair {pair} is {truth[pair]}, but its identities are {ends[0, pair]} and {ends[1, pair]}"
-        )
+        raise DataError(f"same: pair {pair} is {truth[pair]}, but it shows {ends[0, pair]} and {ends[1, pair]}")
     if not 0 < level < 1 or resamples < 1:
-        raise ConfigError(
-            f"level: {level}, resamples: {resamples}; wanted are a level inside (0,1) and 1 or more resamples"
-        )
+        raise ConfigError(f"level: {level}, resamples: {resamples}; wanted: a level inside (0,1), 1 or more resamples")
     names, who = np.unique(ends, return_inverse=True)
     who = who.reshape(ends.shape)
     count = len(names)
