@@ -241,7 +241,7 @@ def _pairs_of(what: str, labels: np.ndarray, folds: int, seed: int, max_genuine:
     able = int((counts >= 2).sum())
     if able < 2 or len(counts) < 4:
         raise DataError(
-            f"{what} has {len(counts)} people, {able} of them with two images or more: 4 people, and 2 of them with two "
+            f"{what} has {len(counts)} people, {able} of them with two images or more: 4 people, 2 of them with two "
             "images, are needed for two folds with a genuine pair each"
         )
     return make_pairs(labels, None, min(folds, able, len(counts) // 2), seed, max_genuine=max_genuine)
@@ -289,16 +289,17 @@ def procedural(
     """Rendered faces: `identities` = people in (train, validation, test), `images` of each, at `size` px.
 
     Ages are spread evenly over their range for each person (one image a stratum); the `pairs` = (validation, test) are
-    at least half the range apart, genuine and impostor alike. The three splits have random streams of their own, so
+    at least half the range apart, genuine and impostor alike, in `folds` folds or as
+    many as there are people for. The three splits have random streams of their own, so
     the test faces do not change with the number of training identities. `seed` draws people and nuisance; `face` goes
     to `FaceModel` (its own seed, amplitudes, ...). Rendered once into `cache_dir(cache)` under a hash of the parameters
     and of faces.py, and memory-mapped; a second process waits for the first.
     Raises ConfigError on impossible parameters, DataError on a full disk or a broken cache.
     """
-    if size < 8 or images < 2 or len(identities) != 3 or min(identities) < 2:
+    if size < 8 or images < 2 or len(identities) != 3 or min(identities) < 4:
         raise ConfigError(
             f"size={size}, identities={identities}, images={images}: a size of 8 or more, three counts of "
-            "identities of 2 or more, and 2 or more images are right"
+            "identities of 4 or more, and 2 or more images are right"
         )
     face = dict(face or {})
     parameters = {
@@ -341,7 +342,7 @@ def _procedural_split(folder: Path, split: str, pairs: int | None, folds: int, s
         made = make_pairs(
             arrays["labels"],
             pairs,
-            min(folds, classes // 2),
+            min(folds, classes // 2, max(pairs // 2, 2)),
             _seed(seed, split, "pairs"),
             age=arrays["age"],
             min_age_gap=(high - low) / 2,
