@@ -202,21 +202,19 @@ def _blur_matrix(size: int, sigma: float, taps: int) -> np.ndarray:
     return matrix
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=512)
 def _matrices(
-    spec: Degradation, sigma: float, way: str, sides: tuple[int, ...], size: int, to: tuple[torch.device, torch.dtype]
+    spec: Degradation, sigma: float, way: str, side: int, size: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Every matrix of one axis: "down" (S*D,side,size), "up" (S*U,size,side), "both" (S*D*U,size,size)."""
+    """One axis at one side: "down" (D,side,size), "up" (U,size,side), or "both" (D*U,size,size), up running fastest."""
     blur = _blur_matrix(size, sigma, spec.blur_taps)
     before, after = (blur, np.eye(size)) if spec.blur_at == "hr" else (np.eye(size), blur)
-    found: list[np.ndarray] = []
-    for side in sides:
-        downs = [resampling_matrix(size, side, kernel) @ before for kernel in spec.downs]
-        ups = [after @ resampling_matrix(side, size, kernel) for kernel in spec.ups]
-        found += {"down": downs, "up": ups}.get(way) or [u @ d for d in downs for u in ups]
+    downs = [resampling_matrix(size, side, kernel) @ before for kernel in spec.downs]
+    ups = [after @ resampling_matrix(side, size, kernel) for kernel in spec.ups]
+    found = {"down": downs, "up": ups}.get(way) or [up @ down for down in downs for up in ups]
     # A tensor made in inference mode could not be used in training later, and this one is kept.
     with torch.inference_mode(False):
-        return torch.from_numpy(np.stack(found)).to(*to)
+        return torch.from_numpy(np.stack(found)).to(device, dtype)
 
 
 def _flat(index: Tensor | None, choices: int, choice: Tensor | None) -> Tensor | None:
@@ -235,7 +233,9 @@ def _resample(
     x: Tensor, size: int, way: str, sides: tuple[int, ...], index: Tensor | None, spec: Degradation
 ) -> Tensor:
     """`(B,C,h,h) -> (B,C,r,r)`: one matrix from the left (vertical) and one from the right (horizontal)."""
-    found = [_matrices(spec, sigma, way, sides, size, (x.device, x.dtype)) for sigma in spec.blur]
+    found = [
+        torch.cat([_matrices(spec, sigma, way, side, size, x.device, x.dtype) for side in sides]) for sigma in spec.blur
+    ]
     horizontal, vertical = (_one_each(matrices, index) for matrices in found)
     return vertical @ (x @ horizontal.mT)
 
@@ -260,9 +260,8 @@ def _by_side(
     for number, side in enumerate(sides):
         rows = (which == number).nonzero()[:, 0]
         if len(rows):
-            chosen = (None if t is None else t[rows.to(t.device)] for t in (down, up, noise, quality))
-            d, u, n, q = chosen
-            parts.append(_at_side(x[rows.to(x.device)], side, d, u, spec, n, q))
+            own = [None if drawn is None else drawn[rows.to(drawn.device)] for drawn in (down, up, noise, quality)]
+            parts.append(_at_side(x[rows.to(x.device)], side, own[0], own[1], spec, own[2], own[3]))
             order.append(rows)
     return torch.cat(parts)[torch.cat(order).argsort().to(x.device)] if parts else x
 
@@ -333,25 +332,25 @@ def _check_images(images: Tensor) -> None:
 def _sides(
     side: int | Tensor | Sequence[int], images: Tensor, generator: torch.Generator | None
 ) -> tuple[tuple[int, ...], Tensor | None]:
-    """The sides that occur, ascending for a tensor, and which of them each image takes (None: the only one)."""
+    """The sides that occur (ascending for a tensor), and which of them each image takes; None: the only one."""
     which = None
-    if isinstance(side, Tensor | np.ndarray) and np.ndim(side) == 1:
+    if isinstance(side, Tensor | np.ndarray) and side.ndim == 1:
         given = torch.as_tensor(side)
-        if given.shape != (len(images),) or given.is_floating_point() or given.dtype == torch.bool:
-            raise ConfigError(
-                f"side: {given.dtype} {tuple(given.shape)} is not a whole number for each of {len(images)}"
-            )
+        if len(given) != len(images):
+            raise ConfigError(f"side: {len(given)} sides for {len(images)} images; a tensor holds one an image")
         found, which = given.unique(return_inverse=True)
         sides = tuple(found.tolist())
     elif isinstance(side, Sequence) and not isinstance(side, str):
         sides = tuple(side)
     else:
-        sides = (side,)
+        sides = (side.item() if isinstance(side, Tensor | np.ndarray) and side.ndim == 0 else side,)
     size = images.shape[-1]
-    for value in sides or (0,):
-        if isinstance(value, bool | str) or value != int(value) or not 1 <= value <= size:
-            raise ConfigError(f"side: {value} is not a whole number from 1 to {size}, the images' own side")
-    sides = tuple(int(value) for value in sides)
+    if not sides and len(images):
+        raise ConfigError("side: an empty choice; give at least one side")
+    for value in sides:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 1 <= value <= size:
+            raise ConfigError(f"side: {value!r} is not a whole number from 1 to {size}, the images' own side")
+    sides = tuple(int(value) for value in sides) or (size,)
     if len(sides) == 1:
         return sides, None
     return sides, _draw(len(sides), images, generator, "side") if which is None else which
