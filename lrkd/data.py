@@ -210,7 +210,10 @@ def prepared(
         if split == "test" and protocol is not None:
             pairs = _own_pairs(layout, protocol, people, whole.labels)
         elif split != "train":
-            pairs = _pairs_of(f"{layout.path}: {split} split", part.labels, folds, _seed(seed, split), max_genuine)
+            try:
+                pairs = make_pairs(part.labels, None, folds, _seed(seed, split), max_genuine=max_genuine)
+            except DataError as error:
+                raise DataError(f"{layout.path}, {split} split: {error}") from error
         digest = _digest(whole.digest, split, labels.tolist(), pairs and [pairs.left.tolist(), pairs.right.tolist()])
         made[split] = replace(part, pairs=pairs, name=f"{whole.name}/{split}", digest=digest)
     return Splits(**made)
@@ -233,18 +236,6 @@ def _deal(layout: Layout, validation: float, seed: int) -> dict[str, np.ndarray]
         return {"train": np.sort(order[held:]), "validation": np.sort(order[:held]), "test": layout.splits["test"]}
     a, b = round(0.7 * classes), round(0.8 * classes)
     return {s: np.sort(part) for s, part in zip(SPLITS, np.split(order, (a, b)), strict=True)}
-
-
-def _pairs_of(what: str, labels: np.ndarray, folds: int, seed: int, max_genuine: int | None) -> Pairs:
-    """`make_pairs` with as many folds as there are people for: each needs two, and one with two images."""
-    counts = np.bincount(labels)
-    able = int((counts >= 2).sum())
-    if able < 2 or len(counts) < 4:
-        raise DataError(
-            f"{what} has {len(counts)} people, {able} of them with two images or more: 4 people, 2 of them with two "
-            "images, are needed for two folds with a genuine pair each"
-        )
-    return make_pairs(labels, None, min(folds, able, len(counts) // 2), seed, max_genuine=max_genuine)
 
 
 def _own_pairs(layout: Layout, protocol: str, people: dict[str, np.ndarray], labels: np.ndarray) -> Pairs:

@@ -119,15 +119,19 @@ class NpyWriter:
         self._file.write(images.tobytes())
         self.rows += len(images)
 
+    def close(self) -> None:
+        """Fill in the header: only now is the file whole."""
+        with self._file:
+            self._file.seek(0)
+            self._header()
+
     def __enter__(self) -> NpyWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            if error[0] is None:
-                self._file.seek(0)
-                self._header()
-        finally:
+        if error[0] is None:
+            self.close()
+        else:
             self._file.close()
 
 

@@ -42,7 +42,8 @@ def make_pairs(
 ) -> Pairs:
     """(N,) labels -> verification pairs, half genuine, in identity-disjoint folds.
 
-    `count` pairs in all (even), or as many as there are with at most `max_genuine` genuine pairs a person. People are
+    `count` pairs in all (even); or, without it, as many as there are with at most `max_genuine` genuine pairs a person,
+    in fewer folds where there are too few people (two a fold, one of them with a genuine pair). People are
     dealt to the folds so that each fold holds about the same number of genuine pairs; every fold has as many
     impostor as genuine pairs; its impostors are two of its own people, drawn uniformly over people, then over their
     images. No pair comes twice. With `min_age_gap` both kinds are at least that far apart in `age`, so age alone
@@ -62,10 +63,6 @@ def make_pairs(
     gap = min_age_gap or 0.0
     rng = np.random.default_rng(seed)
     sizes = np.unique(labels, return_counts=True)[1]
-    if len(sizes) < 2 * folds:
-        raise DataError(
-            f"{len(sizes)} identities cannot fill {folds} folds: two a fold, {2 * folds} in all, are needed"
-        )
     members = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
 
     genuine = []
@@ -76,6 +73,14 @@ def make_pairs(
             i, j = i[far], j[far]
         pick = rng.permutation(len(i))[:max_genuine]
         genuine.append(np.stack((rows[i[pick]], rows[j[pick]]), axis=1))
+    able = sum(len(pairs) > 0 for pairs in genuine)
+    if count is None:
+        folds = max(2, min(folds, able, len(sizes) // 2))
+    if len(sizes) < 2 * folds or able < folds:
+        raise DataError(
+            f"{len(sizes)} people, {able} of them with a genuine pair, cannot fill {folds} folds: {2 * folds} "
+            f"people, and {folds} of them with two images or more, are needed"
+        )
     order = rng.permutation(len(members))
     order = order[np.argsort([-len(genuine[k]) for k in order], kind="stable")]
 

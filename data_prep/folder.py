@@ -1,0 +1,127 @@
+"""`python -m data_prep.folder --source DIR --out DIR`: one folder of photographs per person -> a prepared folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep import layout
+from lrkd.errors import DataError
+from lrkd.pairs import make_pairs
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+LICENCE = "not stated: the terms under which these photographs were given hold for this folder too"
+HELP = """\
+Turn one folder of photographs per person into a folder that lrkd reads:
+
+  people/Ada/1.jpg  people/Ada/2.png  people/Ben/1.webp  ...
+
+  python -m data_prep.folder --source people --out data/people-112
+  python -m data_prep.folder --source people --out data/people-48 --size 48 --crop 0.8
+
+Class ids follow the sorted folder names. Photographs are turned upright by their EXIF, cropped to the square in the
+middle and resized; crop to the face beforehand, or with --crop. Links, hidden files and other formats are passed over.
+Verification pairs (protocol "generated") are drawn with --seed in folds that share no person.
+"""
+
+
+def find(source: Path) -> tuple[list[layout.Photo], list[str]]:
+    """Photographs sorted by person and file name, and what was passed over."""
+    if not source.is_dir():
+        raise DataError(f"--source {source}: no such folder: one that holds a folder per person is right")
+    photos, ignored = [], []
+    for person in sorted(os.scandir(source), key=lambda entry: entry.name):
+        if person.name.startswith(".") or not person.is_dir(follow_symlinks=False):
+            ignored.append(person.name)
+            continue
+        found = 0
+        for file in sorted(os.scandir(person.path), key=lambda entry: entry.name):
+            where = f"{person.name}/{file.name}"
+            hidden = file.name.startswith(".") or not file.is_file(follow_symlinks=False)
+            if hidden or not file.name.lower().endswith(SUFFIXES):
+                ignored.append(where)
+                continue
+            photos.append(layout.Photo(person.name, where, Path(file.path).read_bytes))
+            found += 1
+        if not found:
+            raise DataError(
+                f"{person.path}: no image of this person ({', '.join(SUFFIXES)}): add some, or remove the folder"
+            )
+    if not photos:
+        raise DataError(f"--source {source}: no folders of people in it: DIR/PERSON/IMAGE.jpg is right")
+    return photos, ignored
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    size: int = 112,
+    crop: float = 1.0,
+    name: str | None = None,
+    licence: str = LICENCE,
+    seed: int = 0,
+    folds: int = 10,
+    max_genuine: int = 15,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
+    layout.check_out(out)
+    photos, ignored = find(source)
+    if ignored:
+        print(f"passed over {len(ignored)} entries that are no image of a person: {ignored[0]} ...", file=sys.stderr)
+
+    def extras(sources: list[str], names: list[str], labels: list[int]) -> layout.Extras:
+        try:
+            pairs = make_pairs(np.array(labels), None, folds, seed, max_genuine=max_genuine)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from error
+        columns = (pairs.left, pairs.right, pairs.same.astype(int), pairs.fold)
+        rows = zip(*(column.tolist() for column in columns), [pairs.protocol] * len(pairs), strict=True)
+        return layout.Extras(pairs=list(rows))
+
+    return layout.write(
+        out,
+        photos,
+        len(photos),
+        extras,
+        name=name or source.resolve().name,
+        size=size,
+        crop={"kind": "centre", "share": crop},
+        box=layout.centre_share(crop),
+        licence=licence,
+        tool="data_prep.folder",
+        **options,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.folder", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    layout.add_options(parser)
+    parser.add_argument(
+        "--crop", type=layout.share, default=1.0, metavar="P", help="side of the crop, as a share of the shorter side"
+    )
+    parser.add_argument("--name", help="name of the data set (default: the source folder's)")
+    parser.add_argument("--licence", default=LICENCE, help="note on the terms of use, kept in meta.json")
+    parser.add_argument("--seed", type=int, default=0, help="draws the pairs (default 0)")
+    parser.add_argument("--folds", type=layout.positive, default=10, help="folds, at most (default 10)")
+    parser.add_argument(
+        "--max-genuine",
+        type=layout.positive,
+        default=15,
+        metavar="N",
+        help="genuine pairs a person, at most",
+    )
+    options = vars(parser.parse_args(argv))
+    print(layout.summary(options["out"], prepare(**options)))
+
+
+if __name__ == "__main__":
+    sys.exit(layout.run(main))
