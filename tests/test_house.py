@@ -231,3 +231,17 @@ def test_no_machine_path_in_the_repository():
 def test_repository_stays_small():
     large = [f"{p.relative_to(ROOT)}: {p.stat().st_size}" for p in tracked() if p.stat().st_size > 1_000_000]
     assert large == []
+
+
+# The README
+
+
+def test_readme_points_at_what_is_there():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text("README.md"))
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL))
+def test_readme_runs(block):
+    exec(compile(block, "README.md", "exec"), {})
