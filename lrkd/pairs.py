@@ -83,10 +83,12 @@ def make_pairs(
         )
     order = rng.permutation(len(members))
     order = order[np.argsort([-len(genuine[k]) for k in order], kind="stable")]
+    deal = np.arange(len(order)) % (2 * folds)
+    deal = np.minimum(deal, 2 * folds - 1 - deal)  # 0 1 .. 9 9 .. 1 0: there and back, so that folds come out even
 
     blocks = []
     for f in range(folds):
-        people = order[f::folds]
+        people = order[deal == f]
         pool = np.concatenate([genuine[k] for k in people])
         turn = np.concatenate([np.arange(len(genuine[k])) for k in people])  # one pair a person, then a second, ...
         need = len(pool) if count is None else count // 2 // folds + (f < count // 2 % folds)
@@ -95,8 +97,13 @@ def make_pairs(
                 f"fold {f} has {len(pool)} genuine pairs of {max(need, 1)}: more images a person, fewer pairs or folds "
                 "are needed"
             )
+        others = _impostors([members[k] for k in people], need, rng, ages, gap, len(labels))
+        if len(others) < need and (count is not None or not len(others)):
+            raise DataError(
+                f"fold {f} has {len(others)} impostor pairs of {need}: more people, fewer pairs or folds are needed"
+            )
+        need = len(others)
         pool = pool[np.lexsort((rng.random(len(pool)), turn))][:need]
-        others = _impostors([members[k] for k in people], need, rng, ages, gap, f, len(labels))
         both = np.concatenate((pool, others))
         blocks.append((both, np.arange(2 * need) < need, np.full(2 * need, f)))
     both, same, fold = (np.concatenate(part) for part in zip(*blocks, strict=True))
@@ -104,15 +111,9 @@ def make_pairs(
 
 
 def _impostors(
-    members: list[np.ndarray],
-    need: int,
-    rng: np.random.Generator,
-    ages: np.ndarray | None,
-    gap: float,
-    fold: int,
-    n: int,
+    members: list[np.ndarray], need: int, rng: np.random.Generator, ages: np.ndarray | None, gap: float, n: int
 ) -> np.ndarray:
-    """(need,2) different rows of two different people, by rejection."""
+    """(need,2) different rows of two different people, by rejection; fewer where there are no more."""
     sizes = np.array([len(rows) for rows in members])
     rows, starts, m = np.concatenate(members), np.cumsum(sizes) - sizes, len(members)
     keys = np.empty(0, np.int64)
@@ -124,7 +125,7 @@ def _impostors(
             far = np.abs(ages[left] - ages[right]) >= gap
             left, right = left[far], right[far]
         keys = np.concatenate((keys, np.minimum(left, right) * n + np.maximum(left, right)))
-        keys = keys[np.sort(np.unique(keys, return_index=True)[1])]
-        if len(keys) >= need:
-            return np.stack(np.divmod(keys[:need], n), axis=1)
-    raise DataError(f"fold {fold} has {len(keys)} impostor pairs of {need}: give more identities, fewer pairs or folds")
+        keys = keys[np.sort(np.unique(keys, return_index=True)[1])][:need]
+        if len(keys) == need:
+            break
+    return np.stack(np.divmod(keys, n), axis=1)
