@@ -11,6 +11,8 @@ export LRKD_RUNS ?= $(CURDIR)/runs
 export LRKD_SCALE
 export LRKD_DATA
 export PYTHONNOUSERSITE := 1
+# Compiled modules are kept: without them each new process takes seconds longer to import torch.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help book test lab check clean lock
