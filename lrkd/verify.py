@@ -22,23 +22,10 @@ from lrkd.degrade import Degradation, degrade
 from lrkd.errors import ConfigError, DataError, TrainingError
 
 __all__ = [
-    "Interval",
-    "Roc",
-    "Verification",
-    "best_threshold",
-    "bootstrap_identities",
-    "cmc",
-    "cosine_scores",
-    "cross_resolution",
-    "d_prime",
-    "eer",
-    "embed",
-    "kfold_verification",
-    "probe_ranks",
-    "rank_k",
-    "roc",
-    "tar_at_far",
-]
+    "Interval", "Roc", "Verification", "best_threshold", "bootstrap_identities", "cmc",
+    "cosine_scores", "cross_resolution", "d_prime", "eer", "embed", "kfold_verification",
+    "probe_ranks", "rank_k", "roc", "tar_at_far",
+]  # fmt: skip
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 
@@ -220,12 +207,12 @@ def cosine_scores(left: ArrayLike, right: ArrayLike) -> np.ndarray:
 
 
 def probe_ranks(
-    gallery: ArrayLike, gallery_labels: ArrayLike, probe: ArrayLike, probe_labels: ArrayLike, batch: int = 1024
+    gallery: ArrayLike, gallery_labels: ArrayLike, probe: ArrayLike, probe_labels: ArrayLike, batch: int = 256
 ) -> np.ndarray:
     """Closed-set identification: `(G,D), (G,), (P,D), (P,) -> (P,)`, the place 1..G of each probe's best mate.
 
     1 + the gallery images of other identities (distractors may carry any label that no probe has) whose cosine is at
-    least that of the best mate: ties count against, so that a collapsed network ranks last, not first.
+    least that of the best mate: ties (to 1e-9) count against, so that a collapsed network ranks last, not first.
 
     Raises DataError for a probe whose label the gallery lacks.
     """
@@ -246,7 +233,7 @@ def probe_ranks(
         score = wanted[part] @ shelf.T
         mate = wanted_labels[part, None] == shelf_labels
         best = np.where(mate, score, -np.inf).max(1, keepdims=True)
-        ranks[part] = 1 + ((score >= best) & ~mate).sum(1)
+        ranks[part] = 1 + ((score >= best - 1e-9) & ~mate).sum(1)
     return ranks
 
 
