@@ -22,6 +22,8 @@ ROOMS = (
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 # Arrays in, figures or tables out: pages hand them what they need. `import lrkd` alone stays light.
 LONERS = {"plots", "stats", "__init__"}
+# Where data_prep meets lrkd: the readers, which are `data` and the two files split off it so that they need no torch.
+READERS = {"data", "layout", "pairs", "errors"}
 BASE = {"torch", "torchvision", "numpy", "scipy", "pandas", "PIL", "safetensors", "tqdm"}
 MORE = {
     "plots": {"matplotlib", "seaborn", "plotly"},
@@ -86,7 +88,7 @@ def import_faults(source: str, name: str, package: str = "lrkd") -> list[str]:
         inner = rest.split(".")[0]
         if top == "lrkd":
             if package == "data_prep":
-                allowed = inner in {"data", "errors"}
+                allowed = inner in READERS
             elif name in LONERS:
                 allowed = inner == "errors" or (name == "__init__" and inner == "__version__")
             else:
