@@ -219,6 +219,31 @@ def prepared(
     return Splits(**made)
 
 
+def resized(splits: Splits, size: int) -> Splits:
+    """The same splits with images of size px, by antialiased bilinear interpolation; held in memory where it shrinks.
+
+    Raises DataError for images smaller than that: enlarged ones would pass for HR and are none.
+    """
+    return Splits(*(_resized(getattr(splits, part), size) for part in SPLITS))
+
+
+def _resized(faces: Faces, size: int) -> Faces:
+    height, width = faces.images.shape[1:3]
+    if (height, width) == (size, size):
+        return faces
+    if min(height, width) < size:
+        raise DataError(
+            f"{faces.name}: its images are {height} x {width} px and this scale needs {size} px or more: prepare the "
+            f"data with --size {size}, or choose a smaller scale"
+        )
+    images = np.empty((len(faces.images), size, size, 3), np.uint8)
+    for start in range(0, len(images), 512):
+        block = torch.from_numpy(np.array(faces.images[start : start + 512])).permute(0, 3, 1, 2).float()
+        small = torch.nn.functional.interpolate(block, (size, size), mode="bilinear", antialias=True)
+        images[start : start + 512] = small.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return replace(faces, images=images, digest=_digest(faces.digest, "resized", size))
+
+
 def _faces(layout: Layout) -> Faces:
     name = str(layout.meta["name"])
     return Faces(layout.images, layout.labels, layout.age, None, layout.names, name, layout.digest)

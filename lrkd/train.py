@@ -98,6 +98,15 @@ class Teacher:
     shuffled: bool = False
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` leaves beside the trained network: the rows of metrics.csv, the hint layers (or None), the seconds."""
+
+    rows: list[dict[str, float]]
+    hints: Hints | None
+    seconds: float
+
+
 def normalise(images: Tensor) -> Tensor:
     """[0,1] -> [-1,1], what every network here takes."""
     return images * 2 - 1
@@ -120,12 +129,15 @@ def fit(
     progress: bool = True,
     name: str = "train",
     after_epoch: Callable[[int], None] | None = None,
-) -> list[dict[str, float]]:
-    """Train network and head in place on `faces`; the rows of metrics.csv, one every `log_every` steps.
+    stop: Callable[[], bool] | None = None,
+) -> Fitted:
+    """Train network and head in place on `faces`, logging a row every `log_every` steps.
 
     A teacher without terms is an error, as are terms without a teacher. With a directory, metrics.csv and state.pt are
     written there every `checkpoint_every` steps, and a state.pt that is there is resumed: on a CPU, with the same
-    number of threads, the weights end bit-identical to those of a run that was never stopped. Ctrl-C saves first.
+    number of threads, the weights end bit-identical to those of a run that was never stopped. Ctrl-C saves first, as
+    does `stop`, asked after every step, when it returns True; both end in KeyboardInterrupt. after_epoch is called with the
+    number of epochs done, the network in training mode.
 
     Raises TrainingError when a loss is not finite (with step and term), RunError when state.pt is of another run.
     """
@@ -142,13 +154,14 @@ def fit(
     )
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _threads(options.threads), _deferred_interrupt() as interrupted:
+    with torch.random.fork_rng(devices=devices), threads(options.threads), _deferred_interrupt() as interrupted:
         torch.manual_seed(seed)  # only dropout draws from the global generator; it travels in the checkpoint
         generator = torch.Generator().manual_seed(seed)
         memory = torch.channels_last if options.channels_last else torch.contiguous_format
         trained = nn.ModuleDict({"network": network, "head": head})
+        hints = None
         if any(term.hint for term in terms) and teacher is not None:
-            trained["hints"] = Hints(network.widths, teacher.network.widths, seed=seed)
+            trained["hints"] = hints = Hints(network.widths, teacher.network.widths, seed=seed)
         _place(trained, device, memory).train()
         if teacher is not None:
             _place(teacher.network, device, memory).eval()
@@ -192,7 +205,8 @@ def fit(
                 pending.append((step, torch.cat([parts[0].detach(), parts[1]])))
                 bar.update()
                 last = step == steps
-                save = directory is not None and (step % checkpoint_every == 0 or last or interrupted.is_set())
+                stopped = interrupted.is_set() or (stop is not None and stop())
+                save = directory is not None and (step % checkpoint_every == 0 or last or stopped)
                 if step % log_every == 0 or save or last:
                     values = _checked(pending, names)
                     elapsed = time.perf_counter() - clock
@@ -215,13 +229,14 @@ def fit(
                     pending = []
                 if save and directory is not None:
                     state.save(directory, step, rows)
-                if interrupted.is_set():
+                if stopped and not last:
                     raise KeyboardInterrupt(f"{name} stopped at step {step} of {steps}")
                 if after_epoch is not None and step % steps_an_epoch == 0:
                     after_epoch(step // steps_an_epoch)
                     trained.train()
     trained.eval()
-    return rows
+    seconds = sum(log_every * batch / row["images_per_s"] for row in rows)
+    return Fitted(rows, hints, seconds)
 
 
 def _losses(
@@ -418,7 +433,8 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
+    """Compute with that many CPU threads inside the block; None leaves torch's choice."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
