@@ -220,14 +220,15 @@ def prepared(
 
 
 def resized(splits: Splits, size: int) -> Splits:
-    """The same splits with images of size px, by antialiased bilinear interpolation; held in memory where it shrinks.
+    """The same splits with images of size px: `resized_faces` of each."""
+    return Splits(*(resized_faces(getattr(splits, part), size) for part in SPLITS))
+
+
+def resized_faces(faces: Faces, size: int) -> Faces:
+    """The same table with images of size px, by antialiased bilinear interpolation, in memory where they shrink.
 
     Raises DataError for images smaller than that: enlarged ones would pass for HR and are none.
     """
-    return Splits(*(_resized(getattr(splits, part), size) for part in SPLITS))
-
-
-def _resized(faces: Faces, size: int) -> Faces:
     height, width = faces.images.shape[1:3]
     if (height, width) == (size, size):
         return faces

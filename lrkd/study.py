@@ -238,10 +238,15 @@ def config(spec: Spec) -> dict[str, Any]:
         "schedule": asdict(spec.schedule),
         "options": asdict(spec.options),
         "data": {
-            "source": spec.source if spec.source == PROCEDURAL else Path(spec.source).name,
+            "source": _source_name(spec.source),
             **{part: getattr(faces, part).digest for part in data.SPLITS},
         },
     }
+
+
+def _source_name(source: str) -> str:
+    """A prepared folder's own name: a run must not depend on where the folder lies."""
+    return source if source == PROCEDURAL else Path(source).resolve().name
 
 
 def run_name(spec: Spec) -> str:
@@ -250,8 +255,7 @@ def run_name(spec: Spec) -> str:
     where = "-".join("hr" if side is None else str(side) for side in sides)
     what = "teacher" if spec.role == "teacher" else spec.method.name
     taught = "" if spec.method.teacher == "none" else f"-t{spec.teacher_seed}"
-    source = spec.source if spec.source == PROCEDURAL else Path(spec.source).name
-    return f"{source}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
+    return f"{_source_name(spec.source)}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
 
 
 def open_run(spec: Spec, where: Path | None = None) -> Run:
@@ -311,7 +315,7 @@ def _train(
         teacher = Teacher(*load(teacher_run), shuffled=spec.method.teacher == "shuffled")
     elif spec.method.teacher == "random":
         teacher = Teacher(*_build(spec, 1000 + spec.teacher_seed, faces.train.classes))
-    stamp = {"device": device_name(device), "torch": torch.__version__, "commit": commit()}
+    stamp = {"source": spec.source, "device": device_name(device), "torch": torch.__version__, "commit": commit()}
     try:
         fitted = fit(
             network,
@@ -400,11 +404,11 @@ def evaluate(
 
     low = features(faces.test, side)
     high = low if side is None else features(faces.test, None)
-    pairs = _pairs(faces.test)
+    pairs = pairs_of(faces.test)
     both, test = verification(low, low, pairs)
     mixed, cross = verification(high, low, pairs)
     tuned = features(faces.validation, side)
-    _, validation = verification(tuned, tuned, _pairs(faces.validation))
+    _, validation = verification(tuned, tuned, pairs_of(faces.validation))
     first = np.unique(faces.test.labels, return_index=True)[1]
     rest = np.setdiff1d(np.arange(len(faces.test.labels)), first)
     ranks = verify.rank_k(high[first], faces.test.labels[first], low[rest], faces.test.labels[rest], (1, 5))
@@ -419,7 +423,8 @@ def evaluate(
     return measures, np.stack([both.scores, both.correct, mixed.scores, mixed.correct]).astype(np.float32)
 
 
-def _pairs(faces: data.Faces) -> data.Pairs:
+def pairs_of(faces: data.Faces) -> data.Pairs:
+    """The table's pairs; DataError where it has none."""
     if faces.pairs is None:
         raise DataError(f"{faces.name}: has no verification pairs")
     return faces.pairs

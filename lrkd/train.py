@@ -136,8 +136,8 @@ def fit(
     A teacher without terms is an error, as are terms without a teacher. With a directory, metrics.csv and state.pt are
     written there every `checkpoint_every` steps, and a state.pt that is there is resumed: on a CPU, with the same
     number of threads, the weights end bit-identical to those of a run that was never stopped. Ctrl-C saves first, as
-    does `stop`, asked after every step, when it returns True; both end in KeyboardInterrupt. after_epoch is called with the
-    number of epochs done, the network in training mode.
+    does `stop`, asked after every step, when it returns True; both end in KeyboardInterrupt. after_epoch is called with
+    the number of epochs done, the network in training mode.
 
     Raises TrainingError when a loss is not finite (with step and term), RunError when state.pt is of another run.
     """

@@ -1,0 +1,235 @@
+"""`lrkd`: the study from the command line. A thin face over `lrkd.study`."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lrkd import __version__, methods, runs, study
+from lrkd.data import load_prepared, resized_faces
+from lrkd.degrade import PRESETS
+from lrkd.errors import ConfigError, DataError, LrkdError, RunError
+from lrkd.verify import embed, kfold_verification, tar_at_far
+
+EPILOG = """\
+a first hour:
+  lrkd methods                                    what there is to train
+  lrkd train --method none --side 6               a student without distillation, at 6 x 6 pixels
+  lrkd train --method fskd --side 6               one taught by an HR teacher (trained first, once)
+  lrkd verify runs/procedural-cpu-fskd-6-s0-t0-*  its accuracy at every resolution
+  lrkd study core --out results.csv               every method, side and seed: hours; Ctrl-C and go on any time
+
+Runs are kept in --runs (default: $LRKD_RUNS, else ./runs), one folder each; none is trained twice, and a run that was
+stopped goes on where it was. Exit status: 0 done, 1 stopped or failed while running, 2 asked for something that is not.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="lrkd",
+        description="Knowledge distillation for low-resolution face recognition.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"lrkd {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, action: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(action=action)
+        return sub
+
+    def where(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--runs", type=Path, metavar="DIR", help="the run store (default: $LRKD_RUNS, else ./runs)")
+
+    def what(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--scale", help=f"{', '.join(study.SCALES)} (default: $LRKD_SCALE, else gpu where CUDA is there, else cpu)"
+        )
+        sub.add_argument(
+            "--data",
+            default=study.PROCEDURAL,
+            metavar="PATH",
+            help="a prepared folder (see python -m data_prep), or procedural (default): faces rendered here",
+        )
+        sub.add_argument("--device", help="cpu or cuda (default: cuda where it is there)")
+        where(sub)
+
+    command("methods", _methods, "list the methods: terms, weights, source")
+
+    sub = command("train", _train, "train one network, its teacher first where the method has one")
+    sub.add_argument("--method", default="none", help="a name that `lrkd methods` lists (default: none)")
+    sub.add_argument("--side", type=int, metavar="PX", help="LR side in pixels (default: HR, not degraded)")
+    sub.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (default: 0)")
+    sub.add_argument("--teacher-seed", type=int, default=0, metavar="N", help="which teacher (default: 0)")
+    sub.add_argument("--teacher", action="store_true", help="train the HR teacher itself, on its longer schedule")
+    sub.add_argument("--preset", default="area-bicubic", help=f"degradation: {', '.join(PRESETS)}")
+    what(sub)
+
+    sub = command("verify", _verify, "accuracy of a finished run at every resolution, by the 10-fold protocol")
+    sub.add_argument("run", type=Path, metavar="RUN", help="a folder of the run store")
+    sub.add_argument("--side", type=int, action="append", metavar="PX", help="only this side; may be given again")
+    sub.add_argument("--preset", help="degradation (default: the run's)")
+    sub.add_argument(
+        "--data", metavar="PATH", help="another prepared folder (default: the test split of the run's data)"
+    )
+    sub.add_argument("--protocol", help="with --data: a protocol of its pairs.csv (default: the only one)")
+    sub.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+
+    sub = command("study", _study, "train a whole grid of runs and write its results table")
+    sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}")
+    sub.add_argument("--workers", type=int, help="runs at a time (default: one a core on a CPU, one on a GPU)")
+    sub.add_argument("--out", type=Path, metavar="CSV", help="the results table, rewritten after every run")
+    sub.add_argument("--list", action="store_true", help="only list the runs and whether they are there")
+    what(sub)
+
+    sub = command("runs", _runs, "list the runs of the store with their accuracy")
+    where(sub)
+    return top
+
+
+def _show(frame: pd.DataFrame) -> None:
+    print(frame.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
+
+
+def _methods(arguments: argparse.Namespace) -> None:
+    _show(
+        pd.DataFrame(
+            {
+                "method": method.name,
+                "teacher": method.teacher,
+                "terms": " + ".join(
+                    f"{term.weight:g} {term.name}({', '.join(f'{key}={value}' for key, value in term.spec)})"
+                    for term in method.terms
+                ),
+                "source": method.source,
+            }
+            for method in methods.METHODS.values()
+        )
+    )
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    scale = study.scale(arguments.scale)
+    if arguments.teacher and (arguments.method != "none" or arguments.side is not None):
+        raise ConfigError("--teacher trains the HR teacher: leave out --method and --side")
+    spec = study.Spec(
+        methods.get(arguments.method),
+        arguments.side,
+        arguments.seed,
+        scale,
+        arguments.data,
+        teacher_seed=arguments.teacher_seed,
+        role="teacher" if arguments.teacher else "student",
+        preset=arguments.preset,
+    )
+    run = study.train(spec, arguments.runs, device=arguments.device)
+    measures = run.result["measures"]
+    print(
+        f"{run.path}\n"
+        f"accuracy {measures['test']['accuracy']:.2%} (test), {measures['validation']['accuracy']:.2%} (validation), "
+        f"{measures['test-hr-lr']['accuracy']:.2%} (HR against LR), rank-1 {measures['identification']['rank1']:.2%}"
+    )
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    run = runs.load_run(arguments.run)
+    source = run.result["source"]
+    network, _head = study.load(run)
+    size = network.size
+    scale = study.scale(run.config["scale"])
+    if arguments.data is None:
+        faces = study.splits(scale, source).test
+        if faces.digest != run.config["data"]["test"]:
+            raise DataError(f"{source}: is not the data that {run.path} was tested on; give --data and --protocol")
+    else:
+        whole = load_prepared(arguments.data)
+        name = arguments.protocol or (next(iter(whole.protocols)) if len(whole.protocols) == 1 else "")
+        faces = resized_faces(whole.protocol(name), size)
+    pairs = study.pairs_of(faces)
+    sides = arguments.side or [size, *scale.sides]
+    preset = study.evaluation_preset(arguments.preset or run.config["preset"])
+    table = []
+    for side in sides:
+        features = embed(network, faces.images, side=None if side == size else side, preset=preset, progress=True)
+        found = kfold_verification(features[pairs.left], features[pairs.right], pairs.same, pairs.fold)
+        rate = tar_at_far(found.scores, pairs.same, (0.01,))[0]
+        table.append(
+            {
+                "data": faces.name,
+                "side": side,
+                "accuracy": found.mean,
+                "sd_of_folds": found.sd,
+                "threshold": found.threshold.mean(),
+                "tar_at_far_1e-2": rate,
+                "pairs": len(pairs),
+            }
+        )
+    _show(pd.DataFrame(table))
+    if arguments.out:
+        study.write_table(arguments.out, pd.DataFrame(table))
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    scale = study.scale(arguments.scale)
+    wanted = study.specs(arguments.name, scale, arguments.data)
+    if arguments.list:
+        there = [(spec, study.open_run(spec, arguments.runs)) for spec in wanted]
+        _show(pd.DataFrame({"run": run.path.name, "finished": run.finished} for _, run in there))
+        return
+
+    def write(frame: pd.DataFrame) -> None:
+        if arguments.out:
+            study.write_table(arguments.out, frame)
+
+    table = study.run_study(wanted, arguments.runs, workers=arguments.workers, device=arguments.device, on_table=write)
+    write(table)
+    test = table[table["protocol"] == "test"]
+    _show(test.groupby(["side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    store = study.store(arguments.runs)
+    found = runs.list_runs(store)
+    if not found:
+        raise RunError(f"{store}: there are no runs here; `lrkd train` makes one, --runs names another store")
+    table = []
+    for run in found:
+        result: dict[str, Any] = run.result if run.finished else {"status": "not finished"}
+        measures = result.get("measures")
+        accuracy = measures["test"]["accuracy"] if measures else None
+        table.append({"run": run.path.name, "status": result["status"], "accuracy": accuracy})
+    _show(pd.DataFrame(table))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. Errors that a user can cause are one line on stderr."""
+    try:
+        arguments = parser().parse_args(words)
+        arguments.action(arguments)
+    except ConfigError as error:
+        return _fail(str(error), 2)
+    except LrkdError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt as error:
+        said = str(error)
+        return _fail(f"interrupted{': ' + said if said else ''}; the same command goes on from here", 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPIPE):
+            raise
+        return _fail(f"{error.filename or 'output'}: {error.strerror}; make room or choose another folder", 1)
+    return 0
+
+
+def _fail(text: str, status: int) -> int:
+    print(f"lrkd: {text}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
