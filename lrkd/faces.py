@@ -37,27 +37,27 @@ class _Quantity(NamedTuple):
 _U = "half image widths"
 _IDENTITY: Mapping[str, tuple[_Quantity, ...]] = {
     "low": (
-        _Quantity("head_width", 0.545, 0.024, _U, "half width of the head at the cheekbones", 0.2),
+        _Quantity("head_width", 0.555, 0.024, _U, "half width of the head at the cheekbones", 0.2),
         _Quantity("skull_top", -0.80, 0.026, _U, "height of the top of the skull (v, down)"),
         _Quantity("chin", 0.70, 0.030, _U, "height of the chin (v, down)", 0.2),
-        _Quantity("jaw_taper", 0.24, 0.055, "1", "share of the width that is lost towards the jaw", -0.5),
+        _Quantity("jaw_taper", 0.19, 0.06, "1", "share of the width that is lost towards the jaw", -0.5),
         _Quantity("squareness", 0.30, 0.11, "1", "squareness of the outline: 0 an ellipse, 1 a square", 0.4),
         _Quantity("cheekbones", 0.045, 0.032, "1", "relief of the cheekbones", -0.2),
-        _Quantity("melanin", 0.42, 0.24, "1", "melanin of the skin: 0 light, 1 dark"),
+        _Quantity("melanin", 0.46, 0.36, "1", "melanin of the skin: 0 light, 1 dark"),
         _Quantity("undertone", 0.0, 0.16, "1", "skin undertone: below 0 cool, above 0 warm"),
         _Quantity("flush", 0.20, 0.10, "1", "redness of cheeks, nose and ears", 0.3),
-        _Quantity("hair_melanin", 0.66, 0.30, "1", "melanin of the hair: 0 blond, 1 black", -0.3),
+        _Quantity("hair_melanin", 0.85, 0.52, "1", "melanin of the hair: 0 blond, 1 black", -0.3),
         _Quantity("hair_red", 0.16, 0.20, "1", "red pigment of the hair"),
         _Quantity("hair_grey", -3.4, 0.9, "logit", "share of grey hair", 1.9),
         _Quantity("hair_length", -0.3, 1.35, "logit", "length of the hair: below 0 short, above 1 past the jaw", -0.2),
-        _Quantity("hairline", -0.45, 0.055, _U, "height of the hairline (v, down)", -0.5),
-        _Quantity("baldness", -1.6, 1.2, "logit", "how far the hair has receded", 0.7),
-        _Quantity("hair_volume", 0.085, 0.030, _U, "thickness of the hair over the skull", -0.2),
-        _Quantity("parting", 0.0, 0.16, "1", "slant of the hairline: below 0 swept left, above 0 right"),
+        _Quantity("hairline", -0.50, 0.05, _U, "height of the hairline (v, down)", -0.5),
+        _Quantity("baldness", -1.5, 1.6, "logit", "how far the hair has receded", 0.7),
+        _Quantity("hair_volume", 0.085, 0.045, _U, "thickness of the hair over the skull", -0.2),
+        _Quantity("parting", 0.0, 0.28, "1", "slant of the hairline: below 0 swept left, above 0 right"),
         _Quantity("fringe", -0.2, 1.3, "logit", "hair over the forehead"),
-        _Quantity("curl", -0.4, 1.4, "logit", "curliness of the hair"),
+        _Quantity("curl", -0.8, 1.6, "logit", "curliness of the hair"),
         _Quantity("neck", 0.285, 0.030, _U, "half width of the neck", 0.2),
-        _Quantity("beard", -2.6, 2.6, "logit", "density of the beard"),
+        _Quantity("beard", -2.2, 2.4, "logit", "density of the beard"),
         _Quantity("moustache", -1.5, 2.0, "logit", "density of the moustache, beard apart"),
     ),
     "mid": (
@@ -91,7 +91,7 @@ _IDENTITY: Mapping[str, tuple[_Quantity, ...]] = {
         _Quantity("eye_bags", -1.5, 0.55, "logit", "depth of the bags under the eyes", 1.5),
         _Quantity("crows_feet", -2.6, 0.6, "logit", "lines at the outer eye corners", 1.8),
         _Quantity("freckles", -2.6, 1.0, "logit", "density of freckles"),
-        _Quantity("moles", 0.75, 0.22, "1", "darkness of the moles", 0.3),
+        _Quantity("moles", 0.55, 0.20, "1", "darkness of the moles", 0.3),
         *(
             _Quantity(f"mole{i}_{axis}", 0.0, 0.10, _U, f"place of mole {i} from its seat in this world, {axis}")
             for i in (1, 2, 3, 4)
@@ -167,7 +167,7 @@ _NUISANCE: tuple[_Nuisance, ...] = (
 _RGB = ("red", "green", "blue")
 _TEXELS = 128  # a period of the skin and hair patterns; one period spans the image
 _SKIN_BANDS = (5.0, 9.0, 13.0, 18.0, 24.0)  # cycles an image width
-_LIGHT_SKIN, _MELANIN, _BLOOD = (0.10, 0.26, 0.40), (0.95, 1.35, 1.75), (0.02, 0.75, 0.60)
+_LIGHT_SKIN, _MELANIN, _BLOOD = (0.12, 0.36, 0.55), (0.95, 1.30, 1.65), (0.02, 0.75, 0.60)
 _MOLE_SEATS = ((-0.26, 0.16), (0.30, 0.22), (0.13, -0.30), (-0.14, 0.52))
 
 
@@ -358,7 +358,8 @@ class FaceModel:
         # Small chunks stay in the cache of a CPU; a GPU wants large ones.
         chunk = max(1, (100_000 if identity.device.type == "cpu" else 8_000_000) // (size * size))
         parts = [
-            _Face(self, i, n, size).draw(masks) for i, n in zip(identity.split(chunk), nuisance.split(chunk), strict=True)
+            _Face(self, i, n, size).draw(masks)
+            for i, n in zip(identity.split(chunk), nuisance.split(chunk), strict=True)
         ]
         images = torch.cat([image for image, _ in parts])
         if not masks:
@@ -368,7 +369,7 @@ class FaceModel:
     def look_up(self, table: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Bilinear look-up in periodic patterns (N or 1, T*T) at (N,S,S) coordinates; one period is 2 units."""
         n, s, _ = x.shape
-        x, y = (x.reshape(n, -1) * (0.5 * _TEXELS), y.reshape(n, -1) * (0.5 * _TEXELS))
+        x, y = x.flatten(1) * (0.5 * _TEXELS), y.flatten(1) * (0.5 * _TEXELS)
         x0, y0 = x.detach().floor(), y.detach().floor()
         fx, fy = x - x0, y - y0
         c0, r0 = x0.long() & (_TEXELS - 1), y0.long() & (_TEXELS - 1)
@@ -438,10 +439,10 @@ class _Face:
         """-> height of the skin, blood and shadow pigments that go with it, each (N,S,S)."""
         p, u, v, au, nv, px = self.p, self.u, self.v, self.au, self.nv, self.px
         nw = p["nose_width"]
-        tip = _bump(u, nv, 0.060, 0.050)
+        tip = _bump(u, nv, 0.062, 0.056)
         wing = _bump(au - 0.74 * nw, nv - 0.020, 0.30 * nw, 0.032)
         down = _step(v - p["eye_height"] - 0.01, 20.0)
-        ridge = _ridge(u / (0.034 + 0.10 * down * (v + 0.15)), 1.0) * _step(0.045 - nv, 36.0)
+        ridge = _ridge(u / (0.046 + 0.08 * down * (v + 0.10)), 1.0) * _step(0.045 - nv, 26.0)
         ridge = ridge * (p["nose_bridge"] * (0.40 + down * (0.66 + 1.2 * v))) * _step(self.brow_v + 0.03, 28.0)
         fold = _line(au - 0.95 * nw - 0.02 - 0.55 * nv, 0.014, px) * _ridge(nv - 0.085, 0.07)
         fold = fold * torch.sigmoid(p["nasolabial"] + 1.1 * p["smile"])
@@ -458,7 +459,7 @@ class _Face:
             - 0.048 * socket
             + 0.022 * _bump(au - 0.20, self.brow_v, 0.15, 0.045)
             + 0.020 * _bump(u, self.mt - 0.030 - 0.04 * p["mouth_open"], 0.62 * self.mw, 0.022)
-            + 0.012 * _bump(u, self.mt + 0.022, 0.75 * self.mw, 0.02)
+            + 0.012 * _bump(u, self.mt + 0.022, 0.55 * self.mw, 0.02)
             + 0.030 * _bump(u, v - self.jaw + 0.115, 0.12, 0.06)
             - 0.018 * _bump(au - 0.36, v - 0.42, 0.10, 0.12)
             - 0.022 * fold
@@ -467,8 +468,8 @@ class _Face:
         blush = _bump(au - 0.30, v - 0.20, 0.12, 0.10)
         blood = p["flush"] * (0.5 + 1.2 * blush + 0.8 * tip + 0.6 * wing)
         shadow = (
-            1.35 * _bump(au - 0.46 * nw, nv - 0.044, 0.020, 0.011)
-            + 0.28 * _bump(u, nv - 0.066, nw * 0.8, 0.018)
+            1.0 * _bump(au - 0.48 * nw, nv - 0.042, 0.019, 0.009)
+            + 0.18 * _bump(u, nv - 0.066, nw * 0.7, 0.018)
             + 0.45 * fold
             + 0.20 * socket
             + 0.28 * _line(au - nw * 1.0, 0.010, px) * _ridge(nv - 0.018, 0.030)
@@ -497,7 +498,12 @@ class _Face:
     def _skin_colour(self, melanin: Tensor, blood: Tensor, shadow: Tensor | float) -> Tensor:
         """Pigments (N,h,w) -> reflectance (N,3,h,w): each absorbs per channel."""
         tone, table = self.p["undertone"], zip(_LIGHT_SKIN, _MELANIN, _BLOOD, (0.08, 0.0, -0.55), strict=True)
-        return _rgb(*(torch.exp2((base + m * melanin + r * blood + 1.1 * shadow - t * tone) * -1.4427) for base, m, r, t in table))
+        return _rgb(
+            *(
+                torch.exp2((base + m * melanin + r * blood + 1.1 * shadow - t * tone) * -1.4427)
+                for base, m, r, t in table
+            )
+        )
 
     def _front(self, strand: Tensor, rim: Tensor) -> Tensor:
         """The face without the hair of the head, as light (N,3,S,S)."""
@@ -507,7 +513,7 @@ class _Face:
         weights = torch.cat([p[f"texture{i}"][:, 0] for i in range(1, len(_SKIN_BANDS) + 1)], 1)
         texture = self.model.look_up(weights @ self.model.constant("skin", self.like, self.size), u, v)
         freckle = torch.sigmoid(p["freckles"] + 2.2 * texture) * _bump(u, v - 0.12, 0.30, 0.13)
-        melanin = _softplus(p["melanin"], 0.1) + 0.045 * texture + 0.30 * freckle
+        melanin = _softplus(p["melanin"], 0.1) + 0.034 * texture + 0.20 * freckle
         seats = self.model.constant("seats", self.like)
         tight = 1 / (0.011**2 + 0.1 * self.px * self.px)
         mole = torch.zeros_like(u)
@@ -523,7 +529,7 @@ class _Face:
         face = skin * light + (0.085 * (1 - whiskers) * shine)[:, None]
         face = torch.lerp(face, eyes, opening[:, None])
         face = torch.lerp(face, gape, inside[:, None])
-        face = torch.lerp(face, self.hair_base * 0.55 * light, (whiskers * 0.92)[:, None])
+        face = torch.lerp(face, self.hair_base * 0.45 * light, (whiskers * 0.92)[:, None])
         face = torch.lerp(face, self.hair_base * 0.38, brows[:, None])
         return face * (1 - lash)[:, None]
 
@@ -558,15 +564,17 @@ class _Face:
         """-> lips, the gap between them, what it shows (N,3,S,S), and the seam's shadow."""
         p, mt, ms2, px = self.p, self.mt, self.ms2, self.px
         inner = 1 - ms2
-        gap = (0.045 * _softplus(p["mouth_open"], 0.05) + 0.004 * _softplus(p["smile"], 0.2)) * inner
+        wide = 0.070 * _softplus(p["mouth_open"], 0.05) + 0.004 * _softplus(p["smile"], 0.2)
+        gap = wide * inner
         roof = mt + 0.25 * gap
         bow = 1 - 0.24 * _ridge(self.u, 0.02) + 0.10 * _ridge(self.au - 0.045, 0.021)
         top = roof + p["upper_lip"].clamp(min=0.008) * bow * inner
         bottom = gap - mt + p["lower_lip"].clamp(min=0.012) * inner * (1.2 - 0.2 * ms2)
         lips = _edge(top, px, 0.006) * _edge(bottom, px, 0.008)
-        inside = _edge(roof - 0.002, px, 0.003) * _edge(gap - mt - 0.004, px, 0.003)
+        inside = _edge(roof - 0.002, px, 0.003) * _edge(gap - mt - 0.004, px, 0.003) * _plateau(self.u, 0.95 * self.mw)
+        inside = inside * (1 - torch.exp(-(wide / 0.01).square()))
         teeth = _edge(0.020 + 0.010 * p["smile"] - roof, px, 0.003) * _plateau(self.u, self.mw)
-        seam = 0.85 * _line(mt - 0.3 * gap, 0.0075, px) * torch.exp2(-1.0 * (ms2 * ms2 * ms2))
+        seam = 0.85 * _line(mt - 0.3 * gap, 0.0075, px) * torch.exp2(-2.0 * (ms2 * ms2 * ms2))
         gape = _rgb(0.09 + 0.55 * teeth, 0.03 + 0.56 * teeth, 0.03 + 0.50 * teeth) * (0.40 + 0.45 * light)
         return lips, inside, gape, seam
 
@@ -579,13 +587,13 @@ class _Face:
         return _plateau(d, 1.0) * torch.exp2(-1.4 * ((s - 0.05) * 0.95).square().square().square())
 
     def _brows(self, strand: Tensor) -> Tensor:
-        return (self._brow_area() * self.p["brow_density"].clamp(0, 0.95) * (1 + 0.15 * strand)).clamp(0, 1)
+        return (self._brow_area() * self.p["brow_density"].clamp(0, 0.95) * (1 + 0.06 * strand)).clamp(0, 1)
 
     def _whiskers(self, lips: Tensor, strand: Tensor) -> Tensor:
         p, u = self.p, self.u
-        growth = 1.3 * (p["beard"] + p["beard_change"])
+        growth = 1.6 * (p["beard"] + p["beard_change"])
         start = 0.34 + 0.10 * _plateau(u, 0.24) - 1.15 * (self.au - 0.36).clamp(min=0)
-        beard = _step(self.v - start, 28.0) * torch.sigmoid(growth + 0.35 * strand)
+        beard = _step(self.v - start, 28.0) * torch.sigmoid(growth + 0.12 * strand)
         above = _bump(u, self.mt + 0.052, 0.11, 0.024) * torch.sigmoid(growth + 1.3 * p["moustache"] + 1.2)
         return (beard + above - beard * above) * (1 - lips) * (0.88 + 0.08 * strand).clamp(0, 1)
 
@@ -613,18 +621,20 @@ class _Face:
         wide = p["head_width"] + volume * (0.30 + 0.45 * full + 0.4 * curl) + (0.06 * full) * _step(vh, 7.0)
         across = u / wide
         table = self.model.constant("hair", self.like)[None]
-        strand = self.model.look_up(table, 1.25 * across * torch.rsqrt(_softplus(1 - dome, 0.35)) + p["parting"], 0.2 * v)
+        sweep = 2.2 * p["parting"] * (1 - full)
+        comb = 1.25 * across * torch.rsqrt(_softplus(1 - dome, 0.35)) + sweep * v
+        strand = self.model.look_up(table, comb, 0.2 * v)
         coil = self.model.look_up(table, 0.8 * u + p["curl"], 0.8 * v)
         pale = float(np.sinc(min(1.0, 34 / self.size)))  # a pixel averages the strands in it
         strand = torch.lerp(strand, 1.2 * coil, curl) * pale
         across2 = across * across
         outer = _edge((1 - torch.sqrt(across2 + dome + 1e-6)) * 0.55 + 0.012 * curl * coil, px, 0.007)
-        line = p["hairline"] + 0.22 * fringe + 0.6 * p["parting"] * u - 0.42 * bald
-        line = line - (0.04 * (1 - fringe)) * _ridge(u - 0.5 * p["parting"], 0.09)
+        line = p["hairline"] + 0.22 * fringe + 0.7 * p["parting"] * u - 0.42 * bald
+        line = line - (0.02 * (1 - fringe)) * _ridge(u - 0.5 * p["parting"], 0.09)
         seat = 0.10
         over = ((v - seat).clamp(max=0) / (line - seat)).square()
-        rim = _round((u * (1 / (p["head_width"] * (0.93 - 0.07 * full)))).square(), over, 0.55 - 0.25 * fringe)
-        front = outer * _edge((rim - 1) * 0.42 + 0.014 * strand, px, 0.014)
+        rim = _round((u * (1 / (p["head_width"] * (0.93 - 0.07 * full)))).square(), over, 0.62 - 0.3 * fringe)
+        front = outer * _edge((rim - 1) * 0.42 + (0.006 + 0.010 * fringe) * strand, px, 0.012)
         ends = length - v + 0.02 * strand
         front, back = front * _step(ends, 36.0), outer * _step(ends, 30.0)
         lit = self.lx * 1.1 * across + self.ly * 1.1 * v + 0.75 * self.lz
@@ -648,18 +658,21 @@ class _Face:
         plain = self._skin_colour(_softplus(p["melanin"], 0.1), 0.8 * p["flush"], 0.0)
         nx = (u * (1 / p["neck"])).clamp(-2, 2)
         lit = 0.26 + 0.62 * _softplus(0.75 * self.lz + 0.55 * self.lx * nx - 0.25 * self.ly, 0.2)
-        lit = lit * (0.36 + 0.64 * _step(v - self.jaw - 0.13 + 0.35 * u * u, 15.0)) * (1 - 0.08 * nx * nx)
+        lit = lit * (0.48 + 0.52 * _step(v - self.jaw - 0.13 + 0.35 * u * u, 15.0)) * (1 - 0.08 * nx * nx)
         neck = _edge(p["neck"] + 0.5 * _softplus(v - 0.84, 0.08) - au, px, 0.006) * _edge(v - 0.35, px, 0.02)
         image = torch.lerp(image, plain * lit[:, None], neck[:, None])
         collar = (u * (1 / (p["neck"] * 1.08))).square() + ((v - 0.80) * (1 / 0.15)).square()
         cloth = _edge(v - 0.83 - 0.32 * u * u, px, 0.006) * _edge((collar - 1) * 0.12, px, 0.006)
         lit = (0.42 + 0.45 * self.lz + 0.22 * self.lx * u) * (1 - 0.25 * _bump(u, v - 0.84, 0.4, 0.07))
-        fabric = _rgb(*((0.07 + 0.6 * p[f"clothes_{c}"]).square() for c in _RGB))
+        fabric = _rgb(*(0.07 + 0.6 * p[f"clothes_{c}"] for c in _RGB))
+        fabric = torch.lerp(fabric, fabric.mean(1, keepdim=True), 0.45).square()
         image = torch.lerp(image, fabric * lit[:, None], cloth[:, None])
         ex = (au - p["head_width"] * 0.98) * (1 / 0.060)
         ey = (v - 0.05) * (1 / 0.12) + 0.12 * ex
         ear = _edge((1 - torch.sqrt(ex * ex + ey * ey + 1e-6)) * 0.06, px)
-        lit = (0.26 + 0.6 * _softplus(0.7 * self.lz + 0.5 * self.lx * self.side, 0.2)) * (1 - 0.45 * _bump(ex - 0.15, ey, 0.45, 0.5))
+        lit = (0.26 + 0.6 * _softplus(0.7 * self.lz + 0.5 * self.lx * self.side, 0.2)) * (
+            1 - 0.45 * _bump(ex - 0.15, ey, 0.45, 0.5)
+        )
         image = torch.lerp(image, plain * lit[:, None], ear[:, None])
         return image, (neck + cloth + ear).clamp(0, 1)
 
