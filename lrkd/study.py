@@ -238,15 +238,15 @@ def config(spec: Spec) -> dict[str, Any]:
         "schedule": asdict(spec.schedule),
         "options": asdict(spec.options),
         "data": {
-            "source": _source_name(spec.source),
+            "source": source_name(spec),
             **{part: getattr(faces, part).digest for part in data.SPLITS},
         },
     }
 
 
-def _source_name(source: str) -> str:
-    """A prepared folder's own name: a run must not depend on where the folder lies."""
-    return source if source == PROCEDURAL else Path(source).resolve().name
+def source_name(spec: Spec) -> str:
+    """The data's own name, wherever its folder lies."""
+    return splits(spec.scale, spec.source).train.name.split("/")[0]
 
 
 def run_name(spec: Spec) -> str:
@@ -255,7 +255,7 @@ def run_name(spec: Spec) -> str:
     where = "-".join("hr" if side is None else str(side) for side in sides)
     what = "teacher" if spec.role == "teacher" else spec.method.name
     taught = "" if spec.method.teacher == "none" else f"-t{spec.teacher_seed}"
-    return f"{_source_name(spec.source)}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
+    return f"{source_name(spec)}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
 
 
 def open_run(spec: Spec, where: Path | None = None) -> Run:
