@@ -38,6 +38,8 @@ __all__ = [
     "make_pairs",
     "prepared",
     "procedural",
+    "resized",
+    "resized_faces",
 ]
 
 SPLITS = ("train", "validation", "test")
@@ -184,7 +186,8 @@ def prepared(
     """Open a prepared folder as three identity-disjoint splits; images stay on disk.
 
     Where the data set defines splits (LFW View 1), its test people are the test split, and a share `validation` of its
-    training people, drawn with `seed`, is the validation split. Otherwise people are dealt 70/10/20 with `seed`.
+    training people, drawn with `seed`, is the validation split. Otherwise people are dealt 70/10/20 with `seed`,
+    at least four to validation and test.
     Training people with fewer than `min_images` images are dropped: one image teaches nothing about what stays the
     same. Validation and test get pairs from `make_pairs`; with `protocol` the test pairs are the data set's own.
     Raises DataError for a broken folder, for a split without genuine pairs, and for a protocol whose people are not
@@ -258,10 +261,11 @@ def _deal(layout: Layout, validation: float, seed: int) -> dict[str, np.ndarray]
         return layout.splits
     if layout.splits:
         order = order[np.isin(order, layout.splits["train"])]
-        held = max(1, round(validation * len(order)))
+        held = max(4, round(validation * len(order)))  # four people are the least that verification needs
         return {"train": np.sort(order[held:]), "validation": np.sort(order[:held]), "test": layout.splits["test"]}
-    a, b = round(0.7 * classes), round(0.8 * classes)
-    return {s: np.sort(part) for s, part in zip(SPLITS, np.split(order, (a, b)), strict=True)}
+    test = classes - max(4, round(0.2 * classes))
+    held = max(0, test - max(4, round(0.1 * classes)))
+    return {s: np.sort(part) for s, part in zip(SPLITS, np.split(order, (held, max(test, 0))), strict=True)}
 
 
 def _own_pairs(layout: Layout, protocol: str, people: dict[str, np.ndarray], labels: np.ndarray) -> Pairs:

@@ -16,10 +16,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import lrkd.data
 import lrkd.faces
-from lrkd.data import Faces, Pairs, Shards, Splits, cache_dir, load_prepared, make_pairs, prepared, procedural
+from lrkd.data import (
+    Faces,
+    Pairs,
+    Shards,
+    Splits,
+    cache_dir,
+    load_prepared,
+    make_pairs,
+    prepared,
+    procedural,
+    resized,
+    resized_faces,
+)
 from lrkd.errors import ConfigError, DataError
 from lrkd.layout import NpyWriter
 
@@ -543,6 +556,27 @@ def test_without_splits_people_are_dealt_70_10_20(tmp_path):
     other = prepared(tmp_path / "many", seed=1)
     assert names_of(other) != names_of(splits)
     assert other.digest != splits.digest
+
+
+def test_small_sets_keep_enough_people_to_verify(tmp_path):
+    write_layout(tmp_path / "few", [2] * 12)
+    assert [len(names) for names in names_of(prepared(tmp_path / "few"))] == [4, 4, 4]
+    write_layout(tmp_path / "fewer", [2] * 8)
+    with pytest.raises(DataError, match="none of the 0 people in the train split"):
+        prepared(tmp_path / "fewer")
+
+
+def test_resized_images_are_what_pillow_makes_of_them(toy_split):
+    splits = prepared(toy_split, validation=0.4)
+    small = resized(splits, 3)
+    for old, new in ((splits.train, small.train), (splits.test, small.test)):
+        want = [Image.fromarray(image).resize((3, 3), Image.Resampling.BILINEAR) for image in old.images[:]]
+        assert np.abs(new.images.astype(int) - np.stack(want)).max() <= 1
+        assert new.digest != old.digest
+        np.testing.assert_array_equal(new.labels, old.labels)
+    assert resized_faces(splits.train, 6) is splits.train
+    with pytest.raises(DataError, match=r"6 x 6 px and this scale needs 7 px.*--size 7"):
+        resized(splits, 7)
 
 
 def test_a_protocol_replaces_the_test_pairs_unless_it_leaks(toy_split):
