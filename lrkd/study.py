@@ -559,7 +559,13 @@ def run_study(
     missing = [spec for spec in wanted if not open_run(spec, where).finished]
     if workers is None:
         workers = 1 if (device or "").startswith("cuda") or torch.cuda.is_available() else (os.cpu_count() or 1)
-    bar = tqdm(total=len(missing), desc="runs", unit="run", disable=not (progress and missing), smoothing=0)
+    bar = tqdm(
+        total=len(missing),
+        desc="runs",
+        unit="run",
+        disable=not (progress and missing) or bool(os.environ.get("TQDM_DISABLE")),
+        smoothing=0,
+    )
     with bar:
         # Teachers first: all their students would wait for them.
         for batch in ([s for s in missing if s.role == "teacher"], [s for s in missing if s.role != "teacher"]):

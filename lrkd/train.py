@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -185,7 +186,14 @@ def fit(
         names = ["identity", *(term.name for term in terms)]
         pending: list[tuple[int, Tensor]] = []
         clock, since = time.perf_counter(), step
-        bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=not progress, leave=False)
+        bar = tqdm(
+            total=steps,
+            initial=step,
+            desc=name,
+            unit="step",
+            disable=not progress or bool(os.environ.get("TQDM_DISABLE")),
+            leave=False,
+        )
         with bar:
             while step < steps:
                 epoch, within = divmod(step, steps_an_epoch)
