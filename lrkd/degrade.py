@@ -218,9 +218,9 @@ def _matrices(
 
 
 def _flat(index: Tensor | None, choices: int, choice: Tensor | None) -> Tensor | None:
-    """The number of (index, choice) when the last runs fastest; None stands for 0."""
+    """The number of (index, choice) when the last runs fastest; None where there is no choice."""
     if index is None or choice is None:
-        return choice if index is None else index * choices
+        return choice if index is None else index
     return index.to(choice.device) * choices + choice
 
 
