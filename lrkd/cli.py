@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}")
     sub.add_argument("--workers", type=int, help="runs at a time (default: one a core on a CPU, one on a GPU)")
     sub.add_argument("--out", type=Path, metavar="CSV", help="the results table, rewritten after every run")
+    sub.add_argument("--scores", type=Path, metavar="CSV", help="histograms of the test scores, written at the end")
     sub.add_argument("--list", action="store_true", help="only list the runs and whether they are there")
     what(sub)
 
@@ -189,6 +190,8 @@ def _study(arguments: argparse.Namespace) -> None:
 
     table = study.run_study(wanted, arguments.runs, workers=arguments.workers, device=arguments.device, on_table=write)
     write(table)
+    if arguments.scores:
+        study.write_table(arguments.scores, study.score_table(wanted, arguments.runs))
     test = table[table["protocol"] == "test"]
     _show(test.groupby(["side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
 

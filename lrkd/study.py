@@ -377,7 +377,8 @@ def evaluate(
     """Measures by protocol, and (4,P) float32 of the test pairs: LR-LR scores and correctness, HR-LR the same.
 
     Protocols: "validation" and "test" with both images at the run's side, "test-hr-lr" with the left image HR,
-    "identification" with an HR gallery of each test person's first image and LR probes of the rest.
+    "identification" with an HR gallery of each test person's first image and LR probes of the rest; for a teacher also
+    "test-at-24" and so on, both images at a side that it was not trained for.
     """
     faces = splits(spec.scale, spec.source)
     side = max(spec.side) if isinstance(spec.side, tuple) else spec.side
@@ -418,6 +419,10 @@ def evaluate(
         "test-hr-lr": cross,
         "identification": {"rank1": float(ranks[0]), "rank5": float(ranks[1])},
     }
+    if spec.role == "teacher":
+        for at in spec.scale.sides:
+            fed = features(faces.test, at)
+            measures[f"test-at-{at}"] = verification(fed, fed, pairs)[1]
     if teacher is not None:
         measures["test"] |= agreement(network, teacher.network, hints, faces.test.images, side, preset, device)
     return measures, np.stack([both.scores, both.correct, mixed.scores, mixed.correct]).astype(np.float32)
@@ -627,6 +632,44 @@ def table(wanted: Sequence[Spec], where: Path | None = None) -> pd.DataFrame:
     """The results table of those runs of the study that have finished."""
     found = [(spec, open_run(spec, where)) for spec in wanted]
     return pd.DataFrame([row for spec, run in found if run.finished for row in rows(spec, run)])
+
+
+def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 50) -> pd.DataFrame:
+    """Test scores of the finished runs as histograms over [-1,1], pooled over seeds: genuine and impostor pairs.
+
+    One row a role, method, side, protocol ("test", "test-hr-lr") and bin, with the number of runs pooled.
+    """
+    edges = np.linspace(-1, 1, bins + 1)
+    counts: dict[tuple[Any, ...], np.ndarray] = {}
+    for spec in wanted:
+        run = open_run(spec, where)
+        if not run.finished or run.result["status"] != "ok":
+            continue
+        same = pairs_of(splits(spec.scale, spec.source).test).same
+        scores = np.load(run.path / "scores.npy", allow_pickle=False)
+        side = spec.scale.size if spec.side is None else spec.side
+        for protocol, values in (("test", scores[0]), ("test-hr-lr", scores[2])):
+            found = [np.histogram(values[kind].clip(-1, 1), edges)[0] for kind in (same, ~same)]
+            key = (source_name(spec), spec.scale.name, spec.role, spec.method.name, side, protocol)
+            counts[key] = counts.get(key, 0) + np.stack([*found, np.ones(bins, np.int64)])
+    names = ("data", "scale", "role", "method", "side", "protocol")
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    **dict(zip(names, key, strict=True)),
+                    "low": edges[:-1],
+                    "high": edges[1:],
+                    "genuine": genuine,
+                    "impostor": impostor,
+                    "runs": number,
+                }
+            )
+            for key, (genuine, impostor, number) in counts.items()
+        ]
+        or [pd.DataFrame()],
+        ignore_index=True,
+    )
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
