@@ -180,7 +180,7 @@ def _study(arguments: argparse.Namespace) -> None:
     scale = study.scale(arguments.scale)
     wanted = study.specs(arguments.name, scale, arguments.data)
     if arguments.list:
-        there = [(spec, study.open_run(spec, arguments.runs)) for spec in wanted]
+        there = [(spec, study.find_run(spec, arguments.runs)) for spec in wanted]
         _show(pd.DataFrame({"run": run.path.name, "finished": run.finished} for _, run in there))
         return
 

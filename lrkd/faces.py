@@ -50,7 +50,7 @@ _IDENTITY: Mapping[str, tuple[_Quantity, ...]] = {
         _Quantity("hair_red", 0.16, 0.20, "1", "red pigment of the hair"),
         _Quantity("hair_grey", -3.4, 0.9, "logit", "share of grey hair", 1.9),
         _Quantity("hair_length", -0.3, 1.35, "logit", "length of the hair: below 0 short, above 1 past the jaw", -0.2),
-        _Quantity("hairline", -0.50, 0.05, _U, "height of the hairline (v, down)", -0.5),
+        _Quantity("hairline", -0.545, 0.05, _U, "height of the hairline (v, down)", -0.5),
         _Quantity("baldness", -1.5, 1.6, "logit", "how far the hair has receded", 0.7),
         _Quantity("hair_volume", 0.085, 0.045, _U, "thickness of the hair over the skull", -0.2),
         _Quantity("parting", 0.0, 0.28, "1", "slant of the hairline: below 0 swept left, above 0 right"),
@@ -167,7 +167,7 @@ _NUISANCE: tuple[_Nuisance, ...] = (
 _RGB = ("red", "green", "blue")
 _TEXELS = 128  # a period of the skin and hair patterns; one period spans the image
 _SKIN_BANDS = (5.0, 9.0, 13.0, 18.0, 24.0)  # cycles an image width
-_LIGHT_SKIN, _MELANIN, _BLOOD = (0.12, 0.36, 0.55), (0.95, 1.30, 1.65), (0.02, 0.75, 0.60)
+_LIGHT_SKIN, _MELANIN, _BLOOD = (0.10, 0.36, 0.60), (0.95, 1.30, 1.65), (0.02, 0.75, 0.60)
 _MOLE_SEATS = ((-0.26, 0.16), (0.30, 0.22), (0.13, -0.30), (-0.14, 0.52))
 
 
@@ -629,7 +629,7 @@ class _Face:
         strand = torch.lerp(strand, 1.2 * coil, curl) * pale
         across2 = across * across
         outer = _edge((1 - torch.sqrt(across2 + dome + 1e-6)) * 0.55 + 0.012 * curl * coil, px, 0.007)
-        line = p["hairline"] + 0.22 * fringe + 0.7 * p["parting"] * u - 0.42 * bald
+        line = p["hairline"] + 0.25 * fringe + 0.7 * p["parting"] * u - 0.42 * bald
         line = line - (0.02 * (1 - fringe)) * _ridge(u - 0.5 * p["parting"], 0.09)
         seat = 0.10
         over = ((v - seat).clamp(max=0) / (line - seat)).square()
@@ -638,7 +638,7 @@ class _Face:
         ends = length - v + 0.02 * strand
         front, back = front * _step(ends, 36.0), outer * _step(ends, 30.0)
         lit = self.lx * 1.1 * across + self.ly * 1.1 * v + 0.75 * self.lz
-        lit = (0.30 + 0.85 * _softplus(lit * torch.rsqrt(1 + 0.4 * (u * u + v * v)), 0.2)) * (1 + 0.17 * strand)
+        lit = (0.24 + 0.80 * _softplus(lit * torch.rsqrt(1 + 0.4 * (u * u + v * v)), 0.2)) * (1 + 0.17 * strand)
         sheen = _ridge(across2 + dome - 0.60 + 0.03 * strand, 0.12) * (0.10 + 0.05 * strand) * (1 - 0.6 * curl)
         hair = self.hair_base * lit[:, None] + (sheen[:, None] * (0.25 + self.hair_base))
         return hair, front, back, strand, rim

@@ -112,12 +112,17 @@ class Run:
             yield
 
 
+def find_run(store: Path, name: str, config: Mapping[str, Any]) -> Run:
+    """The place of this configuration in the store, whether anything is there or not."""
+    return Run(store / f"{name}-{digest(config)}")
+
+
 def open_run(store: Path, name: str, config: Mapping[str, Any]) -> Run:
     """The run of this configuration in the store, made if it is not there.
 
     Raises RunError when the folder of that name holds another configuration, or the store cannot be written.
     """
-    run = Run(store / f"{name}-{digest(config)}")
+    run = find_run(store, name, config)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

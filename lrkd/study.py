@@ -258,9 +258,9 @@ def run_name(spec: Spec) -> str:
     return f"{source_name(spec)}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
 
 
-def open_run(spec: Spec, where: Path | None = None) -> Run:
-    """The spec's folder in the store, trained or not."""
-    return runs.open_run(store(where), run_name(spec), config(spec))
+def find_run(spec: Spec, where: Path | None = None) -> Run:
+    """The spec's place in the store, whether anything is there or not."""
+    return runs.find_run(store(where), run_name(spec), config(spec))
 
 
 def train(
@@ -276,7 +276,7 @@ def train(
 
     Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept.
     """
-    run = open_run(spec, where)
+    run = runs.open_run(store(where), run_name(spec), config(spec))
     if not run.finished:
         teacher = (
             None if spec.teacher is None else train(spec.teacher, where, device=device, progress=progress, stop=stop)
@@ -561,7 +561,7 @@ def run_study(
     has a row with status "diverged".
     """
     where = store(where)
-    missing = [spec for spec in wanted if not open_run(spec, where).finished]
+    missing = [spec for spec in wanted if not find_run(spec, where).finished]
     if workers is None:
         workers = 1 if (device or "").startswith("cuda") or torch.cuda.is_available() else (os.cpu_count() or 1)
     bar = tqdm(
@@ -630,7 +630,7 @@ def _train_quietly(spec: Spec, where: Path, device: str | None, progress: bool) 
 
 def table(wanted: Sequence[Spec], where: Path | None = None) -> pd.DataFrame:
     """The results table of those runs of the study that have finished."""
-    found = [(spec, open_run(spec, where)) for spec in wanted]
+    found = [(spec, find_run(spec, where)) for spec in wanted]
     return pd.DataFrame([row for spec, run in found if run.finished for row in rows(spec, run)])
 
 
@@ -642,7 +642,7 @@ def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 5
     edges = np.linspace(-1, 1, bins + 1)
     counts: dict[tuple[Any, ...], np.ndarray] = {}
     for spec in wanted:
-        run = open_run(spec, where)
+        run = find_run(spec, where)
         if not run.finished or run.result["status"] != "ok":
             continue
         same = pairs_of(splits(spec.scale, spec.source).test).same
