@@ -588,6 +588,7 @@ def test_an_interrupted_run_leaves_nothing_that_looks_finished(album, tmp_path, 
         assert not (tmp_path / "out.partial").exists()
     else:
         assert not (tmp_path / "out.partial" / "meta.json").exists()
+        (tmp_path / "out.partial" / "images-00009.npy").write_bytes(b"of a killed run with more shards")
     folder.prepare(album, tmp_path / "out", size=16)  # the next run is not disturbed
     folder.prepare(album, tmp_path / "calm", size=16)
     assert contents(tmp_path / "out") == contents(tmp_path / "calm")
