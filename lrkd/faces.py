@@ -57,7 +57,7 @@ _IDENTITY: Mapping[str, tuple[_Quantity, ...]] = {
         _Quantity("fringe", -0.2, 1.3, "logit", "hair over the forehead"),
         _Quantity("curl", -0.8, 1.6, "logit", "curliness of the hair"),
         _Quantity("neck", 0.285, 0.030, _U, "half width of the neck", 0.2),
-        _Quantity("beard", -2.2, 2.4, "logit", "density of the beard"),
+        _Quantity("beard", -1.9, 2.6, "logit", "density of the beard"),
         _Quantity("moustache", -1.5, 2.0, "logit", "density of the moustache, beard apart"),
     ),
     "mid": (
@@ -463,18 +463,18 @@ class _Face:
             + 0.030 * _bump(u, v - self.jaw + 0.115, 0.12, 0.06)
             - 0.018 * _bump(au - 0.36, v - 0.42, 0.10, 0.12)
             - 0.022 * fold
-            + 0.0035 * wrinkle
+            + 0.006 * wrinkle
         )
         blush = _bump(au - 0.30, v - 0.20, 0.12, 0.10)
         blood = p["flush"] * (0.5 + 1.2 * blush + 0.8 * tip + 0.6 * wing)
         shadow = (
             1.0 * _bump(au - 0.48 * nw, nv - 0.042, 0.019, 0.009)
             + 0.18 * _bump(u, nv - 0.066, nw * 0.7, 0.018)
-            + 0.45 * fold
+            + 0.55 * fold
             + 0.20 * socket
             + 0.28 * _line(au - nw * 1.0, 0.010, px) * _ridge(nv - 0.018, 0.030)
             + 0.20 * _bump(u, self.mt - 0.085 - 0.07 * p["mouth_open"], 0.07, 0.018)
-            + 0.10 * wrinkle
+            + 0.16 * wrinkle
         )
         return height, blood, shadow
 
@@ -529,7 +529,7 @@ class _Face:
         face = skin * light + (0.085 * (1 - whiskers) * shine)[:, None]
         face = torch.lerp(face, eyes, opening[:, None])
         face = torch.lerp(face, gape, inside[:, None])
-        face = torch.lerp(face, self.hair_base * 0.45 * light, (whiskers * 0.92)[:, None])
+        face = torch.lerp(face, self.hair_base * 0.33 * light, (whiskers * 0.92)[:, None])
         face = torch.lerp(face, self.hair_base * 0.38, brows[:, None])
         return face * (1 - lash)[:, None]
 
@@ -587,12 +587,12 @@ class _Face:
         return _plateau(d, 1.0) * torch.exp2(-1.4 * ((s - 0.05) * 0.95).square().square().square())
 
     def _brows(self, strand: Tensor) -> Tensor:
-        return (self._brow_area() * self.p["brow_density"].clamp(0, 0.95) * (1 + 0.06 * strand)).clamp(0, 1)
+        return (self._brow_area() * self.p["brow_density"].clamp(0, 0.95) * (1 + 0.03 * strand)).clamp(0, 1)
 
     def _whiskers(self, lips: Tensor, strand: Tensor) -> Tensor:
         p, u = self.p, self.u
-        growth = 1.6 * (p["beard"] + p["beard_change"])
-        start = 0.34 + 0.10 * _plateau(u, 0.24) - 1.15 * (self.au - 0.36).clamp(min=0)
+        growth = 2.0 * (p["beard"] + p["beard_change"])
+        start = 0.31 + 0.11 * _plateau(u, 0.22) - 1.3 * (self.au - 0.31).clamp(min=0)
         beard = _step(self.v - start, 28.0) * torch.sigmoid(growth + 0.12 * strand)
         above = _bump(u, self.mt + 0.052, 0.11, 0.024) * torch.sigmoid(growth + 1.3 * p["moustache"] + 1.2)
         return (beard + above - beard * above) * (1 - lips) * (0.88 + 0.08 * strand).clamp(0, 1)
@@ -698,7 +698,8 @@ class _Face:
         x, y = (c * qx + s * qy) * half, (c * qy - s * qx) * (half / 0.62)
         x4, y4 = x.square().square(), y.square().square()
         patch = torch.exp2(-(x4 + y4).square()) * p["occluder"]
-        colour = _rgb(*((0.08 + 0.65 * p[f"occluder_{k}"]).square() for k in _RGB))
+        colour = _rgb(*(0.08 + 0.65 * p[f"occluder_{k}"] for k in _RGB))
+        colour = torch.lerp(colour, colour.mean(1, keepdim=True), 0.4).square()
         return torch.lerp(image, colour * (0.85 - 0.2 * y.clamp(-1, 1))[:, None], patch[:, None])
 
     def _develop(self, image: Tensor) -> Tensor:
