@@ -1,8 +1,10 @@
 """Statistics of the study: arrays in, numbers out. Every docstring names the unit that is taken to be independent."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -34,3 +36,86 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
         return Estimate(mean, mean, mean, 1.0 if mean == 0 else 0.0, len(x))
     reach = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * error
     return Estimate(mean, mean - reach, mean + reach, float(stats.ttest_1samp(x, 0).pvalue), len(x))
+
+
+def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "accuracy", *, level: float = 0.95) -> pd.DataFrame:
+    """Mean with its t interval for each cell of a results table: -> `*by, mean, low, high, n, missing`.
+
+    Unit: a row of `frame` (one run's row of one protocol: choose the protocol first). A value that is not finite (of a
+    run that diverged) is left out of the mean and counted in `missing`; a cell of one value has no interval. Cells come
+    in the order in which the frame names them. Raises DataError for columns that the frame lacks.
+    """
+    _columns(frame, [*by, value])
+    table = []
+    for key, part in frame.groupby(list(by), sort=False, dropna=False):
+        values = part[value].to_numpy(np.float64)
+        kept = values[np.isfinite(values)]
+        found = _estimate(kept, level)
+        cell = dict(zip(by, key, strict=True))
+        table.append(
+            cell | {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
+            | {"missing": len(values) - len(kept)}
+        )  # fmt: skip
+    return pd.DataFrame(table, columns=[*by, "mean", "low", "high", "n", "missing"])
+
+
+def paired_differences(
+    frame: pd.DataFrame,
+    baseline: str = "none",
+    unit: Sequence[str] = ("seed",),
+    by: Sequence[str] = ("side",),
+    value: str = "accuracy",
+    *,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Each method minus the baseline, unit by unit, in each cell: -> `method, *by, mean, low, high, p, n`.
+
+    Unit: what `unit` names, a seed; only units that both methods have count. p is the paired t-test's, two-sided, not
+    corrected (see `holm`); with one pair there is neither interval nor p, with none no row. Cells and methods come in
+    the frame's order. Choose one protocol (and data, scale) first: DataError for two rows of one method, cell and unit,
+    and for columns that the frame lacks.
+    """
+    unit, by = list(unit), list(by)
+    _columns(frame, ["method", *by, *unit, value])
+    rows = frame.drop_duplicates(ignore_index=True)
+    twice = rows.duplicated(["method", *by, *unit])
+    if twice.any():
+        first = rows.loc[twice.idxmax(), ["method", *by, *unit]].to_dict()
+        raise DataError(f"frame: more than one row of {first}; choose one protocol, data and scale before comparing")
+    rows = rows[np.isfinite(rows[value].astype(float))]
+    base = rows[rows["method"] == baseline].set_index([*by, *unit])[value]
+    if base.empty:
+        raise DataError(f"baseline: no row of method {baseline!r} with a value of {value!r} in the frame")
+    others = rows[rows["method"] != baseline]
+    matched = others.join(base.rename("baseline"), on=[*by, *unit], how="inner")
+    table = []
+    for key, part in matched.groupby(["method", *by], sort=False):
+        found = _estimate((part[value] - part["baseline"]).to_numpy(np.float64), level)
+        table.append(dict(zip(["method", *by], key, strict=True)) | found._asdict())
+    return pd.DataFrame(table, columns=["method", *by, "mean", "low", "high", "p", "n"])
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """Holm's adjusted p values of one family of comparisons: `(n,) -> (n,)`; nan (no test) stays nan and counts not."""
+    from statsmodels.stats.multitest import multipletests  # not everywhere where training runs
+
+    values = np.asarray(p, dtype=np.float64)
+    adjusted = values.copy()
+    tested = np.isfinite(values)
+    if tested.any():
+        adjusted[tested] = multipletests(values[tested], method="holm")[1]
+    return adjusted
+
+
+def _estimate(values: np.ndarray, level: float) -> Estimate:
+    """`mean_interval` that says nan where there are too few values for it."""
+    if len(values) > 1:
+        return mean_interval(values, level)
+    mean = float(values[0]) if len(values) else np.nan
+    return Estimate(mean, np.nan, np.nan, np.nan, len(values))
+
+
+def _columns(frame: pd.DataFrame, wanted: Iterable[str]) -> None:
+    missing = [name for name in wanted if name not in frame]
+    if missing:
+        raise DataError(f"frame: has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
