@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -165,6 +166,7 @@ _NUISANCE: tuple[_Nuisance, ...] = (
     ),
 )
 _RGB = ("red", "green", "blue")
+_CPU_CHUNK = 60_000  # pixels drawn together: fields of this size stay in the cache
 _TEXELS = 128  # a period of the skin and hair patterns; one period spans the image
 _SKIN_BANDS = (5.0, 9.0, 13.0, 18.0, 24.0)  # cycles an image width
 _LIGHT_SKIN, _MELANIN, _BLOOD = (0.10, 0.36, 0.60), (0.95, 1.30, 1.65), (0.02, 0.75, 0.60)
@@ -356,7 +358,7 @@ class FaceModel:
             raise ConfigError(f"size={size!r}: it must be a whole number of pixels, 4 or more")
         nuisance = nuisance.to(identity.dtype)
         # Small chunks stay in the cache of a CPU; a GPU wants large ones.
-        chunk = max(1, (100_000 if identity.device.type == "cpu" else 8_000_000) // (size * size))
+        chunk = max(1, (_CPU_CHUNK if identity.device.type == "cpu" else 8_000_000) // (size * size))
         parts = [
             _Face(self, i, n, size).draw(masks)
             for i, n in zip(identity.split(chunk), nuisance.split(chunk), strict=True)
@@ -365,6 +367,35 @@ class FaceModel:
         if not masks:
             return images
         return images, {part: torch.cat([m[part] for _, m in parts]) for part in PARTS}
+
+    def images(self, identity: Tensor, nuisance: Tensor, size: int = 112, workers: int | None = None) -> Tensor:
+        """`render` without derivatives; on a CPU `workers` (torch's threads) chunks at a time.
+
+        One thread a chunk: the operations are too small to gain from threads inside each of them.
+        """
+        threads = torch.get_num_threads()
+        workers = threads if workers is None else workers
+
+        def draw(some: slice) -> Tensor:
+            torch.set_num_threads(1)  # of this worker; new threads inherit it until it is set back below
+            with torch.no_grad():
+                return self._image(identity[some], nuisance[some], size)
+
+        step = max(1, _CPU_CHUNK // max(1, size * size))
+        if identity.device.type != "cpu" or workers < 2 or len(identity) <= step:
+            with torch.no_grad():
+                return self._image(identity, nuisance, size)
+        self._image(identity[:1], nuisance[:1], size)  # bad input fails here, and the constants are made once
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                return torch.cat(list(pool.map(draw, (slice(i, i + step) for i in range(0, len(identity), step)))))
+        finally:
+            torch.set_num_threads(threads)
+
+    def _image(self, identity: Tensor, nuisance: Tensor, size: int) -> Tensor:
+        image = self.render(identity, nuisance, size)
+        assert isinstance(image, Tensor)
+        return image
 
     def look_up(self, table: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Bilinear look-up in periodic patterns (N or 1, T*T) at (N,S,S) coordinates; one period is 2 units."""

@@ -76,6 +76,16 @@ def test_batch_does_not_change_an_image(model: FaceModel, people: tuple) -> None
         torch.testing.assert_close(together[i : i + 1], alone, atol=2e-4, rtol=0)
 
 
+def test_images_in_threads_are_the_rendered_images(model: FaceModel, people: tuple) -> None:
+    threads = torch.get_num_threads()
+    many = model.images(*people, size=112, workers=3)
+    assert torch.get_num_threads() == threads
+    assert not many.requires_grad
+    torch.testing.assert_close(many, model.render(*people, 112), atol=2e-4, rtol=0)
+    with pytest.raises(ConfigError, match="identities but"):
+        model.images(people[0], people[1][:3], size=112, workers=2)
+
+
 def test_seeds(model: FaceModel, people: tuple) -> None:
     a, b = (model.sample_identity(4, torch.Generator().manual_seed(s)) for s in (1, 1))
     assert torch.equal(a, b)
