@@ -1,6 +1,10 @@
-"""Distances between two tensors, one number a sample; normalisation is a separate step (`unit`)."""
+"""Distances between two tensors, one number a sample; normalisation is a separate step (`unit`).
+
+A distance can be pickled, as studies send methods to other processes: so those with a parameter are small classes.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -28,6 +32,18 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return 1 - (unit(a) * unit(b)).sum(1)
 
 
+@dataclass(frozen=True)
+class _Lp:
+    p: float
+
+    @property
+    def __name__(self) -> str:
+        return f"lp({self.p:g})"
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().pow(self.p).flatten(1).mean(1)
+
+
 def lp(p: float) -> Distance:
     """The distance mean_i |a_i - b_i|^p, (B,...), (B,...) -> (B,), p >= 1; p = 2 is FitNet's MSE (arXiv 1412.6550).
 
@@ -35,12 +51,7 @@ def lp(p: float) -> Distance:
     """
     if not p >= 1:
         raise ConfigError(f"p is {p}: lp(p) is a distance for p >= 1")
-
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        return (a - b).abs().pow(p).flatten(1).mean(1)
-
-    distance.__name__ = f"lp({p:g})"
-    return distance
+    return _Lp(p)
 
 
 def smooth_l1(a: Tensor, b: Tensor) -> Tensor:
@@ -53,14 +64,21 @@ def euclidean(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().flatten(1).sum(1).add(1e-12).sqrt()
 
 
+@dataclass(frozen=True)
+class _OnUnit:
+    distance: Distance
+
+    @property
+    def __name__(self) -> str:
+        return f"on_unit({self.distance.__name__})"
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.distance(unit(a), unit(b))
+
+
 def on_unit(distance: Distance) -> Distance:
     """The same distance after both samples are brought to norm 1 (L2 whatever the distance's p)."""
-
-    def normalised(a: Tensor, b: Tensor) -> Tensor:
-        return distance(unit(a), unit(b))
-
-    normalised.__name__ = f"on_unit({distance.__name__})"
-    return normalised
+    return _OnUnit(distance)
 
 
 def norm_angle_split(a: Tensor, b: Tensor) -> NormAngle:

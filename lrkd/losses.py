@@ -6,6 +6,7 @@ gradient (the caller runs it under `torch.no_grad`).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -147,7 +148,8 @@ def cosine_logits(embedding: Tensor, weight: Tensor, scale: float) -> Tensor:
 class Term:
     """One weighted summand of a distillation loss, as data.
 
-    function: (student View, teacher View) -> scalar tensor. spec: what it is, in plain values, for the run's config.
+    function: (student View, teacher View) -> scalar tensor, one that can be pickled (of a module, or a `partial` of
+    such), as studies send it to other processes. spec: what it is, in plain values, for the run's config.
     hint: whether it needs the student's features through hint layers (1x1 conv + BN, only in training).
     """
 
@@ -162,77 +164,86 @@ class Term:
         return {"name": self.name, "weight": self.weight, "hint": self.hint, **dict(self.spec)}
 
 
-def _name(distance: Distance) -> str:
-    return distance.__name__
-
-
 def feature(
     distance: Distance = cosine, weight: float = 20.0, stages: str | tuple[int, ...] = "all", hint: bool = True
 ) -> Term:
     """Feature maps of the given stages (0-based, or "all") by `feature_loss`."""
     if stages != "all" and not (isinstance(stages, tuple) and stages and all(isinstance(i, int) for i in stages)):
         raise ConfigError(f'stages is {stages!r}: give "all" or a tuple of stage numbers such as (2, 3)')
+    function = partial(_feature, distance=distance, stages=stages, hint=hint)
+    return Term("feature", weight, function, (("distance", distance.__name__), ("stages", stages)), hint)
 
-    def compute(student: View, teacher: View) -> Tensor:
-        s, t = (student.hinted if hint else student.features), teacher.features
-        if stages != "all":
-            s, t = [s[int(i)] for i in stages], [t[int(i)] for i in stages]
-        return feature_loss(s, t, distance)
 
-    return Term("feature", weight, compute, (("distance", _name(distance)), ("stages", stages)), hint)
+def _feature(student: View, teacher: View, distance: Distance, stages: str | tuple[int, ...], hint: bool) -> Tensor:
+    s, t = (student.hinted if hint else student.features), teacher.features
+    if stages != "all":
+        s, t = [s[int(i)] for i in stages], [t[int(i)] for i in stages]
+    return feature_loss(s, t, distance)
 
 
 def cross(distance: Distance = cosine, weight: float = 4.0) -> Term:
     """The relation between a sample and its partner on the last stage by `cross_loss`."""
+    return Term("cross", weight, partial(_cross, distance=distance), (("distance", distance.__name__),), hint=True)
 
-    def compute(student: View, teacher: View) -> Tensor:
-        partner = partners(teacher.embedding, teacher.labels)
-        return cross_loss(student.hinted[-1], teacher.features[-1], partner, distance)
 
-    return Term("cross", weight, compute, (("distance", _name(distance)),), hint=True)
+def _cross(student: View, teacher: View, distance: Distance) -> Tensor:
+    partner = partners(teacher.embedding, teacher.labels)
+    return cross_loss(student.hinted[-1], teacher.features[-1], partner, distance)
 
 
 def attention(distance: Distance = cosine, weight: float = 5.0, centred: bool = False) -> Term:
     """CBAM's channel and spatial maps of every block by `attention_loss`."""
+    function = partial(_attention, distance=distance, centred=centred)
+    return Term("attention", weight, function, (("distance", distance.__name__), ("centred", centred)))
 
-    def compute(student: View, teacher: View) -> Tensor:
-        return attention_loss(
-            [*student.channel, *student.spatial], [*teacher.channel, *teacher.spatial], distance, centred
-        )
 
-    return Term("attention", weight, compute, (("distance", _name(distance)), ("centred", centred)))
+def _attention(student: View, teacher: View, distance: Distance, centred: bool) -> Tensor:
+    s, t = [*student.channel, *student.spatial], [*teacher.channel, *teacher.spatial]
+    return attention_loss(s, t, distance, centred)
 
 
 def activation_attention(weight: float = 1000.0) -> Term:
     """AT by `activation_attention_loss`."""
-    return Term("at", weight, lambda s, t: activation_attention_loss(s.features, t.features))
+    return Term("at", weight, _activation_attention)
+
+
+def _activation_attention(student: View, teacher: View) -> Tensor:
+    return activation_attention_loss(student.features, teacher.features)
 
 
 def logits(weight: float = 1.0, temperature: float = 4.0) -> Term:
     """Logit distillation by `logit_loss`."""
-    return Term(
-        "logits", weight, lambda s, t: logit_loss(s.logits, t.logits, temperature), (("temperature", temperature),)
-    )
+    return Term("logits", weight, partial(_logits, temperature=temperature), (("temperature", temperature),))
+
+
+def _logits(student: View, teacher: View, temperature: float) -> Tensor:
+    return logit_loss(student.logits, teacher.logits, temperature)
 
 
 def relational(weight: float = 40.0, distance_weight: float = 1.0, angle_weight: float = 2.0) -> Term:
     """RKD on the embeddings: distance_weight RKD-D + angle_weight RKD-A."""
+    function = partial(_relational, distance_weight=distance_weight, angle_weight=angle_weight)
+    return Term("rkd", weight, function, (("distance_weight", distance_weight), ("angle_weight", angle_weight)))
 
-    def compute(student: View, teacher: View) -> Tensor:
-        return distance_weight * rkd_distance_loss(student.embedding, teacher.embedding) + (
-            angle_weight * rkd_angle_loss(student.embedding, teacher.embedding)
-        )
 
-    return Term("rkd", weight, compute, (("distance_weight", distance_weight), ("angle_weight", angle_weight)))
+def _relational(student: View, teacher: View, distance_weight: float, angle_weight: float) -> Tensor:
+    s, t = student.embedding, teacher.embedding
+    return distance_weight * rkd_distance_loss(s, t) + angle_weight * rkd_angle_loss(s, t)
 
 
 def similarity_preserving(weight: float = 3000.0) -> Term:
     """SP on the last stage by `similarity_preserving_loss`."""
-    return Term("sp", weight, lambda s, t: similarity_preserving_loss(s.features[-1], t.features[-1]))
+    return Term("sp", weight, _similarity_preserving)
+
+
+def _similarity_preserving(student: View, teacher: View) -> Tensor:
+    return similarity_preserving_loss(student.features[-1], teacher.features[-1])
 
 
 def embedding(distance: Distance = cosine, weight: float = 20.0) -> Term:
     """The embeddings themselves by a distance."""
-    return Term(
-        "embedding", weight, lambda s, t: distance(s.embedding, t.embedding).mean(), (("distance", _name(distance)),)
-    )
+    return Term("embedding", weight, partial(_embedding, distance=distance), (("distance", distance.__name__),))
+
+
+def _embedding(student: View, teacher: View, distance: Distance) -> Tensor:
+    return distance(student.embedding, teacher.embedding).mean()
