@@ -107,6 +107,41 @@ def holm(p: ArrayLike) -> np.ndarray:
     return adjusted
 
 
+def spelled(table: pd.DataFrame, *, factor: float = 100, digits: int = 1, sign: bool = False) -> pd.Series:
+    """Rows of `summarise` or `paired_differences` as text for a table: "80.7 [80.4, 81.0]", in percent by default.
+
+    Without an interval the mean stands alone; without a mean there is a dash. sign: a plus for what is above zero.
+    """
+    form = f"{{:{'+' if sign else ''}.{digits}f}}"
+
+    def spell(mean: float, low: float, high: float) -> str:
+        if not np.isfinite(mean):
+            return "–"
+        middle, *ends = (form.format(factor * v).replace("-", "−") for v in (mean, low, high))
+        return middle if np.isnan(low) else f"{middle} [{ends[0]}, {ends[1]}]"
+
+    return pd.Series(
+        [spell(*row) for row in table[["mean", "low", "high"]].to_numpy()], index=table.index, dtype=object
+    )
+
+
+def provenance(frame: pd.DataFrame) -> dict[str, int | str]:
+    """Where a results table comes from, by its own columns: -> counts of runs, seeds, teachers, diverged, and texts.
+
+    A run is a `config`. teachers: distinct `teacher_seed` among its students. Texts: data, scale, device, torch and
+    commit, each with its values in their order, joined by commas.
+    """
+    texts = ("data", "scale", "device", "torch", "commit")
+    _columns(frame, ["config", "seed", "teacher_seed", "status", *texts])
+    found: dict[str, int | str] = {
+        "runs": int(frame["config"].nunique()),
+        "seeds": int(frame["seed"].nunique()),
+        "teachers": int(frame["teacher_seed"].nunique()),
+        "diverged": int(frame.loc[frame["status"] != "ok", "config"].nunique()),
+    }
+    return found | {name: ", ".join(map(str, frame[name].dropna().unique())) for name in texts}
+
+
 def _estimate(values: np.ndarray, level: float) -> Estimate:
     """`mean_interval` that says nan where there are too few values for it."""
     if len(values) > 1:

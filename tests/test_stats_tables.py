@@ -6,7 +6,7 @@ import pytest
 from scipy import stats as oracle
 
 from lrkd.errors import DataError
-from lrkd.stats import holm, paired_differences, summarise
+from lrkd.stats import holm, paired_differences, provenance, spelled, summarise
 
 
 @pytest.fixture
@@ -115,3 +115,26 @@ def test_holm_by_hand() -> None:
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
     np.testing.assert_allclose(holm([0.5, np.nan, 0.01]), [0.5, np.nan, 0.02])
     assert np.isnan(holm([np.nan])).all()
+
+
+def test_spelled() -> None:
+    nan = np.nan
+    rows = [(0.8069, 0.8041, 0.81), (-0.0123, -0.02, 0.004), (0.5, nan, nan), (nan, nan, nan)]
+    table = pd.DataFrame(rows, index=["a", "b", "c", "d"], columns=["mean", "low", "high"])
+    assert spelled(table).to_dict() == {"a": "80.7 [80.4, 81.0]", "b": "−1.2 [−2.0, 0.4]", "c": "50.0", "d": "–"}
+    assert spelled(table, sign=True)["b"] == "−1.2 [−2.0, +0.4]"
+    assert spelled(table, factor=1, digits=2)["a"] == "0.81 [0.80, 0.81]"
+
+
+def test_provenance_counts_runs_not_rows() -> None:
+    columns = ["config", "seed", "teacher_seed", "status", "commit"]
+    teacher, a, c = ("t", 0, np.nan, "ok", "aaa"), ("a", 0, 0, "ok", "aaa"), ("c", 2, 0, "ok", "aaa")
+    runs = [teacher, a, ("b", 1, 1, "diverged", "bbb"), c]
+    frame = pd.DataFrame([(*run, p) for run in runs for p in ("test", "test-hr-lr")], columns=[*columns, "protocol"])
+    frame = frame.assign(data="lfw", scale="cpu", device="one", torch="2.11.0")
+    assert provenance(frame) == {
+        **{"runs": 4, "seeds": 3, "teachers": 2, "diverged": 1},
+        **{"data": "lfw", "scale": "cpu", "device": "one", "torch": "2.11.0", "commit": "aaa, bbb"},
+    }
+    with pytest.raises(DataError, match="'config'"):
+        provenance(frame.drop(columns="config"))
