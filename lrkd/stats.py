@@ -32,7 +32,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
         raise DataError(f"values: {x.tolist()} are not two or more finite numbers, one a seed")
     mean, error = float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x)))
-    if error == 0:
+    if np.ptp(x) == 0:  # the error may be a rounding error above zero
         return Estimate(mean, mean, mean, 1.0 if mean == 0 else 0.0, len(x))
     reach = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * error
     return Estimate(mean, mean - reach, mean + reach, float(stats.ttest_1samp(x, 0).pvalue), len(x))
@@ -123,6 +123,13 @@ def spelled(table: pd.DataFrame, *, factor: float = 100, digits: int = 1, sign: 
     return pd.Series(
         [spell(*row) for row in table[["mean", "low", "high"]].to_numpy()], index=table.index, dtype=object
     )
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval says about its sign, to go into a sentence: "above zero", "below zero", or why neither."""
+    if np.isnan(low) or np.isnan(high):
+        return "without an interval"
+    return "above zero" if low > 0 else "below zero" if high < 0 else "not told apart from zero"
 
 
 def provenance(frame: pd.DataFrame) -> dict[str, int | str]:

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats as oracle
 
 from lrkd.errors import DataError
-from lrkd.stats import holm, paired_differences, provenance, spelled, summarise
+from lrkd.stats import holm, paired_differences, provenance, spelled, summarise, verdict
 
 
 @pytest.fixture
@@ -124,6 +124,12 @@ def test_spelled() -> None:
     assert spelled(table).to_dict() == {"a": "80.7 [80.4, 81.0]", "b": "−1.2 [−2.0, 0.4]", "c": "50.0", "d": "–"}
     assert spelled(table, sign=True)["b"] == "−1.2 [−2.0, +0.4]"
     assert spelled(table, factor=1, digits=2)["a"] == "0.81 [0.80, 0.81]"
+
+
+def test_verdict_follows_the_sign_of_both_ends() -> None:
+    ends = [(0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0.0, 0.1), (np.nan, np.nan)]
+    said = ["above zero", "below zero", "not told apart from zero", "not told apart from zero", "without an interval"]
+    assert [verdict(*pair) for pair in ends] == said
 
 
 def test_provenance_counts_runs_not_rows() -> None:
