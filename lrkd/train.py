@@ -1,6 +1,7 @@
 """One `fit` for teachers and students, on a CPU or a GPU, with checkpoints that resume to the bit on a CPU."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -92,7 +93,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen HR network and the class weights of its head. shuffled: it is shown the next image of the batch."""
+    """A frozen HR network and the class weights of its head. shuffled: it sees each image's neighbour in the batch."""
 
     network: IResNet
     head: Head
@@ -237,13 +238,17 @@ def fit(
                     pending = []
                 if save and directory is not None:
                     state.save(directory, step, rows)
-                if stopped and not last:
+                if stopped:
                     raise KeyboardInterrupt(f"{name} stopped at step {step} of {steps}")
                 if after_epoch is not None and step % steps_an_epoch == 0:
                     after_epoch(step // steps_an_epoch)
                     trained.train()
     trained.eval()
-    seconds = sum(log_every * batch / row["images_per_s"] for row in rows)
+    done = [0.0, *(row["step"] for row in rows)]
+    seconds = sum(
+        (after - before) * batch / row["images_per_s"]
+        for row, (before, after) in zip(rows, itertools.pairwise(done), strict=True)
+    )
     return Fitted(rows, hints, seconds)
 
 
@@ -307,6 +312,10 @@ def _augment(hr: Tensor, options: Options, generator: torch.Generator) -> Tensor
     return hr
 
 
+# Images of more bytes than this stay where they lie when a CPU trains on them.
+_RESIDENT_BYTES = 2e9
+
+
 def _resident(faces: Images, device: torch.device, share: float = 0.3) -> Callable[[Tensor], Tensor]:
     """A function from indices to float images (B,3,H,W) in [0,1] on the device.
 
@@ -314,7 +323,7 @@ def _resident(faces: Images, device: torch.device, share: float = 0.3) -> Callab
     otherwise each batch is read from where it lies.
     """
     total = math.prod(faces.images.shape)
-    room = share * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2e9
+    room = share * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _RESIDENT_BYTES
     if total < room:
         everything = torch.from_numpy(np.array(faces.images[:])).to(device).permute(0, 3, 1, 2)
         return lambda index: everything[index.to(device)].float() / 255
@@ -383,10 +392,10 @@ class _State:
         }
         buffer = io.BytesIO()  # a file that torch writes itself hides a full disk behind another error
         torch.save(state, buffer)
-        _write(directory / "state.pt", buffer.getvalue())
-        if rows:
+        if rows:  # before the state: a run that is killed in between then writes these rows again
             lines = [",".join(rows[0]), *(",".join(f"{value:.8g}" for value in row.values()) for row in rows)]
             _write(directory / "metrics.csv", ("\n".join(lines) + "\n").encode())
+        _write(directory / "state.pt", buffer.getvalue())
 
     def load(self, path: Path) -> tuple[int, list[dict[str, float]]]:
         try:
