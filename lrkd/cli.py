@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,19 +80,27 @@ def parser() -> argparse.ArgumentParser:
         "--data", metavar="PATH", help="another prepared folder (default: the test split of the run's data)"
     )
     sub.add_argument("--protocol", help="with --data: a protocol of its pairs.csv (default: the only one)")
-    sub.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    sub.add_argument("--out", type=_output, metavar="CSV", help="also write the table")
 
     sub = command("study", _study, "train a whole grid of runs and write its results table")
     sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}")
     sub.add_argument("--workers", type=int, help="runs at a time (default: one a core on a CPU, one on a GPU)")
-    sub.add_argument("--out", type=Path, metavar="CSV", help="the results table, rewritten after every run")
-    sub.add_argument("--scores", type=Path, metavar="CSV", help="histograms of the test scores, written at the end")
+    sub.add_argument("--out", type=_output, metavar="CSV", help="the results table, rewritten after every run")
+    sub.add_argument("--scores", type=_output, metavar="CSV", help="histograms of the test scores, written at the end")
     sub.add_argument("--list", action="store_true", help="only list the runs and whether they are there")
     what(sub)
 
     sub = command("runs", _runs, "list the runs of the store with their accuracy")
     where(sub)
     return top
+
+
+def _output(text: str) -> Path:
+    """argparse type: a file that can be written, so that hours of training do not end in a typing error."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text}: a file in a folder that is there and can be written is right")
+    return path
 
 
 def _show(frame: pd.DataFrame) -> None:
@@ -140,13 +149,19 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _verify(arguments: argparse.Namespace) -> None:
     run = runs.load_run(arguments.run)
-    source = run.result["source"]
+    try:
+        source, scale_name = run.result["source"], run.config["scale"]
+        trained_preset, digest = run.config["preset"], run.config["data"]["test"]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{run.path}: config.json or result.json is not as lrkd wrote it: no {error}") from error
     network, _head = study.load(run)
     size = network.size
-    scale = study.scale(run.config["scale"])
+    scale = study.scale(scale_name)
     if arguments.data is None:
+        if arguments.protocol is not None:
+            raise ConfigError(f"protocol is {arguments.protocol!r}: it goes with --data only")
         faces = study.splits(scale, source).test
-        if faces.digest != run.config["data"]["test"]:
+        if faces.digest != digest:
             raise DataError(f"{source}: is not the data that {run.path} was tested on; give --data and --protocol")
     else:
         whole = load_prepared(arguments.data)
@@ -154,7 +169,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         faces = resized_faces(whole.protocol(name), size)
     pairs = study.pairs_of(faces)
     sides = arguments.side or [size, *scale.sides]
-    preset = study.evaluation_preset(arguments.preset or run.config["preset"])
+    preset = study.evaluation_preset(arguments.preset or trained_preset)
     table = []
     for side in sides:
         features = embed(network, faces.images, side=None if side == size else side, preset=preset, progress=True)
@@ -193,7 +208,7 @@ def _study(arguments: argparse.Namespace) -> None:
     if arguments.scores:
         study.write_table(arguments.scores, study.score_table(wanted, arguments.runs))
     test = table[table["protocol"] == "test"]
-    _show(test.groupby(["side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
+    _show(test.groupby(["role", "side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
 
 
 def _runs(arguments: argparse.Namespace) -> None:
@@ -203,7 +218,12 @@ def _runs(arguments: argparse.Namespace) -> None:
         raise RunError(f"{store}: there are no runs here; `lrkd train` makes one, --runs names another store")
     table = []
     for run in found:
-        result: dict[str, Any] = run.result if run.finished else {"status": "not finished"}
+        result: dict[str, Any] = {"status": "not finished"}
+        if run.finished:
+            try:
+                result = run.result
+            except RunError:
+                result = {"status": "unreadable"}
         measures = result.get("measures")
         accuracy = measures["test"]["accuracy"] if measures else None
         table.append({"run": run.path.name, "status": result["status"], "accuracy": accuracy})
@@ -213,8 +233,11 @@ def _runs(arguments: argparse.Namespace) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Errors that a user can cause are one line on stderr."""
     try:
-        arguments = parser().parse_args(words)
-        arguments.action(arguments)
+        try:
+            arguments = parser().parse_args(words)
+            arguments.action(arguments)
+        finally:
+            sys.stdout.flush()  # here, so that a closed pipe or a full disk is met below and not at exit
     except ConfigError as error:
         return _fail(str(error), 2)
     except LrkdError as error:
@@ -223,10 +246,21 @@ def main(words: Sequence[str] | None = None) -> int:
         said = str(error)
         return _fail(f"interrupted{': ' + said if said else ''}; the same command goes on from here", 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPIPE):
+        _drop_output()
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough, as `head` has
+            return 1
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         return _fail(f"{error.filename or 'output'}: {error.strerror}; make room or choose another folder", 1)
     return 0
+
+
+def _drop_output() -> None:
+    """Give up output that cannot be written, or the interpreter complains of it at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(text: str, status: int) -> int:

@@ -26,9 +26,9 @@ TeacherKind = Literal["none", "trained", "random", "shuffled"]
 class Method:
     """A method of the study.
 
-    teacher: "trained" (on HR images), "random" (the same network, untrained), "shuffled" (the trained one, shown other
-    images of the batch) or "none". terms: what is added to the margin head's cross-entropy. source: where it is from;
-    note: how ours deviates.
+    teacher: "trained" (on HR images), "random" (the same network, untrained), "shuffled" (the trained one, shown each
+    image's neighbour in the batch) or "none". terms: what is added to the margin head's cross-entropy. source: where it
+    is from; note: how ours deviates.
     """
 
     name: str
@@ -93,7 +93,7 @@ METHODS: dict[str, Method] = {
             FSKD,
             teacher="shuffled",
             source="control",
-            note="the teacher sees the next image of the batch",
+            note="the teacher sees each image's neighbour in the batch",
         ),
     )
 }

@@ -53,14 +53,17 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; RunError that names it when it is missing or broken."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; RunError that names it when it is missing or broken."""
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(f"{path}: no such file, so this is not a run directory of lrkd") from error
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read as JSON ({error}); remove the run directory to train anew") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: holds no JSON object; remove the run directory to train anew")
+    return value
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -92,7 +95,10 @@ class Run:
         """What was measured; RunError before the run has finished."""
         if not self.finished:
             raise RunError(f"{self.path}: this run has not finished; train it first (the same command resumes it)")
-        return read_json(self.path / "result.json")
+        result = read_json(self.path / "result.json")
+        if "status" not in result:
+            raise RunError(f"{self.path / 'result.json'}: has no status; remove the run directory to train anew")
+        return result
 
     @contextmanager
     def lock(self, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
@@ -144,8 +150,7 @@ def open_run(store: Path, name: str, config: Mapping[str, Any]) -> Run:
 def load_run(path: Path) -> Run:
     """An existing run by its folder; RunError when it is none."""
     run = Run(path)
-    if not isinstance(run.config, dict):
-        raise RunError(f"{path / 'config.json'}: holds no configuration, so this is not a run directory of lrkd")
+    _ = run.config
     return run
 
 

@@ -4,11 +4,13 @@ import functools
 import itertools
 import multiprocessing
 import os
+import pickle
 import platform
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,9 @@ class Spec:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ConfigError(f"preset is {self.preset!r}: the degradations are {', '.join(PRESETS)}")
+        for name, seed in (("seed", self.seed), ("teacher-seed", self.teacher_seed)):
+            if not isinstance(seed, int) or not 0 <= seed < 2**32:
+                raise ConfigError(f"{name} is {seed}: a whole number from 0 to {2**32 - 1} is right")
         for side in (self.side if isinstance(self.side, tuple) else (self.side,)) if self.side is not None else ():
             if not isinstance(side, int) or not 1 <= side <= self.scale.size:
                 raise ConfigError(
@@ -276,6 +281,7 @@ def train(
 
     Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept.
     """
+    device = device_of(device)
     run = runs.open_run(store(where), run_name(spec), config(spec))
     if not run.finished:
         teacher = (
@@ -302,12 +308,11 @@ def _train(
     spec: Spec,
     run: Run,
     teacher_run: Run | None,
-    device: str | None,
+    device: str,
     progress: bool,
     every: int,
     stop: Callable[[], bool] | None,
 ) -> None:
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     faces = splits(spec.scale, spec.source)
     network, head = _build(spec, spec.seed, faces.train.classes)
     teacher = None
@@ -347,7 +352,12 @@ def _train(
 
 
 def load(run: Run) -> tuple[models.IResNet, heads.Head]:
-    """Network and head of a finished run, in evaluation mode; RunError when the file does not fit its config."""
+    """Network and head of a finished run, in evaluation mode.
+
+    Raises RunError for a run that has not finished or has diverged, and where the file does not fit its config.
+    """
+    if run.result["status"] != "ok":
+        raise RunError(f"{run.path}: this run diverged and left no network ({run.result.get('reason')})")
     path = run.path / "model.safetensors"
     tensors, made = load_model(path)
     try:
@@ -361,8 +371,8 @@ def load(run: Run) -> tuple[models.IResNet, heads.Head]:
         head = heads.build(made["head"]["name"], len(parts["head"]["weight"]), network.embedding, **options)
         network.load_state_dict(parts["network"])
         head.load_state_dict(parts["head"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise RunError(f"{path}: its tensors do not fit its config ({str(error).splitlines()[0]})") from error
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(f"{path}: its tensors do not fit its config ({str(error).partition(chr(10))[0]})") from error
     return network.eval(), head.eval()
 
 
@@ -556,14 +566,17 @@ def run_study(
     """Train what the store lacks and return the results table, one row a run and protocol.
 
     workers: processes that train at a time; None takes one a core on a CPU (a run there uses one thread) and one on a
-    GPU. Any number of calls may share a store: a run is trained once. Ctrl-C stops after the current step of each run,
-    and the next call goes on there. on_table is called with the table so far after every run. A run that diverges
-    has a row with status "diverged".
+    GPU. With more than one, a term's function must be of a module that a new process can import. Any number of calls
+    may share a store: a run is trained once. Ctrl-C stops after the current step of each run, and the next call goes on
+    there. on_table is called with the table so far after every run. A run that diverges has a row with status
+    "diverged"; a teacher that does is a TrainingError.
     """
-    where = store(where)
+    where, device = store(where), device_of(device)
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}: at least 1 is needed")
     missing = [spec for spec in wanted if not find_run(spec, where).finished]
     if workers is None:
-        workers = 1 if (device or "").startswith("cuda") or torch.cuda.is_available() else (os.cpu_count() or 1)
+        workers = 1 if device.startswith("cuda") else os.cpu_count() or 1
     bar = tqdm(
         total=len(missing),
         desc="runs",
@@ -582,13 +595,19 @@ def run_study(
     return table(wanted, where)
 
 
-def _trained(batch: Sequence[Spec], where: Path, workers: int, device: str | None, progress: bool) -> Iterator[Spec]:
+def _trained(batch: Sequence[Spec], where: Path, workers: int, device: str, progress: bool) -> Iterator[Spec]:
     """The specs of a batch as their runs finish."""
     if min(workers, len(batch)) <= 1:
         for spec in batch:
             _train_quietly(spec, where, device, progress)
             yield spec
         return
+    try:
+        pickle.dumps(batch)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise ConfigError(
+            f"a method cannot be sent to a worker ({error}): define its functions in a module, or take workers=1"
+        ) from error
     context = multiprocessing.get_context("spawn")
     event = context.Event()
     pool = ProcessPoolExecutor(min(workers, len(batch)), context, _start_worker, (event,))
@@ -597,6 +616,10 @@ def _trained(batch: Sequence[Spec], where: Path, workers: int, device: str | Non
         for future in as_completed(futures):
             future.result()
             yield futures[future]
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a worker process died, perhaps for want of memory; the same command goes on (fewer workers need less)"
+        ) from error
     except BaseException:
         event.set()  # each worker saves after its current step
         raise
@@ -614,14 +637,14 @@ def _start_worker(event: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _train_quietly(spec: Spec, where: Path, device: str | None, progress: bool) -> None:
-    """Train one run; divergence is kept as its result and stops nothing, but for a teacher's."""
+def _train_quietly(spec: Spec, where: Path, device: str, progress: bool) -> None:
+    """Train one run; its divergence is kept as its result and stops nothing, but for a teacher's."""
     if _stop is not None and _stop.is_set():
         return
     try:
         train(spec, where, device=device, progress=progress, stop=None if _stop is None else _stop.is_set)
     except TrainingError:
-        if spec.role == "teacher":
+        if spec.role == "teacher" or not find_run(spec, where).finished:  # not finished: it was its teacher's
             raise
     except KeyboardInterrupt:
         if _stop is None:
@@ -646,7 +669,10 @@ def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 5
         if not run.finished or run.result["status"] != "ok":
             continue
         same = pairs_of(splits(spec.scale, spec.source).test).same
-        scores = np.load(run.path / "scores.npy", allow_pickle=False)
+        try:
+            scores = np.load(run.path / "scores.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise RunError(f"{run.path / 'scores.npy'}: cannot be read ({error}); remove the run directory") from error
         side = spec.scale.size if spec.side is None else spec.side
         for protocol, values in (("test", scores[0]), ("test-hr-lr", scores[2])):
             found = [np.histogram(values[kind].clip(-1, 1), edges)[0] for kind in (same, ~same)]
@@ -690,6 +716,17 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def device_of(name: str | None = None) -> str:
+    """The device of that name; None is CUDA where it is there, else the CPU. ConfigError for one that is not there."""
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    name = name or ("cuda" if "cuda" in there else "cpu")
+    if name not in there:
+        raise ConfigError(f"device is {name!r}: this machine has {', '.join(there)}")
+    return name
 
 
 def device_name(device: str) -> str:
