@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
@@ -71,6 +72,7 @@ STYLE: dict[str, Any] = {
     "lines.markersize": 6,
     "legend.frameon": False,
     "image.cmap": SEQUENTIAL,
+    "image.interpolation": "auto",  # plain pixels where enlarged, smoothed where an image has more than the page
 }
 
 
@@ -145,7 +147,7 @@ def image_grid(
     gap = max(1, h // 20) if gap is None else gap
     sheet = np.ones((r, h + gap, c, w + gap, 3))
     sheet[:, :h, :, :w] = x.transpose(0, 2, 1, 3, 4)
-    ax.imshow(sheet.reshape(r * (h + gap), c * (w + gap), 3)[: -gap or None, : -gap or None], interpolation="nearest")
+    ax.imshow(sheet.reshape(r * (h + gap), c * (w + gap), 3)[: -gap or None, : -gap or None])
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
@@ -242,7 +244,8 @@ def forest(
 ) -> Axes:
     """One line a label, first on top: (n,) estimates with their (n,) lows and highs, and the numbers at the right.
 
-    reference: where a dashed line stands; n: units behind each; styles: a look a label, where labels are no methods.
+    reference: where a dashed line stands; n: units behind each; styles: a look a label, where labels are no methods. A
+    low or high that is not finite (of one unit) leaves the interval out.
     """
     middle, low, high = (np.asarray(v, dtype=np.float64) for v in (estimates, lows, highs))
     own = list(styles) if styles is not None else [look(label) for label in labels]
@@ -250,7 +253,8 @@ def forest(
         ax.plot([a, b], [i, i], color=own[i].colour, linewidth=2.2, solid_capstyle="butt")
         ax.plot(m, i, own[i].marker, color=own[i].colour, markersize=7, markeredgecolor="white", markeredgewidth=0.7)
         count = "" if n is None else f"  n={n if isinstance(n, int) else n[i]}"
-        text = f"{fmt.format(m)} [{fmt.format(a)}, {fmt.format(b)}]{count}"
+        interval = f" [{fmt.format(a)}, {fmt.format(b)}]" if np.isfinite([a, b]).all() else ""
+        text = f"{fmt.format(m)}{interval}{count}"
         ax.annotate(text, (1.02, i), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9)
     if reference is not None:
         ax.axvline(reference, color=BLACK, linestyle="--", linewidth=1)
@@ -260,6 +264,27 @@ def forest(
     ax.grid(False, axis="y")
     ax.spines["left"].set_visible(False)
     return ax
+
+
+def verdict(ax: Axes, differences: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Axes:
+    """The book's answer: every method's accuracy minus that without distillation, in percentage points, greatest first.
+
+    differences: columns method, mean, low, high (fractions) and n (seeds), a row a method, as
+    `stats.paired_differences` gives them at one side. titles: a method's name in words.
+    """
+    rows = differences.sort_values("mean", ascending=False)
+    names = list(rows["method"])
+    mean, low, high = 100 * rows[["mean", "low", "high"]].to_numpy(np.float64).T
+    return forest(
+        ax,
+        [(titles or {}).get(name, name) for name in names],
+        mean,
+        low,
+        high,
+        n=[int(count) for count in rows["n"]],
+        xlabel="test accuracy minus that without distillation, percentage points",
+        styles=[look(name) for name in names],
+    )
 
 
 def by_side(
