@@ -75,7 +75,7 @@ def test_colours_are_told_apart_without_red_or_green_cones(kind):
         far = float(np.linalg.norm(seen(a, kind) - seen(b, kind)))
         markers = [{look.marker for look in plots.LOOKS.values() if look.colour == c} for c in (a, b)]
         assert far > 12 or not markers[0] & markers[1], (a, b, far)
-    assert np.linalg.norm(seen("#d62728", "deutan") - seen("#2ca02c", "deutan")) < 25, "red and green must fail"
+    assert np.linalg.norm(seen("#d62728", "deutan") - seen("#2ca02c", "deutan")) < 12, "red and green must fail"
 
 
 # Showing
