@@ -407,7 +407,7 @@ def _render(
             with NpyWriter(folder / f"{split}-images.npy", (size, size, 3)) as out:
                 for start in range(0, len(labels), 256):
                     rows = slice(start, start + 256)
-                    x = model.render(identity[labels[rows]].to(device), nuisance[rows].to(device), size=size)
+                    x = model.images(identity[labels[rows]].to(device), nuisance[rows].to(device), size=size)
                     assert isinstance(x, torch.Tensor)
                     if not torch.isfinite(x).all():
                         raise DataError(f"FaceModel({parameters['face']}) rendered values that are not finite")

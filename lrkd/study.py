@@ -9,7 +9,7 @@ import platform
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -97,10 +97,12 @@ SCALES: dict[str, Scale] = {
             images=20,
             pairs=(3000, 6000),
             recipes={
-                "procedural": Recipe(Schedule(7), Schedule(4)),
+                "procedural": Recipe(Schedule(7, batch=64, lr=0.15), Schedule(3, batch=64, lr=0.15)),
                 "prepared": Recipe(Schedule(16), Schedule(16), shift=2),
             },
             options=Options(threads=1),
+            # Little identity in the low frequencies: what 6 px destroy is what tells these people apart.
+            face={"amplitudes": (0.4, 1.3, 1.5)},
         ),
         Scale(
             "gpu",
@@ -585,37 +587,42 @@ def run_study(
         smoothing=0,
     )
     with bar:
-        # Teachers first: all their students would wait for them.
-        for batch in ([s for s in missing if s.role == "teacher"], [s for s in missing if s.role != "teacher"]):
-            for spec in _trained(batch, where, workers, device, progress):
-                bar.update()
-                bar.set_postfix_str(run_name(spec))
-                if on_table is not None:
-                    on_table(table(wanted, where))
+        for spec in _trained(missing, where, workers, device, progress):
+            bar.update()
+            bar.set_postfix_str(run_name(spec))
+            if on_table is not None:
+                on_table(table(wanted, where))
     return table(wanted, where)
 
 
-def _trained(batch: Sequence[Spec], where: Path, workers: int, device: str, progress: bool) -> Iterator[Spec]:
-    """The specs of a batch as their runs finish."""
-    if min(workers, len(batch)) <= 1:
-        for spec in batch:
+def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, progress: bool) -> Iterator[Spec]:
+    """The specs as their runs finish. They start in the given order, but for those whose teacher is being trained."""
+    workers = min(workers, len(missing))
+    if workers <= 1:
+        for spec in missing:
             _train_quietly(spec, where, device, progress)
             yield spec
         return
     try:
-        pickle.dumps(batch)
+        pickle.dumps(missing)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         raise ConfigError(
             f"a method cannot be sent to a worker ({error}): define its functions in a module, or take workers=1"
         ) from error
     context = multiprocessing.get_context("spawn")
     event = context.Event()
-    pool = ProcessPoolExecutor(min(workers, len(batch)), context, _start_worker, (event,))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (event,))
+    waiting, running = list(missing), dict[Future[None], Spec]()
     try:
-        futures = {pool.submit(_train_quietly, spec, where, device, False): spec for spec in batch}
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
+        while waiting or running:
+            unfinished = {run_name(spec) for spec in (*waiting, *running.values())}
+            ready = [spec for spec in waiting if spec.teacher is None or run_name(spec.teacher) not in unfinished]
+            for spec in ready[: workers - len(running)]:
+                waiting.remove(spec)
+                running[pool.submit(_train_quietly, spec, where, device, False)] = spec
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                yield running.pop(future)
     except BrokenProcessPool as error:
         raise RunError(
             "a worker process died, perhaps for want of memory; the same command goes on (fewer workers need less)"

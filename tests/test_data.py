@@ -59,7 +59,7 @@ class TinyModel:
     def sample_nuisance(self, n: int, generator: torch.Generator) -> torch.Tensor:
         return torch.rand(n, 3, generator=generator)
 
-    def render(self, identity: torch.Tensor, nuisance: torch.Tensor, size: int = 112) -> torch.Tensor:
+    def images(self, identity: torch.Tensor, nuisance: torch.Tensor, size: int = 112) -> torch.Tensor:
         type(self).renders += 1
         time.sleep(self.pause)
         colour = identity[:, :3].sigmoid() * 0.8 + 0.2 * nuisance[:, 1:2] / 80
@@ -320,7 +320,7 @@ def test_procedural_keeps_its_promises(tiny):
         strata = np.sort(((split.age - 18) / 62 * 6).astype(int).reshape(classes, 6), axis=1)
         np.testing.assert_array_equal(strata, np.tile(np.arange(6), (classes, 1)))
         np.testing.assert_array_equal(split.nuisance[:, 1], split.age)
-        want = TinyModel().render(torch.from_numpy(split.identity)[split.labels], torch.from_numpy(split.nuisance), 12)
+        want = TinyModel().images(torch.from_numpy(split.identity)[split.labels], torch.from_numpy(split.nuisance), 12)
         np.testing.assert_array_equal(split.images, (want * 255).round().permute(0, 2, 3, 1).byte().numpy())
     assert splits.train.pairs is None
     for split, count in ((splits.validation, 16), (splits.test, 40)):
