@@ -449,7 +449,7 @@ def test_impossible_procedural_sets_are_refused(tiny, change, error, says):
 
 
 def test_values_that_are_not_finite_are_refused(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(TinyModel, "render", lambda self, i, n, size: torch.full((len(i), 3, size, size), torch.nan))
+    monkeypatch.setattr(TinyModel, "images", lambda self, i, n, size: torch.full((len(i), 3, size, size), torch.nan))
     with pytest.raises(DataError, match="not finite"):
         tiny()
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
