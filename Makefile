@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV := uv==0.9.30
 
-# The run store is kept between builds, so a model that is trained once is never trained again.
+# The pages take their runs from the store and would train what it lacks; training first shows a progress bar, and uses
+# every core. The run store is kept between builds, so a model that is trained once is never trained again.
 export LRKD_RUNS ?= $(CURDIR)/runs
 export LRKD_SCALE
 export LRKD_DATA
@@ -24,6 +25,7 @@ help:  ## This list
 
 book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: up to 20 minutes on 2 cores)
 	@$(BIN)/python book/prepare.py
+	$(BIN)/lrkd study book
 	TQDM_DISABLE=1 $(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going --all
 	@echo
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"

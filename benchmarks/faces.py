@@ -1,0 +1,68 @@
+"""Rendering speed: images/s at 112, 56 and 48 px with 1 and 2 threads, beside a matrix product in the same run.
+
+The product is the yardstick of how fast this machine is right now: its rate in GFLOP/s stands in every row, so that a
+figure taken on a busy machine shows itself.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from lrkd.faces import FaceModel
+from lrkd.study import commit, device_name
+
+LIMITS = {112: 220, 56: 900, 48: 1200}
+
+
+def best(work: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls, after one that is not counted."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    """Measure, print, and with --out write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faces", description=__doc__)
+    parser.add_argument("--images", type=int, default=512, help="images a call (default: 512)")
+    parser.add_argument("--repeats", type=int, default=5, help="calls, of which the fastest counts (default: 5)")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    arguments = parser.parse_args()
+    model, generator = FaceModel(), torch.Generator().manual_seed(0)
+    identity = model.sample_identity(arguments.images, generator)
+    nuisance = model.sample_nuisance(arguments.images, generator)
+    a = torch.randn(1024, 1024, generator=generator)
+    rows = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        product = 2 * 1024**3 / best(lambda: a @ a, 20) / 1e9
+        for size, limit in LIMITS.items():
+            seconds = best(lambda size=size: model.images(identity, nuisance, size), arguments.repeats)
+            rows.append(
+                {
+                    "px": size,
+                    "threads": threads,
+                    "images_per_s": round(arguments.images / seconds),
+                    "limit_2_threads": limit,
+                    "product_gflops": round(product),
+                    "device": device_name("cpu"),
+                    "torch": torch.__version__,
+                    "commit": commit(),
+                }
+            )
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False))
+    if arguments.out:
+        table.to_csv(arguments.out, index=False)
+
+
+if __name__ == "__main__":
+    main()
