@@ -111,18 +111,47 @@ class Shown:
         return f"Figure: {self.alt}"
 
 
-def show(fig: Figure, alt: str, caption: str = "", dpi: int = 160) -> Shown:
-    """The figure for a page, as the last line of a cell; the figure is closed.
+def show(figure: Figure | Axes, alt: str, caption: str = "", dpi: int = 160) -> Shown:
+    """The figure (or that of the axes) for a page, as the last line of a cell; the figure is closed.
 
     alt: what a reader who cannot see it has to know; caption: shown below (scale, n, interval). An inch is 100 pixels
     wide, or less where the page is narrower. Raises DataError without an alt text.
     """
     if not alt.strip():
         raise DataError("alt is empty: say what the figure shows to a reader who cannot see it")
+    fig = figure if isinstance(figure, Figure) else figure.get_figure(root=True)
+    assert fig is not None
     file = io.BytesIO()
     fig.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     plt.close(fig)
     return Shown(file.getvalue(), " ".join(alt.split()), caption, round(fig.get_figwidth() * 100))
+
+
+class Table(NamedTuple):
+    """A table as a page or JupyterLab shows it, with its caption below."""
+
+    frame: pd.DataFrame
+    caption: str
+
+    def _repr_html_(self) -> str:
+        body = self.frame.to_html(index=False, border=0, justify="left", escape=True)
+        return f"{body}<p><em>{html.escape(self.caption)}</em></p>" if self.caption else body
+
+    def __repr__(self) -> str:
+        return self.frame.to_string(index=False)
+
+
+def table(frame: pd.DataFrame, formats: Mapping[str, str] | str = "{:.1f}", caption: str = "") -> Table:
+    """The frame for a page, its named index as first columns: floats as `formats` says (for all, or by column name).
+
+    caption: shown below (units, scale, n, interval). A value that is missing is a dash.
+    """
+    shown = frame.reset_index() if any(name is not None for name in frame.index.names) else frame.copy()
+    for name in shown.columns:
+        if pd.api.types.is_float_dtype(shown[name]):
+            form = formats if isinstance(formats, str) else formats.get(name, "{:.1f}")
+            shown[name] = [("–" if pd.isna(v) else form.format(v).replace("-", "−")) for v in shown[name]]
+    return Table(shown, caption)
 
 
 def image_grid(
@@ -254,7 +283,7 @@ def forest(
         ax.plot(m, i, own[i].marker, color=own[i].colour, markersize=7, markeredgecolor="white", markeredgewidth=0.7)
         count = "" if n is None else f"  n={n if isinstance(n, int) else n[i]}"
         interval = f" [{fmt.format(a)}, {fmt.format(b)}]" if np.isfinite([a, b]).all() else ""
-        text = f"{fmt.format(m)}{interval}{count}"
+        text = f"{fmt.format(m)}{interval}{count}".replace("-", "−")
         ax.annotate(text, (1.02, i), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9)
     if reference is not None:
         ax.axvline(reference, color=BLACK, linestyle="--", linewidth=1)

@@ -91,6 +91,8 @@ def test_a_shown_figure_says_what_it_shows_and_is_closed(ax):
     assert Image.open(io.BytesIO(shown.png)).size == (1024, 768)
     assert plt.get_fignums() == []
     assert repr(shown) == 'Figure: Accuracy of "none" <rises>'
+    other = plt.subplots()[1]
+    assert plots.show(other, "given by its axes").png[:4] == b"\x89PNG"
 
 
 def test_a_figure_is_the_same_bytes_each_time():
@@ -101,6 +103,18 @@ def test_a_figure_is_the_same_bytes_each_time():
 def test_a_figure_without_alt_text_is_refused(ax):
     with pytest.raises(DataError, match="alt is empty"):
         plots.show(ax.figure, alt=" \n")
+
+
+def test_a_table_has_its_index_its_formats_and_its_caption():
+    frame = pd.DataFrame(
+        {"gain": [1.25, -0.5], "p": [0.0123, np.nan], "n": [6, 1]}, pd.Index(["a<b", "c"], name="method")
+    )
+    shown = plots.table(frame, {"gain": "{:+.1f}", "p": "{:.2g}"}, caption="scale & seeds")
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in shown._repr_html_().split("</tr>")]
+    assert cells[:3] == [["method", "gain", "p", "n"], ["a&lt;b", "+1.2", "0.012", "6"], ["c", "−0.5", "–", "1"]]
+    assert shown._repr_html_().endswith("<p><em>scale &amp; seeds</em></p>")
+    assert repr(shown).split() == ["method", "gain", "p", "n", "a<b", "+1.2", "0.012", "6", "c", "−0.5", "–", "1"]
+    assert frame["gain"].tolist() == [1.25, -0.5], "the frame itself is not changed"
 
 
 # Figures
@@ -158,7 +172,7 @@ def test_score_histogram_is_in_percent_of_its_own_kind(ax):
 
 def test_forest_writes_what_it_draws(ax):
     drawn(plots.forest(ax, ["fskd", "askd"], [4.0, -0.26], [3.0, np.nan], [5.0, np.nan], n=[6, 1], xlabel="points"))
-    assert [t.get_text() for t in ax.texts] == ["+4.0 [+3.0, +5.0]  n=6", "-0.3  n=1"]
+    assert [t.get_text() for t in ax.texts] == ["+4.0 [+3.0, +5.0]  n=6", "−0.3  n=1"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["fskd", "askd"]
     assert ax.lines[0].get_xdata().tolist() == [3, 5]
     assert ax.lines[1].get_marker() == plots.look("fskd").marker
