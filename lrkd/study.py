@@ -405,6 +405,8 @@ def evaluate(
 
     def verification(a: np.ndarray, b: np.ndarray, pairs: data.Pairs) -> tuple[verify.Verification, dict[str, float]]:
         found = verify.kfold_verification(a[pairs.left], b[pairs.right], pairs.same, pairs.fold)
+        if np.ptp(found.scores) == 0:
+            raise TrainingError("all embeddings are the same: the network has collapsed; lower the learning rate")
         rates = verify.tar_at_far(found.scores, pairs.same, (0.1, 0.01, 0.001))
         return found, {
             "accuracy": found.mean,
