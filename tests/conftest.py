@@ -1,0 +1,18 @@
+"""What the tests that train share; `toys` beside this file has networks and faces small enough to train in a blink."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of this session that takes the place of the user's cache and run store; no progress bars."""
+    folder = tmp_path_factory.mktemp("smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LRKD_CACHE", str(folder / "cache"))
+        patch.setenv("LRKD_RUNS", str(folder / "runs"))
+        patch.setenv("LRKD_SCALE", "smoke")
+        patch.setenv("TQDM_DISABLE", "1")
+        yield folder

@@ -1,0 +1,117 @@
+"""Methods as data: the published weights, descriptions that tell methods apart, unknown names, new entries."""
+
+import json
+import pickle
+import re
+from dataclasses import replace
+
+import pytest
+
+from lrkd.distances import lp
+from lrkd.errors import ConfigError
+from lrkd.losses import attention, feature, logits
+from lrkd.methods import METHODS, Method, get
+
+NAMES = [
+    *("none", "logit-kd", "fitnet", "at", "rkd", "sp", "embedding-cos"),
+    *("fskd", "fskd-cross", "fskd-l1", "fskd-l2", "fskd-unit-l2", "askd", "askd-centred"),
+    *("random-teacher", "shuffled-teacher"),
+]
+
+# Weights as methods.md gives them: arXiv numbers and scripts of the authors.
+PUBLISHED = {
+    "none": {},
+    "logit-kd": {"logits": 1.0},
+    "fitnet": {"feature": 1.5},
+    "at": {"at": 1000.0},
+    "rkd": {"rkd": 40.0},
+    "fskd": {"feature": 20.0},
+    "fskd-cross": {"feature": 20.0, "cross": 4.0},
+    "askd": {"attention": 5.0},
+    "askd-centred": {"attention": 5.0},
+    "random-teacher": {"feature": 20.0},
+    "shuffled-teacher": {"feature": 20.0},
+}
+
+
+def test_every_method_of_the_study_is_there_under_its_name():
+    assert set(METHODS) == set(NAMES)
+    assert all(method.name == name for name, method in METHODS.items())
+    assert all(method.title and (method.source or name == "none") for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_weights(name):
+    assert {term.name: term.weight for term in METHODS[name].terms} == PUBLISHED[name]
+
+
+def test_published_details():
+    spec = {name: [term.describe() for term in method.terms] for name, method in METHODS.items()}
+    assert spec["logit-kd"][0]["temperature"] == 4.0
+    assert (spec["rkd"][0]["distance_weight"], spec["rkd"][0]["angle_weight"]) == (1.0, 2.0)
+    assert spec["fskd"] == [{"name": "feature", "weight": 20.0, "hint": True, "distance": "cosine", "stages": "all"}]
+    assert spec["fitnet"][0]["distance"] == "lp(2)"
+    assert spec["fskd-l1"][0]["distance"] == "lp(1)"
+    assert spec["fskd-unit-l2"][0]["distance"] == "on_unit(euclidean)"
+    assert spec["askd"][0]["distance"] == "cosine"
+    assert [spec[name][0]["centred"] for name in ("askd", "askd-centred")] == [False, True]
+
+
+def test_teachers():
+    kinds = {name: method.teacher for name, method in METHODS.items()}
+    special = {"none": "none", "random-teacher": "random", "shuffled-teacher": "shuffled"}
+    assert kinds == {name: special.get(name, "trained") for name in NAMES}
+    assert METHODS["random-teacher"].terms == METHODS["shuffled-teacher"].terms == METHODS["fskd"].terms
+
+
+def test_descriptions_are_json_and_no_two_are_the_same():
+    told = [json.dumps({**method.describe(), "name": ""}, sort_keys=True) for method in METHODS.values()]
+    assert len(set(told)) == len(NAMES)
+    assert all(json.loads(json.dumps(m.describe(), allow_nan=False)) for m in METHODS.values())
+
+
+def test_a_description_changes_with_all_that_changes_training_and_with_nothing_else():
+    base = METHODS["fskd"]
+    assert replace(base, title="other", source="other", note="other").describe() == base.describe()
+    others = [
+        replace(base, name="other"),
+        replace(base, teacher="shuffled"),
+        replace(base, terms=(feature(weight=20.5),)),
+        replace(base, terms=(feature(lp(2), weight=20.0),)),
+        replace(base, terms=(feature(weight=20.0, stages=(3,)),)),
+        replace(base, terms=(feature(weight=20.0, hint=False),)),
+        replace(base, terms=(*base.terms, attention())),
+        replace(base, terms=(logits(1.0, 4.0),)),
+        replace(base, terms=(logits(1.0, 2.0),)),
+    ]
+    told = [json.dumps(method.describe(), sort_keys=True) for method in (base, *others)]
+    assert len(set(told)) == len(told)
+
+
+def test_all_methods_travel_to_other_processes():
+    for method in METHODS.values():
+        assert pickle.loads(pickle.dumps(method)) == method
+
+
+def test_a_method_has_terms_exactly_when_it_has_a_teacher():
+    with pytest.raises(ConfigError, match=r"'bad'.*terms exactly when it has a teacher"):
+        Method("bad", "no terms")
+    with pytest.raises(ConfigError, match="'bad'"):
+        Method("bad", "no teacher", (feature(),), teacher="none")
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("fksd", "fskd"), ("ASKD", "askd"), ("embedding_cos", "embedding-cos")])
+def test_an_unknown_name_is_answered_with_the_nearest_and_all(wrong, near):
+    if wrong.islower():
+        with pytest.raises(ConfigError, match=rf"{wrong}.*did you mean [^?]*{near}"):
+            get(wrong)
+    with pytest.raises(ConfigError) as error:
+        get(wrong)
+    assert all(name in str(error.value) for name in [repr(wrong), *NAMES])
+    assert get(near) is METHODS[near]
+
+
+def test_a_name_like_none_other_gets_no_guess():
+    with pytest.raises(ConfigError) as error:
+        get("zzz")
+    assert not re.search("did you mean", str(error.value))
