@@ -122,9 +122,10 @@ def show(figure: Figure | Axes, alt: str, caption: str = "", dpi: int = 160) -> 
     fig = figure if isinstance(figure, Figure) else figure.get_figure(root=True)
     assert fig is not None
     file = io.BytesIO()
-    fig.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+    fig.savefig(file, format="png", dpi=dpi, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.05)
     plt.close(fig)
-    return Shown(file.getvalue(), " ".join(alt.split()), caption, round(fig.get_figwidth() * 100))
+    width = int.from_bytes(file.getvalue()[16:20], "big")  # of the PNG: what lies beyond the figure's edge is kept
+    return Shown(file.getvalue(), " ".join(alt.split()), caption, round(100 * width / dpi))
 
 
 class Table(NamedTuple):
@@ -132,10 +133,18 @@ class Table(NamedTuple):
 
     frame: pd.DataFrame
     caption: str
+    sides: tuple[str, ...]  # to which each column is set
 
     def _repr_html_(self) -> str:
-        body = self.frame.to_html(index=False, border=0, justify="left", escape=True)
-        return f"{body}<p><em>{html.escape(self.caption)}</em></p>" if self.caption else body
+        def row(cells: Iterable[Any], kind: str) -> str:
+            marks = (f'<{kind} style="text-align:{side};padding:2px 9px">' for side in self.sides)
+            told = (f"{mark}{html.escape(str(cell))}</{kind}>" for mark, cell in zip(marks, cells, strict=True))
+            return f"<tr>{''.join(told)}</tr>"
+
+        body = "".join(row(cells, "td") for cells in self.frame.itertuples(index=False))
+        below = f"<p><em>{html.escape(self.caption)}</em></p>" if self.caption else ""
+        head = row(self.frame.columns, "th")
+        return f'<table class="dataframe"><thead>{head}</thead><tbody>{body}</tbody></table>{below}'
 
     def __repr__(self) -> str:
         return self.frame.to_string(index=False)
@@ -147,11 +156,12 @@ def table(frame: pd.DataFrame, formats: Mapping[str, str] | str = "{:.1f}", capt
     caption: shown below (units, scale, n, interval). A value that is missing is a dash.
     """
     shown = frame.reset_index() if any(name is not None for name in frame.index.names) else frame.copy()
+    sides = tuple("right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in shown.dtypes)
     for name in shown.columns:
         if pd.api.types.is_float_dtype(shown[name]):
             form = formats if isinstance(formats, str) else formats.get(name, "{:.1f}")
             shown[name] = [("–" if pd.isna(v) else form.format(v).replace("-", "−")) for v in shown[name]]
-    return Table(shown, caption)
+    return Table(shown, caption, sides)
 
 
 def image_grid(

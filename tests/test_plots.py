@@ -88,7 +88,9 @@ def test_a_shown_figure_says_what_it_shows_and_is_closed(ax):
     assert "<figcaption>cpu &amp; 3 seeds</figcaption>" in page
     assert re.search(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', page)
     assert "://" not in page
-    assert Image.open(io.BytesIO(shown.png)).size == (1024, 768)
+    width, _ = Image.open(io.BytesIO(shown.png)).size
+    assert width == pytest.approx(6.4 * 160, rel=0.1)
+    assert f"max-width:{round(width / 1.6)}px" in page
     assert plt.get_fignums() == []
     assert repr(shown) == 'Figure: Accuracy of "none" <rises>'
     other = plt.subplots()[1]
@@ -110,11 +112,34 @@ def test_a_table_has_its_index_its_formats_and_its_caption():
         {"gain": [1.25, -0.5], "p": [0.0123, np.nan], "n": [6, 1]}, pd.Index(["a<b", "c"], name="method")
     )
     shown = plots.table(frame, {"gain": "{:+.1f}", "p": "{:.2g}"}, caption="scale & seeds")
-    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in shown._repr_html_().split("</tr>")]
-    assert cells[:3] == [["method", "gain", "p", "n"], ["a&lt;b", "+1.2", "0.012", "6"], ["c", "−0.5", "–", "1"]]
+    cells = [re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", row) for row in shown._repr_html_().split("</tr>")]
+    assert [c for c in cells if c] == [
+        ["method", "gain", "p", "n"],
+        ["a&lt;b", "+1.2", "0.012", "6"],
+        ["c", "−0.5", "–", "1"],
+    ]
+    assert re.findall("text-align:(.)", shown._repr_html_())[:4] == ["l", "r", "r", "r"]
+    assert "</thead><tbody></tbody>" in plots.table(frame.iloc[:0])._repr_html_()
     assert shown._repr_html_().endswith("<p><em>scale &amp; seeds</em></p>")
     assert repr(shown).split() == ["method", "gain", "p", "n", "a<b", "+1.2", "0.012", "6", "c", "−0.5", "–", "1"]
     assert frame["gain"].tolist() == [1.25, -0.5], "the frame itself is not changed"
+
+
+def test_a_pivot_has_one_header():
+    wide = pd.DataFrame({"method": ["a"], "seed": [0], "accuracy": [0.5]}).pivot(
+        index="method", columns="seed", values="accuracy"
+    )
+    assert plots.table(wide)._repr_html_().count("<th ") == 2
+
+
+def test_nothing_that_is_drawn_is_cut_off(ax):
+    narrow, wide = (
+        plots.show(plots.forest(plt.subplots()[1], [label], [1], [0], [2]), "a") for label in ("a", "a" * 60)
+    )
+    assert wide.width >= narrow.width
+    pixels = np.asarray(Image.open(io.BytesIO(wide.png)).convert("L"))
+    assert (pixels[:, :4] == 255).all()
+    assert (pixels[:, -4:] == 255).all()
 
 
 # Figures
