@@ -170,9 +170,9 @@ def _verify(arguments: argparse.Namespace) -> None:
     pairs = study.pairs_of(faces)
     sides = arguments.side or [size, *scale.sides]
     preset = study.evaluation_preset(arguments.preset or trained_preset)
-    table = []
+    table, bars = [], not os.environ.get("TQDM_DISABLE")
     for side in sides:
-        features = embed(network, faces.images, side=None if side == size else side, preset=preset, progress=True)
+        features = embed(network, faces.images, side=None if side == size else side, preset=preset, progress=bars)
         found = kfold_verification(features[pairs.left], features[pairs.right], pairs.same, pairs.fold)
         rate = tar_at_far(found.scores, pairs.same, (0.01,))[0]
         table.append(

@@ -8,9 +8,11 @@ import pickle
 import platform
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -621,7 +623,8 @@ def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, pr
             ready = [spec for spec in waiting if spec.teacher is None or run_name(spec.teacher) not in unfinished]
             for spec in ready[: workers - len(running)]:
                 waiting.remove(spec)
-                running[pool.submit(_train_quietly, spec, where, device, False)] = spec
+                with _uninterrupted():
+                    running[pool.submit(_train_quietly, spec, where, device, False)] = spec
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 future.result()
                 yield running.pop(future)
@@ -634,6 +637,19 @@ def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, pr
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C is ignored in the block, and by processes that start there from their first instruction on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _stop: Any = None
