@@ -1,8 +1,10 @@
 """Figures: what is drawn is what was given, methods look the same everywhere, and colour alone says nothing."""
 
+import importlib.util
 import io
 import itertools
 import re
+from pathlib import Path
 
 import matplotlib as mpl
 
@@ -220,6 +222,20 @@ def test_verdict_is_the_paired_differences_in_points_greatest_first(ax):
     wanted = oracle.ttest_rel(values["fskd"], values["none"]).confidence_interval(0.95)
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [100 * wanted.low, 100 * wanted.high])
     assert ax.texts[0].get_text().endswith("n=6")
+
+
+def test_the_readme_figure_is_small_and_has_the_hardest_side():
+    spec = importlib.util.spec_from_file_location(
+        "readme_figure", Path(plots.__file__).parents[1] / "book/readme_figure.py"
+    )
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    cells = itertools.product(METHODS, (6, 12), range(6), ("test", "validation"))
+    frame = pd.DataFrame(cells, columns=["method", "side", "seed", "protocol"]).assign(role="student")
+    frame["accuracy"] = np.random.default_rng(0).uniform(0.7, 0.9, len(frame))
+    shown = script.figure(frame)
+    assert shown.png.startswith(b"\x89PNG")
+    assert len(shown.png) < 100_000
 
 
 def test_by_side_draws_intervals_where_they_are(ax):

@@ -1,0 +1,32 @@
+"""Write the README's figure from the committed results: `python book/readme_figure.py`, after `lrkd study core`."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from lrkd import methods, plots, stats
+
+
+def figure(table: pd.DataFrame) -> plots.Shown:
+    """A results table of `lrkd study core` -> the first page's forest plot, at its hardest side."""
+    test = table[(table["role"] == "student") & (table["protocol"] == "test")]
+    hard = test[test["side"] == test["side"].min()]
+    gains = stats.paired_differences(hard)
+    plots.style()
+    ax = plt.subplots(figsize=(8, 1.2 + 0.28 * len(gains)))[1]
+    plots.verdict(ax, gains, {name: method.title for name, method in methods.METHODS.items()})
+    ax.set_title(f"What distillation gains at {hard['side'].min()} pixels a side (95 % intervals over paired seeds)")
+    return plots.show(ax, "Accuracy gained over no distillation, by method.", dpi=100)
+
+
+def main() -> None:
+    here = Path(__file__).resolve().parent
+    (here / "readme-forest.png").write_bytes(figure(pd.read_csv(here / "results" / "core.csv")).png)
+
+
+if __name__ == "__main__":
+    main()
