@@ -9,11 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 import lrkd.study
-from data_prep import folder
 from lrkd import methods, study, verify
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.losses import Term, feature
@@ -446,21 +444,6 @@ def test_broken_files_are_named(broken):
 
 
 # ------------------------------------------------------------------------------------------------------- photographs
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """A prepared folder of 24 people with four noisy pictures each, through data_prep's own writer."""
-    source, out = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("prepared") / "people"
-    rng = np.random.default_rng(0)
-    for person in range(24):
-        (source / f"person{person:02d}").mkdir()
-        pattern = rng.integers(40, 216, (3, 3, 3)).repeat(10, 0).repeat(10, 1)
-        for k in range(4):
-            pixels = (pattern + rng.integers(-30, 31, pattern.shape)).astype(np.uint8)
-            Image.fromarray(pixels).save(source / f"person{person:02d}" / f"{k}.png")
-    folder.prepare(source, out, size=28, name="people")
-    return str(out)
 
 
 def test_prepared_photographs_go_all_the_way(photographs, tmp_path):

@@ -71,6 +71,23 @@ def train(
     return state(network, classes), found
 
 
+def photographs(folder: Path, people: int, images: int, size: int = 28) -> Path:
+    """Pictures in one folder a person, brought to the prepared layout: `folder`/prepared, named "people"."""
+    from PIL import Image  # here, so that a run to be killed starts sooner
+
+    from data_prep.folder import prepare
+
+    rng = np.random.default_rng(0)
+    for person in range(people):
+        (folder / "source" / f"person{person:02d}").mkdir(parents=True)
+        pattern = rng.integers(40, 216, (3, 3, 3)).repeat(10, 0).repeat(10, 1)
+        for k in range(images):
+            pixels = (pattern + rng.integers(-30, 31, pattern.shape)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "source" / f"person{person:02d}" / f"{k}.png")
+    prepare(folder / "source", folder / "prepared", size=size, name="people")
+    return folder / "prepared"
+
+
 KILLED: dict[str, Any] = {"epochs": 15, "head": "adaface", "dropout": 0.2, "checkpoint_every": 2}
 
 
@@ -102,6 +119,11 @@ def kill(folder: Path, kills: int, seed: int) -> None:
         status = os.waitpid(child, 0)[1]
         os.close(reader)
         print(steps, -os.waitstatus_to_exitcode(status), flush=True)
+
+
+def killer(*_: Any) -> None:
+    """A worker's task that ends its process, as the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
