@@ -85,7 +85,12 @@ def parser() -> argparse.ArgumentParser:
     sub = command("study", _study, "train a whole grid of runs and write its results table")
     sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}")
     sub.add_argument("--workers", type=int, help="runs at a time (default: one a core on a CPU, one on a GPU)")
-    sub.add_argument("--out", type=_output, metavar="CSV", help="the results table, rewritten after every run")
+    sub.add_argument(
+        "--out",
+        type=_output,
+        metavar="CSV",
+        help="the results table, rewritten after every run; runs that it has are not trained",
+    )
     sub.add_argument("--scores", type=_output, metavar="CSV", help="histograms of the test scores, written at the end")
     sub.add_argument("--list", action="store_true", help="only list the runs and whether they are there")
     what(sub)
@@ -203,7 +208,10 @@ def _study(arguments: argparse.Namespace) -> None:
         if arguments.out:
             study.write_table(arguments.out, frame)
 
-    table = study.run_study(wanted, arguments.runs, workers=arguments.workers, device=arguments.device, on_table=write)
+    known = study.read_table(arguments.out) if arguments.out and arguments.out.exists() else None
+    table = study.run_study(
+        wanted, arguments.runs, workers=arguments.workers, device=arguments.device, on_table=write, known=known
+    )
     write(table)
     if arguments.scores:
         study.write_table(arguments.scores, study.score_table(wanted, arguments.runs))

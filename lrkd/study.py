@@ -267,6 +267,11 @@ def run_name(spec: Spec) -> str:
     return f"{source_name(spec)}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
 
 
+def key(spec: Spec) -> str:
+    """The hash of the run's configuration, which a results table has in its column `config`."""
+    return runs.digest(config(spec))
+
+
 def find_run(spec: Spec, where: Path | None = None) -> Run:
     """The spec's place in the store, whether anything is there or not."""
     return runs.find_run(store(where), run_name(spec), config(spec))
@@ -568,8 +573,11 @@ def run_study(
     device: str | None = None,
     progress: bool = True,
     on_table: Callable[[pd.DataFrame], None] | None = None,
+    known: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Train what the store lacks and return the results table, one row a run and protocol.
+
+    known: an earlier table, perhaps of another machine; a run that has rows there is not trained, and they are kept.
 
     workers: processes that train at a time; None takes one a core on a CPU (a run there uses one thread) and one on a
     GPU. With more than one, a term's function must be of a module that a new process can import. Any number of calls
@@ -580,7 +588,8 @@ def run_study(
     where, device = store(where), device_of(device)
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}: at least 1 is needed")
-    missing = [spec for spec in wanted if not find_run(spec, where).finished]
+    there = set() if known is None else set(known["config"])
+    missing = [spec for spec in wanted if key(spec) not in there and not find_run(spec, where).finished]
     if workers is None:
         workers = 1 if device.startswith("cuda") else os.cpu_count() or 1
     bar = tqdm(
@@ -595,8 +604,8 @@ def run_study(
             bar.update()
             bar.set_postfix_str(run_name(spec))
             if on_table is not None:
-                on_table(table(wanted, where))
-    return table(wanted, where)
+                on_table(table(wanted, where, known))
+    return table(wanted, where, known)
 
 
 def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, progress: bool) -> Iterator[Spec]:
@@ -676,10 +685,24 @@ def _train_quietly(spec: Spec, where: Path, device: str, progress: bool) -> None
             raise
 
 
-def table(wanted: Sequence[Spec], where: Path | None = None) -> pd.DataFrame:
-    """The results table of those runs of the study that have finished."""
+def table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The results table of those runs of the study that have finished, by an earlier table or in the store."""
+    kept = {} if known is None else {str(name): part.to_dict("records") for name, part in known.groupby("config")}
     found = [(spec, find_run(spec, where)) for spec in wanted]
-    return pd.DataFrame([row for spec, run in found if run.finished for row in rows(spec, run)])
+    return pd.DataFrame(
+        row for spec, run in found for row in kept.get(key(spec)) or (rows(spec, run) if run.finished else ())
+    )
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A results table that `write_table` wrote; DataError when it is none."""
+    try:
+        frame = pd.read_csv(path, dtype={"config": str, "commit": str})
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a results table ({error})") from error
+    if missing := {"config", "method", "side", "seed", "protocol", "accuracy"} - set(frame):
+        raise DataError(f"{path}: is no results table of `lrkd study`: it has no column {', '.join(sorted(missing))}")
+    return frame
 
 
 def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 50) -> pd.DataFrame:
