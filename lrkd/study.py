@@ -198,9 +198,7 @@ class Spec:
         """The run that this one learns from."""
         if self.method.teacher in ("none", "random"):
             return None
-        return replace(
-            self, method=methods.get("none"), side=None, seed=self.teacher_seed, teacher_seed=0, role="teacher"
-        )
+        return teacher_spec(self.scale, self.teacher_seed, self.source)
 
 
 def teacher_spec(scale: Scale, seed: int = 0, source: str = PROCEDURAL) -> Spec:

@@ -261,7 +261,9 @@ def test_two_workers_give_the_bits_of_one(studied, store, tmp_path):
     frame = study.run_study(some, tmp_path, workers=2, device="cpu", progress=False)
     wanted = studied[0]
     wanted = wanted[wanted["config"].isin(frame["config"])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(frame.drop(columns="seconds"), wanted.drop(columns="seconds"), check_exact=True)
+    pd.testing.assert_frame_equal(
+        *(table.drop(columns=["seconds", "commit"]) for table in (frame, wanted)), check_exact=True
+    )
     for one in some:
         if one.method is not BOOM:
             for name in ("model.safetensors", "scores.npy"):
@@ -464,3 +466,28 @@ def test_prepared_photographs_go_all_the_way(photographs, tmp_path):
 def test_data_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"neither 'procedural' nor a prepared folder; `python -m data_prep` makes one"):
         study.splits(SMOKE, str(tmp_path / "nowhere"))
+
+
+def test_a_table_stands_in_for_a_store_that_is_gone(studied, tmp_path, monkeypatch):
+    """What a results file has is kept word for word and not trained; what it lacks is."""
+    frame, _ = studied
+    kept = frame[frame["method"] != "rkd"]
+    study.write_table(tmp_path / "t.csv", kept)
+    known = study.read_table(tmp_path / "t.csv")
+    monkeypatch.setattr(lrkd.study, "fit", lambda *args, **more: pytest.fail("trained twice"))
+    pd.testing.assert_frame_equal(
+        study.run_study(WANTED[:-1], tmp_path / "empty", device="cpu", known=known), known, check_dtype=False
+    )
+    assert not (tmp_path / "empty").exists()
+    with pytest.raises(pytest.fail.Exception, match="trained twice"):
+        study.run_study(WANTED, tmp_path / "empty", workers=1, device="cpu", progress=False, known=known)
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"t\.csv: is no results table of `lrkd study`: it has no column accuracy"):
+        study.read_table(tmp_path / "t.csv")
+
+
+def test_one_teacher_serves_students_of_every_degradation():
+    assert spec("fskd", preset="fskd").teacher == spec("fskd").teacher
