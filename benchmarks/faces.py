@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from lrkd.experiment import commit, device_name
 from lrkd.faces import FaceModel
-from lrkd.study import commit, device_name
 
 LIMITS = {112: 220, 56: 900, 48: 1200}
 

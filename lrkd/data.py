@@ -394,7 +394,8 @@ def _render(
     column = model.nuisance_names.index("age")
     size, images = parameters["size"], parameters["images"]
     total = sum(parameters["identities"]) * images
-    quiet = None if progress is None else not progress
+    # None: on a terminal only.
+    quiet = True if os.environ.get("TQDM_DISABLE") else None if progress is None else not progress
     with torch.no_grad(), tqdm(total=total, desc=f"faces at {size} px", unit="img", disable=quiet) as bar:
         for split, classes in zip(SPLITS, parameters["identities"], strict=True):
             generator = torch.Generator().manual_seed(_seed(parameters["seed"], split))

@@ -20,7 +20,7 @@ import torch
 import toys
 
 import lrkd.train
-from lrkd import __version__, methods, runs, study
+from lrkd import __version__, experiment, methods, runs, study
 from lrkd.cli import main, parser
 from lrkd.losses import feature
 from lrkd.study import SCALES, Spec
@@ -137,7 +137,7 @@ def test_train_trains_the_teacher_first_once_and_the_student_once(lrkd_, store, 
     measures = runs.load_run(path).result["measures"]
     for name in ("test", "validation", "test-hr-lr"):
         assert f"{measures[name]['accuracy']:.2%}" in out
-    monkeypatch.setattr(lrkd.study, "fit", lambda *args, **more: pytest.fail("trained twice"))
+    monkeypatch.setattr(experiment, "fit", lambda *args, **more: pytest.fail("trained twice"))
     assert lrkd_("train", "--method", "fskd", "--side", 6, "--seed", 3, "--teacher-seed", 1) == (0, out, "")
     assert lrkd_("train", "--teacher", "--seed", 1)[0] == 0
 
@@ -411,10 +411,10 @@ def test_verify_says_when_the_data_have_changed(lrkd_, refused, photographs, tmp
     run = next((tmp_path / "runs").iterdir())
     assert lrkd_("verify", run, "--side", 6)[0] == 0
     meta(folder, licence="another note")
-    study._splits.cache_clear()
+    experiment._splits.cache_clear()
     refused(1, r"is not the data that .* was tested on", "verify", run)
     shutil.rmtree(folder)
-    study._splits.cache_clear()
+    experiment._splits.cache_clear()
     refused(1, r"neither 'procedural' nor a prepared folder", "verify", run)
 
 
@@ -447,7 +447,7 @@ def test_ctrl_c_elsewhere_is_one_line(refused, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "splits", stop)
+    monkeypatch.setattr(experiment, "splits", stop)
     refused(1, r"interrupted; the same command goes on from here", "train", "--side", 6)
 
 

@@ -16,6 +16,8 @@ ROOMS = (
     ("layout",),
     ("models", "heads", "losses", "data", "verify", "plots"),
     ("train", "methods", "runs"),
+    ("scales",),
+    ("experiment",),
     ("study",),
     ("cli",),
 )

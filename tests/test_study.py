@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import lrkd.study
-from lrkd import methods, study, verify
+from lrkd import experiment, methods, study, verify
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.losses import Term, feature
 from lrkd.study import SCALES, Spec, specs, teacher_spec
@@ -247,7 +246,7 @@ def test_the_table_grows_run_by_run(studied):
 
 
 def test_what_is_done_is_not_trained_again(studied, store, monkeypatch):
-    monkeypatch.setattr(lrkd.study, "fit", lambda *args, **more: pytest.fail("trained twice"))
+    monkeypatch.setattr(experiment, "fit", lambda *args, **more: pytest.fail("trained twice"))
     again = study.run_study(WANTED, store, workers=2, device="cpu", progress=False)
     pd.testing.assert_frame_equal(again, studied[0])
     assert study.train(WANTED[3], store, progress=False).finished
@@ -352,7 +351,7 @@ def test_a_loaded_network_gives_the_measures_again(studied, store):
     for one in (WANTED[0], WANTED[2]):
         run = study.find_run(one, store)
         network, head = study.load(run)
-        measures, scores = study.evaluate(one, network, None, None, "cpu")
+        measures, scores = experiment.evaluate(one, network, None, None, "cpu")
         assert np.array_equal(scores, np.load(run.path / "scores.npy"))
         assert measures == run.result["measures"]
         assert not network.training
@@ -419,7 +418,7 @@ def broken(studied, store, tmp_path):
 
 def test_a_model_of_another_network_is_refused(broken, store):
     other = study.find_run(WANTED[0], store).path / "model.safetensors"
-    tensors, made = lrkd.study.load_model(other)
+    tensors, made = experiment.load_model(other)
     model = made["model"]
     for config in (
         {**made, "model": {**model, "widths": [8, 8, 16, 32]}},
@@ -474,7 +473,7 @@ def test_a_table_stands_in_for_a_store_that_is_gone(studied, tmp_path, monkeypat
     kept = frame[frame["method"] != "rkd"]
     study.write_table(tmp_path / "t.csv", kept)
     known = study.read_table(tmp_path / "t.csv")
-    monkeypatch.setattr(lrkd.study, "fit", lambda *args, **more: pytest.fail("trained twice"))
+    monkeypatch.setattr(experiment, "fit", lambda *args, **more: pytest.fail("trained twice"))
     pd.testing.assert_frame_equal(
         study.run_study(WANTED[:-1], tmp_path / "empty", device="cpu", known=known), known, check_dtype=False
     )

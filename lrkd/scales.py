@@ -1,0 +1,127 @@
+"""The scales of the study: how large its images, networks, data and schedules are."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lrkd.errors import ConfigError
+from lrkd.train import FSKD_SCHEDULE, Options, Schedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a teacher and its students are trained on one kind of data."""
+
+    teacher: Schedule
+    student: Schedule
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a study is: image size in pixels, LR sides, network, head, schedules, seeds.
+
+    identities: of the procedural train, validation and test split; images: of each; pairs: of validation and test.
+    recipes: for "procedural" and for "prepared" data.
+    """
+
+    name: str
+    size: int
+    sides: tuple[int, ...]
+    model: str
+    embedding: int
+    head: Mapping[str, Any]
+    identities: tuple[int, int, int]
+    images: int
+    pairs: tuple[int, int]
+    recipes: Mapping[str, Recipe]
+    options: Options = field(default_factory=Options)
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    face: Mapping[str, Any] = field(default_factory=dict)
+
+
+_COSFACE = {"name": "cosface", "scale": 16.0, "margin": 0.15}
+
+SCALES: dict[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            "smoke",
+            size=24,
+            sides=(12, 6, 3),
+            model="small",
+            embedding=32,
+            head=_COSFACE,
+            identities=(16, 8, 8),
+            images=6,
+            pairs=(40, 60),
+            recipes={
+                "procedural": Recipe(Schedule(1, batch=32, lr=0.05), Schedule(1, batch=32, lr=0.05)),
+                "prepared": Recipe(Schedule(1, batch=8, lr=0.05), Schedule(1, batch=8, lr=0.05), shift=1),
+            },
+            options=Options(threads=1),
+            model_options={"widths": (8, 8, 16, 16)},
+        ),
+        Scale(
+            "cpu",
+            size=48,
+            sides=(24, 12, 6),
+            model="small",
+            embedding=128,
+            head=_COSFACE,
+            identities=(500, 100, 200),
+            images=20,
+            pairs=(3000, 6000),
+            recipes={
+                "procedural": Recipe(Schedule(7, batch=64, lr=0.15), Schedule(3, batch=64, lr=0.15)),
+                "prepared": Recipe(Schedule(16), Schedule(16), shift=2),
+            },
+            options=Options(threads=1),
+            # Little identity in the low frequencies: what 6 px destroy is what tells these people apart.
+            face={"amplitudes": (0.4, 1.3, 1.5)},
+        ),
+        Scale(
+            "gpu",
+            size=112,
+            sides=(56, 28, 14),
+            model="iresnet18",
+            embedding=512,
+            head={"name": "cosface", "scale": 32.0, "margin": 0.4},
+            identities=(10_000, 500, 500),
+            images=20,
+            pairs=(6000, 6000),
+            recipes={
+                "procedural": Recipe(Schedule(8, batch=256, lr=0.1), Schedule(6, batch=256, lr=0.1)),
+                "prepared": Recipe(Schedule(40, batch=128, lr=0.1), Schedule(40, batch=128, lr=0.1), shift=4),
+            },
+            options=Options(precision="bfloat16"),
+        ),
+        Scale(
+            "full",
+            size=112,
+            sides=(56, 28, 14),
+            model="iresnet50",
+            embedding=512,
+            head={"name": "cosface", "scale": 32.0, "margin": 0.4},
+            identities=(50_000, 1000, 1000),
+            images=20,
+            pairs=(6000, 6000),
+            recipes={
+                "procedural": Recipe(FSKD_SCHEDULE, FSKD_SCHEDULE),
+                "prepared": Recipe(FSKD_SCHEDULE, FSKD_SCHEDULE, shift=4),
+            },
+            options=Options(precision="bfloat16"),
+        ),
+    )
+}
+
+
+def scale(name: str | None = None) -> Scale:
+    """The scale of that name; None reads LRKD_SCALE, else takes gpu where CUDA is there and cpu where not."""
+    name = name or os.environ.get("LRKD_SCALE") or ("gpu" if torch.cuda.is_available() else "cpu")
+    if name not in SCALES:
+        raise ConfigError(f"scale is {name!r}: the scales are {', '.join(SCALES)}")
+    return SCALES[name]
