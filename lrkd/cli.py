@@ -274,7 +274,3 @@ def _drop_output() -> None:
 def _fail(text: str, status: int) -> int:
     print(f"lrkd: {text}", file=sys.stderr)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

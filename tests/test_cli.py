@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 import torch
 import toys
 
+import lrkd.__main__
 import lrkd.train
 from lrkd import __version__, experiment, methods, runs, study
 from lrkd.cli import main, parser
@@ -85,7 +87,7 @@ def copied(trained, tmp_path) -> Path:
 
 def process(*words: object, **more) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "lrkd.cli", *map(str, words)],
+        [sys.executable, "-m", "lrkd", *map(str, words)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         text=True,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},
@@ -449,6 +451,20 @@ def test_ctrl_c_elsewhere_is_one_line(refused, monkeypatch):
 
     monkeypatch.setattr(experiment, "splits", stop)
     refused(1, r"interrupted; the same command goes on from here", "train", "--side", 6)
+
+
+def test_ctrl_c_while_the_command_line_is_imported(monkeypatch, capsys):
+    class Interrupted(MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name == "lrkd.cli":
+                raise KeyboardInterrupt
+            return None
+
+    monkeypatch.delitem(sys.modules, "lrkd.cli")
+    monkeypatch.delattr(lrkd, "cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert lrkd.__main__.main() == 1
+    assert capsys.readouterr().err == "lrkd: interrupted before it began\n"
 
 
 def test_ctrl_c_on_a_study_of_two_workers(lrkd_, tmp_path):

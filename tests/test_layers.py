@@ -20,6 +20,7 @@ ROOMS = (
     ("experiment",),
     ("study",),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 # Arrays in, figures or tables out: pages hand them what they need. `import lrkd` alone stays light.
