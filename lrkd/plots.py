@@ -164,6 +164,14 @@ def table(frame: pd.DataFrame, formats: Mapping[str, str] | str = "{:.1f}", capt
     return Table(shown, caption, sides)
 
 
+def say(**values: Any) -> None:
+    """Hand numbers and words to the text of a page, which shows them by `{glue:text}`; NumPy scalars become plain."""
+    from myst_nb import glue  # only a page needs it
+
+    for name, value in values.items():
+        glue(name, np.asarray(value).item(), display=False)
+
+
 def image_grid(
     ax: Axes,
     images: ArrayLike,

@@ -29,7 +29,7 @@ LONERS = {"plots", "stats", "__init__"}
 READERS = {"data", "layout", "pairs", "errors"}
 BASE = {"torch", "torchvision", "numpy", "scipy", "pandas", "PIL", "safetensors", "tqdm"}
 MORE = {
-    "plots": {"matplotlib", "seaborn", "plotly"},
+    "plots": {"matplotlib", "seaborn", "plotly", "myst_nb"},
     "stats": {"statsmodels"},
 }
 UNSAFE = {

@@ -269,3 +269,11 @@ def test_matrix_writes_every_value_legibly_and_leaves_gaps(ax):
     assert (texts[0, 0].get_color(), texts[0, 1].get_color()) == ("white", "black")
     with pytest.raises(DataError, match=r"\(2, 2\) is not \(1 rows, 2 columns\)"):
         plots.matrix(ax, values, ["a"], ["c", "d"])
+
+
+def test_numbers_reach_the_text(monkeypatch):
+    heard = {}
+    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: heard.update({name: (value, display)}))
+    plots.say(accuracy=np.float32(0.5), seeds=np.int64(6), scale="cpu")
+    assert heard == {"accuracy": (0.5, False), "seeds": (6, False), "scale": ("cpu", False)}
+    assert [type(value) for value, _ in heard.values()] == [float, int, str]
