@@ -286,7 +286,7 @@ def embed(
     device: torch.device | str | None = None,
     seed: int = 0,
     amp: torch.dtype | None = None,
-    channels_last: bool = False,
+    channels_last: bool = True,
     progress: bool = False,
 ) -> np.ndarray:
     """Features of images: uint8 `(N,H,W,3) -> (N,2D)` float32, those of the image beside those of its mirror image.
