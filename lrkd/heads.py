@@ -5,6 +5,7 @@ entropy of the result is the identity loss. Heads compute in float32 at least, w
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,7 @@ from lrkd.errors import ConfigError, DataError
 EPSILON = 1e-6
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """(B,D) embeddings, (B,) int64 labels -> (B,C) logits: scale * cosine, with a margin at the label.
 
     weight (C,D): the class centres, Xavier uniform from `seed`. ramp in [0,1] scales the margin, so that training can
@@ -52,9 +53,9 @@ class Head(nn.Module):
             harder = self.harder(cosine.gather(1, rows), x, self.margin * ramp)
             return self.scale * cosine.scatter(1, rows, harder)
 
+    @abstractmethod
     def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
         """Cosines at the labels (B,1), embeddings (B,D), the ramped margin -> the cosines with the margin (B,1)."""
-        raise NotImplementedError
 
 
 class CosFace(Head):
