@@ -92,6 +92,9 @@ def parser() -> argparse.ArgumentParser:
         help="the results table, rewritten after every run; runs that it has are not trained",
     )
     sub.add_argument("--scores", type=_output, metavar="CSV", help="histograms of the test scores, written at the end")
+    sub.add_argument("--pairs", type=_output, metavar="CSV", help="whether each test pair was right, run by run")
+    sub.add_argument("--traces", type=_output, metavar="CSV", help="what study hypotheses saw while its runs trained")
+    sub.add_argument("--ladder", type=Path, metavar="CSV", help="study ladder's table, where hypotheses takes weights")
     sub.add_argument("--list", action="store_true", help="only list the runs and whether they are there")
     what(sub)
 
@@ -198,7 +201,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _study(arguments: argparse.Namespace) -> None:
     scale = study.scale(arguments.scale)
-    wanted = study.specs(arguments.name, scale, arguments.data)
+    ladder = study.read_table(arguments.ladder) if arguments.ladder else None
+    wanted = study.specs(arguments.name, scale, arguments.data, ladder)
     if arguments.list:
         there = [(spec, study.find_run(spec, arguments.runs)) for spec in wanted]
         _show(pd.DataFrame({"run": run.path.name, "finished": run.finished} for _, run in there))
@@ -209,12 +213,24 @@ def _study(arguments: argparse.Namespace) -> None:
             study.write_table(arguments.out, frame)
 
     known = study.read_table(arguments.out) if arguments.out and arguments.out.exists() else None
+    if known is not None and arguments.scores and arguments.scores.exists():
+        there = set(known["config"])
+        only = [s for s in wanted if study.key(s) in there and not study.find_run(s, arguments.runs).finished]
+        if only:
+            raise ConfigError(
+                f"{arguments.scores}: would lose {len(only)} runs, which {arguments.out} has and the store has not: "
+                f"leave out --scores, or name another file"
+            )
     table = study.run_study(
         wanted, arguments.runs, workers=arguments.workers, device=arguments.device, on_table=write, known=known
     )
     write(table)
     if arguments.scores:
         study.write_table(arguments.scores, study.score_table(wanted, arguments.runs))
+    for path, collect in ((arguments.pairs, study.pair_table), (arguments.traces, study.trace_table)):
+        if path:
+            known = study.read_table(path, ["config"]) if path.exists() else None
+            study.write_table(path, collect(wanted, arguments.runs, known))
     test = table[table["protocol"] == "test"]
     _show(test.groupby(["role", "side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
 

@@ -87,4 +87,27 @@ def norm_angle_split(a: Tensor, b: Tensor) -> NormAngle:
     return NormAngle((length_a - length_b).square(), 2 * length_a * length_b * cosine(a, b))
 
 
-__all__ = ["Distance", "NormAngle", "cosine", "euclidean", "lp", "norm_angle_split", "on_unit", "smooth_l1", "unit"]
+def gradient_split(gradient: Tensor, at: Tensor) -> NormAngle:
+    """|g|^2 = |g_norm|^2 + |g_angle|^2, (B,...), (B,...) -> two (B,) summands, in the order (norm, angle).
+
+    g is a loss's gradient at the sample x = `at`: its part along x changes only the norm of x, the rest only its
+    direction. Where x is zero all of g counts as norm.
+    """
+    g, along = gradient.flatten(1), unit(at)
+    whole, norm = g.square().sum(1), (g * along).sum(1).square()
+    norm = norm.where(at.flatten(1).any(1), whole)
+    return NormAngle(norm, (whole - norm).clamp_min(0))
+
+
+__all__ = [
+    "Distance",
+    "NormAngle",
+    "cosine",
+    "euclidean",
+    "gradient_split",
+    "lp",
+    "norm_angle_split",
+    "on_unit",
+    "smooth_l1",
+    "unit",
+]

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrkd import data, heads, methods, models, runs, verify
 from lrkd.degrade import PRESETS, degrade
-from lrkd.distances import cosine
+from lrkd.distances import cosine, gradient_split, norm_angle_split
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
+from lrkd.losses import View
 from lrkd.methods import Method
 from lrkd.runs import Run
 from lrkd.scales import SCALES, Recipe, Scale
@@ -33,7 +35,10 @@ def store(path: str | os.PathLike[str] | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Spec:
-    """One run of the study. side None is HR; teacher_seed tells teachers apart; role "teacher" takes its schedule."""
+    """One run of the study. side None is HR; teacher_seed tells teachers apart; role "teacher" takes its schedule.
+
+    observations: how often the run looks at validation images while it trains, which leaves a trace.csv beside it.
+    """
 
     method: Method
     side: int | tuple[int, ...] | None
@@ -43,6 +48,7 @@ class Spec:
     teacher_seed: int = 0
     role: str = "student"
     preset: str = "area-bicubic"
+    observations: int = 0
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -124,6 +130,7 @@ def config(spec: Spec) -> dict[str, Any]:
             "source": source_name(spec),
             **{part: getattr(faces, part).digest for part in data.SPLITS},
         },
+        **({"observations": spec.observations} if spec.observations else {}),
     }
 
 
@@ -220,6 +227,7 @@ def _train(
             progress=progress,
             name=run_name(spec),
             stop=stop,
+            **_observed(spec, run, network, teacher, device),
         )
         measures, scores = evaluate(spec, network, teacher, fitted.hints, device)
     except TrainingError as error:
@@ -232,6 +240,64 @@ def _train(
     result = {"status": "ok", "measures": measures, "seconds": fitted.seconds, **stamp}
     runs.write_json(run.path / "result.json", result)
     (run.path / "state.pt").unlink(missing_ok=True)
+
+
+def _observed(spec: Spec, run: Run, network: models.IResNet, teacher: Teacher | None, device: str) -> dict[str, Any]:
+    """The arguments with which `fit` writes the run's trace.csv, a row an observation; none for a run without."""
+    if not spec.observations:
+        return {}
+    faces = splits(spec.scale, spec.source)
+    steps = spec.schedule.epochs * (len(faces.train) // spec.schedule.batch)
+    path = run.path / "trace.csv"
+    before = pd.read_csv(path).to_dict("records") if path.exists() else []
+
+    def observe(step: int, hints: Any) -> None:
+        rows = [row for row in before if row["step"] < step]
+        before[:] = [*rows, {"step": step, **observation(spec, faces.validation, network, teacher, hints, device)}]
+        runs.write_rows(path, before)
+
+    return {"observe": observe, "observe_every": max(1, steps // spec.observations)}
+
+
+def observation(
+    spec: Spec, faces: data.Faces, network: models.IResNet, teacher: Teacher | None, hints: Any, device: str
+) -> dict[str, float]:
+    """Accuracy on the pairs of `faces`, and for a method with a term on the hinted features how each stage stands.
+
+    Accuracy is by the 10 folds, without mirror images. Of stage k, over 256 evenly spaced images: cosine_k of student
+    and teacher, norm_k = |s|/|t|, norm_share_k = how much of |s-t|^2 is in the norms (`norm_angle_split`), and radial_k
+    = how much of the squared gradient of the run's own loss changes only the norm (`gradient_split`).
+    """
+    pairs, side = pairs_of(faces), spec.side
+    assert not isinstance(side, tuple)
+    features = verify.embed(network, faces.images, side=side, preset=spec.preset, mirror=False, device=device)
+    found = verify.kfold_verification(features[pairs.left], features[pairs.right], pairs.same, pairs.fold)
+    measures = {"accuracy": found.mean}
+    terms = [term for term in spec.method.terms if term.hint]
+    if teacher is None or hints is None:
+        return measures
+    x = faces.batch(np.linspace(0, len(faces) - 1, min(256, len(faces))).astype(np.int64)).to(device).float() / 255
+    y = x if side is None else degrade(x, side, preset=spec.preset)
+    with torch.inference_mode():
+        s, t = network.eval()(normalise(y)), teacher.network(normalise(x))
+        mapped = hints.eval()(s.features)
+    mapped = [stage.clone().requires_grad_() for stage in mapped]
+    labels = torch.zeros(len(x), dtype=torch.int64, device=device)
+    views = [
+        View(o.embedding, o.features, f, o.channel, o.spatial, o.embedding, labels)
+        for o, f in ((s, mapped), (t, t.features))
+    ]
+    gradients = torch.autograd.grad(sum(term.weight * term.function(*views) for term in terms), mapped)
+    for k, (a, b, g) in enumerate(zip(mapped, t.features, gradients, strict=True), 1):
+        split, pull = norm_angle_split(a.detach(), b), gradient_split(g, a.detach())
+        length, other = (z.flatten(1).norm(dim=1) for z in (a.detach(), b))
+        measures |= {
+            f"cosine_{k}": float((1 - cosine(a.detach(), b)).mean()),
+            f"norm_{k}": float((length / other).mean()),
+            f"norm_share_{k}": float(split.norm.sum() / (split.norm + split.angle).sum()),
+            f"radial_{k}": float(pull.norm.sum() / (pull.norm + pull.angle).sum()),
+        }
+    return measures
 
 
 def load(run: Run) -> tuple[models.IResNet, heads.Head]:

@@ -71,17 +71,26 @@ def cross_loss(student: Tensor, teacher: Tensor, partner: Tensor, distance: Dist
 
 
 def attention_loss(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], distance: Distance = cosine, centred: bool = False
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    distance: Distance = cosine,
+    centred: bool = False,
+    constant: bool = False,
 ) -> Tensor:
     """Sum over blocks of the batch mean of distance(map_S, map_T) on pre-sigmoid maps -> () (arXiv 2209.14498).
 
-    `centred` first takes the batch mean off both maps, so that a map common to all images carries no loss (ours).
+    `centred` first takes the batch mean off both maps, so that a map common to all images carries no loss; `constant`
+    puts the batch mean of the teacher's maps in place of each, so that nothing else carries one (both ours).
     """
 
     def centre(x: Tensor) -> Tensor:
         return x - x.mean(0, keepdim=True) if centred else x
 
-    return torch.stack([distance(centre(s), centre(t)).mean() for s, t in zip(student, teacher, strict=True)]).sum()
+    def target(x: Tensor) -> Tensor:
+        return x.mean(0, keepdim=True).expand_as(x) if constant else x
+
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([distance(centre(s), centre(target(t))).mean() for s, t in pairs]).sum()
 
 
 def activation_attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -191,15 +200,18 @@ def _cross(student: View, teacher: View, distance: Distance) -> Tensor:
     return cross_loss(student.hinted[-1], teacher.features[-1], partner, distance)
 
 
-def attention(distance: Distance = cosine, weight: float = 5.0, centred: bool = False) -> Term:
-    """CBAM's channel and spatial maps of every block by `attention_loss`."""
-    function = partial(_attention, distance=distance, centred=centred)
-    return Term("attention", weight, function, (("distance", distance.__name__), ("centred", centred)))
+def attention(distance: Distance = cosine, weight: float = 5.0, centred: bool = False, constant: bool = False) -> Term:
+    """CBAM's channel and spatial maps of every block by `attention_loss`. Raises ConfigError for centred constants."""
+    if centred and constant:
+        raise ConfigError("centred and constant are both set: a constant target that is centred is zero; choose one")
+    function = partial(_attention, distance=distance, centred=centred, constant=constant)
+    spec: tuple[tuple[str, Any], ...] = (("distance", distance.__name__), ("centred", centred))
+    return Term("attention", weight, function, (*spec, ("constant", True)) if constant else spec)
 
 
-def _attention(student: View, teacher: View, distance: Distance, centred: bool) -> Tensor:
+def _attention(student: View, teacher: View, distance: Distance, centred: bool, constant: bool) -> Tensor:
     s, t = [*student.channel, *student.spatial], [*teacher.channel, *teacher.spatial]
-    return attention_loss(s, t, distance, centred)
+    return attention_loss(s, t, distance, centred, constant)
 
 
 def activation_attention(weight: float = 1000.0) -> Term:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from lrkd.distances import cosine, euclidean, lp, on_unit
+from lrkd.distances import Distance, cosine, euclidean, lp, on_unit, smooth_l1
 from lrkd.errors import ConfigError
 from lrkd.losses import (
     Term,
@@ -85,6 +85,13 @@ METHODS: dict[str, Method] = {
             note="maps centred over the batch, so that the map common to all images carries no loss",
         ),
         Method(
+            "askd-constant",
+            "A-SKD, constant target",
+            (attention(cosine, 5.0, constant=True),),
+            source="control",
+            note="towards the batch mean of the teacher's maps, which says nothing of the image",
+        ),
+        Method(
             "random-teacher", "F-SKD, random teacher", FSKD, teacher="random", source="control", note="never trained"
         ),
         Method(
@@ -97,6 +104,32 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+# The distances between features that race each other, each with the weight at which its gradient at an untrained student
+# is as long as that of the cosine at F-SKD's 20 (`python -m benchmarks.gradients`). On unit vectors the squared L2 is
+# twice the cosine and no other method, so its root stands there.
+RACE: dict[str, tuple[Distance, float]] = {
+    distance.__name__: (distance, weight)
+    for distance, weight in (
+        (cosine, 20.0),
+        (lp(1), 20.0),
+        (lp(1.5), 14.0),
+        (lp(2), 8.0),
+        (lp(3), 2.0),
+        (lp(4), 0.4),
+        (smooth_l1, 28.0),
+        (on_unit(euclidean), 28.0),
+    )
+}
+
+
+def weighed(distance: str, weight: float) -> Method:
+    """F-SKD with a distance of RACE at that weight, named "lp(2)@8"; ConfigError for another distance."""
+    if distance not in RACE:
+        raise ConfigError(f"distance is {distance!r}: those that race are {', '.join(RACE)}")
+    term = feature(RACE[distance][0], weight=weight)
+    return Method(f"{distance}@{weight:g}", f"features, {distance}", (term,), source="ours, F-SKD reweighed")
 
 
 def get(name: str, among: Iterable[str] | None = None) -> Method:

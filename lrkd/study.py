@@ -1,5 +1,6 @@
 """Grids of (method, side, seed) -> runs, several at a time -> results tables."""
 
+import base64
 import itertools
 import multiprocessing
 import os
@@ -52,7 +53,9 @@ __all__ = [
     "device_of",
     "evaluation_preset",
     "find_run",
+    "key",
     "load",
+    "pair_table",
     "pairs_of",
     "read_table",
     "run_study",
@@ -63,12 +66,22 @@ __all__ = [
     "store",
     "table",
     "teacher_spec",
+    "trace_table",
     "train",
+    "winners",
     "write_table",
 ]
 
+RESULTS = ("config", "method", "side", "seed", "protocol", "accuracy")
 LIVE_METHODS = ("none", "fskd", "fskd-l2", "askd", "embedding-cos")
 PHOTO_METHODS = ("none", "fskd", "askd", "embedding-cos")
+ATTENTION_METHODS = ("none", "askd", "askd-centred", "askd-constant", "fskd")
+# Weights of the ladder in units of the matched one, the middle first: what is stopped has looked near the optimum.
+RUNGS = (1.0, 0.25, 4.0, 1 / 16, 16.0)
+LADDER_SEED = 100
+PRIMARY = ("cosine", "lp(2)")
+CONFIRMING_SEEDS = range(10, 16)
+CONFIRMING_TEACHERS = (2, 3)
 
 
 def _core(scale: Scale, source: str) -> list[Spec]:
@@ -99,14 +112,83 @@ def _grid(names: Iterable[str], sides: Iterable[int | None], seeds: int) -> list
     return [(name, side, seed) for side, seed, name in itertools.product(sides, range(seeds), names)]
 
 
-STUDIES: dict[str, Callable[[Scale, str], list[Spec]]] = {"core": _core, "book": _book}
+def _attention(scale: Scale, source: str) -> list[Spec]:
+    """The runs of `core` whose attention is looked at: 6 seeds at the hardest side, 3 at the others."""
+
+    def wanted(spec: Spec) -> bool:
+        seeds = 6 if spec.side == scale.sides[-1] else 3
+        return spec.side is not None and spec.method.name in ATTENTION_METHODS and spec.seed < seeds
+
+    return [spec for spec in _core(scale, source) if spec.role == "teacher" or wanted(spec)]
 
 
-def specs(name: str, scale: Scale, source: str = PROCEDURAL) -> list[Spec]:
-    """The runs of a named study, teachers first."""
+def _ladder(scale: Scale, source: str) -> list[Spec]:
+    """Every distance of `methods.RACE` at RUNGS times its matched weight, at the hardest side, for validation."""
+    return [
+        teacher_spec(scale, 0, source),
+        *(
+            Spec(methods.weighed(name, float(f"{rung * weight:.3g}")), scale.sides[-1], LADDER_SEED, scale, source)
+            for rung in RUNGS
+            for name, (_, weight) in methods.RACE.items()
+        ),
+    ]
+
+
+def _hypotheses(scale: Scale, source: str, ladder: pd.DataFrame | None = None) -> list[Spec]:
+    """The runs that judge book/hypotheses.md, at the hardest side, with seeds and teachers that nothing was chosen on.
+
+    6 seeds of none, of each distance at the weight that its ladder chose, and of A-SKD with its two controls, each with
+    one of two teachers; cosine and lp(2), which are the primary comparison, with both. All but A-SKD's leave traces.
+    """
+    if ladder is None:
+        raise ConfigError(
+            "study hypotheses takes its weights from a ladder: give --ladder, a table of `lrkd study ladder`"
+        )
+    raced = [methods.METHODS["none"], *(methods.weighed(name, weight) for name, weight in winners(ladder).items())]
+    attentive = [methods.METHODS[name] for name in ("askd", "askd-centred", "askd-constant")]
+    wanted = [teacher_spec(scale, teacher, source) for teacher in CONFIRMING_TEACHERS]
+    for seed, method in itertools.product(CONFIRMING_SEEDS, (*raced, *attentive)):
+        own = CONFIRMING_TEACHERS[seed % 2]
+        crossed = method.name.partition("@")[0] in PRIMARY
+        looks = 12 if method in raced else 0
+        wanted += [
+            Spec(method, scale.sides[-1], seed, scale, source, teacher, observations=looks)
+            for teacher in CONFIRMING_TEACHERS
+            if teacher == own or crossed
+        ]
+    return wanted
+
+
+def winners(ladder: pd.DataFrame) -> dict[str, float]:
+    """The weight of each distance of `methods.RACE` whose validation accuracy is highest in the ladder's table.
+
+    A run that diverged loses. Raises DataError where a distance of the race has no finished run in the table.
+    """
+    rows = ladder[(ladder["protocol"] == "validation") & ladder["method"].str.contains("@")]
+    parts = rows["method"].str.rsplit("@", n=1, expand=True)
+    found = rows.assign(distance=parts[0], weight=parts[1].astype(float)) if len(rows) else rows.assign(distance="")
+    if missing := set(methods.RACE) - set(found["distance"]):
+        raise DataError(
+            f"ladder: has no validation row of {', '.join(sorted(missing))}: finish `lrkd study ladder` first"
+        )
+    mean = found.groupby(["distance", "weight"])["accuracy"].mean()
+    return {name: float(mean[name].idxmax()) for name in methods.RACE}
+
+
+STUDIES: dict[str, Callable[..., list[Spec]]] = {
+    "core": _core,
+    "book": _book,
+    "attention": _attention,
+    "ladder": _ladder,
+    "hypotheses": _hypotheses,
+}
+
+
+def specs(name: str, scale: Scale, source: str = PROCEDURAL, ladder: pd.DataFrame | None = None) -> list[Spec]:
+    """The runs of a named study, teachers first. ladder: results of study `ladder`, which `hypotheses` needs."""
     if name not in STUDIES:
         raise ConfigError(f"study is {name!r}: the studies are {', '.join(STUDIES)}")
-    return STUDIES[name](scale, source)
+    return STUDIES[name](scale, source, ladder) if name == "hypotheses" else STUDIES[name](scale, source)
 
 
 def run_study(
@@ -238,14 +320,59 @@ def table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame
     )
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A results table that `write_table` wrote; DataError when it is none."""
+def pair_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Whether each test pair was right, a row a run: -> `config, correct`, base64 of the packed bits in pairs' order."""
+
+    def rows(spec: Spec, run: runs.Run) -> Iterator[dict[str, Any]]:
+        bits = np.packbits(_scores(run)[1].astype(bool)).tobytes()
+        yield {"config": key(spec), "correct": base64.b64encode(bits).decode()}
+
+    return _collected(wanted, where, known, rows)
+
+
+def trace_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What runs with observations saw while they trained: -> `config, method, seed, teacher_seed` and trace.csv's columns."""
+
+    def rows(spec: Spec, run: runs.Run) -> Iterator[dict[str, Any]]:
+        who = {"config": key(spec), "method": spec.method.name, "seed": spec.seed, "teacher_seed": spec.teacher_seed}
+        if spec.observations:
+            yield from (who | row for row in pd.read_csv(run.path / "trace.csv").to_dict("records"))
+
+    return _collected(wanted, where, known, rows)
+
+
+def _collected(
+    wanted: Sequence[Spec],
+    where: Path | None,
+    known: pd.DataFrame | None,
+    rows: Callable[[Spec, runs.Run], Iterator[dict[str, Any]]],
+) -> pd.DataFrame:
+    """Rows of the runs of the store that ended well, and those that an earlier table has of runs that the store lacks."""
+    kept = {} if known is None else {str(name): part.to_dict("records") for name, part in known.groupby("config")}
+    table: list[dict[str, Any]] = []
+    for spec in wanted:
+        run = find_run(spec, where)
+        table += rows(spec, run) if run.finished and run.result["status"] == "ok" else kept.get(key(spec), ())
+    return pd.DataFrame(table)
+
+
+def _scores(run: runs.Run) -> np.ndarray:
+    """The run's scores.npy, (4,P) as `evaluate` returned it."""
+    try:
+        scores: np.ndarray = np.load(run.path / "scores.npy", allow_pickle=False)
+        return scores
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{run.path / 'scores.npy'}: cannot be read ({error}); remove the run directory") from error
+
+
+def read_table(path: Path, columns: Iterable[str] = RESULTS) -> pd.DataFrame:
+    """A table that `write_table` wrote, with at least these columns; DataError when it is none."""
     try:
         frame = pd.read_csv(path, dtype={"config": str, "commit": str})
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a results table ({error})") from error
-    if missing := {"config", "method", "side", "seed", "protocol", "accuracy"} - set(frame):
-        raise DataError(f"{path}: is no results table of `lrkd study`: it has no column {', '.join(sorted(missing))}")
+    if missing := set(columns) - set(frame):
+        raise DataError(f"{path}: is no such table of `lrkd study`: it has no column {', '.join(sorted(missing))}")
     return frame
 
 
@@ -261,10 +388,7 @@ def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 5
         if not run.finished or run.result["status"] != "ok":
             continue
         same = pairs_of(splits(spec.scale, spec.source).test).same
-        try:
-            scores = np.load(run.path / "scores.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise RunError(f"{run.path / 'scores.npy'}: cannot be read ({error}); remove the run directory") from error
+        scores = _scores(run)
         side = spec.scale.size if spec.side is None else spec.side
         for protocol, values in (("test", scores[0]), ("test-hr-lr", scores[2])):
             found = [np.histogram(values[kind].clip(-1, 1), edges)[0] for kind in (same, ~same)]

@@ -130,7 +130,8 @@ def fit(
     log_every: int = 20,
     progress: bool = True,
     name: str = "train",
-    after_epoch: Callable[[int], None] | None = None,
+    observe: Callable[[int, Hints | None], None] | None = None,
+    observe_every: int = 0,
     stop: Callable[[], bool] | None = None,
 ) -> Fitted:
     """Train network and head in place on `faces`, logging a row every `log_every` steps.
@@ -138,8 +139,10 @@ def fit(
     A teacher without terms is an error, as are terms without a teacher. With a directory, metrics.csv and state.pt are
     written there every `checkpoint_every` steps, and a state.pt that is there is resumed: on a CPU, with the same
     number of threads, the weights end bit-identical to those of a run that was never stopped. Ctrl-C saves first, as
-    does `stop`, asked after every step, when it returns True; both end in KeyboardInterrupt. after_epoch is called with
-    the number of epochs done, the network in training mode.
+    does `stop`, asked after every step, when it returns True; both end in KeyboardInterrupt.
+
+    observe is called after every `observe_every` steps (0: after every epoch), before they are saved, with the number
+    of steps done and the hint layers; it may look, but neither draw random numbers nor change a weight.
 
     Raises TrainingError when a loss is not finite (with step and term), RunError when state.pt is of another run.
     """
@@ -213,6 +216,11 @@ def fit(
                 step += 1
                 pending.append((step, torch.cat([parts[0].detach(), parts[1]])))
                 bar.update()
+                if observe is not None and step % (observe_every or steps_an_epoch) == 0:
+                    began = time.perf_counter()
+                    observe(step, hints)
+                    trained.train()
+                    clock += time.perf_counter() - began
                 last = step == steps
                 stopped = interrupted.is_set() or (stop is not None and stop())
                 save = directory is not None and (step % checkpoint_every == 0 or last or stopped)
@@ -240,9 +248,6 @@ def fit(
                     state.save(directory, step, rows)
                 if stopped:
                     raise KeyboardInterrupt(f"{name} stopped at step {step} of {steps}")
-                if after_epoch is not None and step % steps_an_epoch == 0:
-                    after_epoch(step // steps_an_epoch)
-                    trained.train()
     trained.eval()
     done = [0.0, *(row["step"] for row in rows)]
     seconds = sum(

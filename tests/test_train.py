@@ -441,7 +441,7 @@ def test_after_epoch_counts_epochs_and_training_mode_comes_back():
         done.append(epoch)
         network.eval()
 
-    fit(network, head, toys.faces(), schedule=Schedule(3, 16), progress=False, after_epoch=note)
+    fit(network, head, toys.faces(), schedule=Schedule(3, 16), progress=False, observe=note)
     assert done == [1, 2, 3]
     assert not network.training
     assert not head.training
