@@ -214,8 +214,8 @@ def _study(arguments: argparse.Namespace) -> None:
 
     known = study.read_table(arguments.out) if arguments.out and arguments.out.exists() else None
     if known is not None and arguments.scores and arguments.scores.exists():
-        there = set(known["config"])
-        only = [s for s in wanted if study.key(s) in there and not study.find_run(s, arguments.runs).finished]
+        named = set(known["config"])
+        only = [s for s in wanted if study.key(s) in named and not study.find_run(s, arguments.runs).finished]
         if only:
             raise ConfigError(
                 f"{arguments.scores}: would lose {len(only)} runs, which {arguments.out} has and the store has not: "

@@ -284,10 +284,11 @@ def observation(
     mapped = [stage.clone().requires_grad_() for stage in mapped]
     labels = torch.zeros(len(x), dtype=torch.int64, device=device)
     views = [
-        View(o.embedding, o.features, f, o.channel, o.spatial, o.embedding, labels)
-        for o, f in ((s, mapped), (t, t.features))
+        View(out.embedding, out.features, stages, out.channel, out.spatial, out.embedding, labels)
+        for out, stages in ((s, mapped), (t, t.features))
     ]
-    gradients = torch.autograd.grad(sum(term.weight * term.function(*views) for term in terms), mapped)
+    loss = torch.stack([term.weight * term.function(*views) for term in terms]).sum()
+    gradients = torch.autograd.grad(loss, mapped)
     for k, (a, b, g) in enumerate(zip(mapped, t.features, gradients, strict=True), 1):
         split, pull = norm_angle_split(a.detach(), b), gradient_split(g, a.detach())
         length, other = (z.flatten(1).norm(dim=1) for z in (a.detach(), b))

@@ -106,9 +106,9 @@ METHODS: dict[str, Method] = {
 }
 
 
-# The distances between features that race each other, each with the weight at which its gradient at an untrained student
-# is as long as that of the cosine at F-SKD's 20 (`python -m benchmarks.gradients`). On unit vectors the squared L2 is
-# twice the cosine and no other method, so its root stands there.
+# The distances between features that race each other, each with about the weight at which its gradient at an untrained
+# student is as long as that of the cosine at F-SKD's 20 (`python -m benchmarks.gradients`). On unit vectors the squared
+# L2 is twice the cosine and no other method, so its root stands there.
 RACE: dict[str, tuple[Distance, float]] = {
     distance.__name__: (distance, weight)
     for distance, weight in (

@@ -141,9 +141,7 @@ def _hypotheses(scale: Scale, source: str, ladder: pd.DataFrame | None = None) -
     one of two teachers; cosine and lp(2), which are the primary comparison, with both. All but A-SKD's leave traces.
     """
     if ladder is None:
-        raise ConfigError(
-            "study hypotheses takes its weights from a ladder: give --ladder, a table of `lrkd study ladder`"
-        )
+        raise ConfigError("study hypotheses takes its weights from study ladder: give its table by --ladder")
     raced = [methods.METHODS["none"], *(methods.weighed(name, weight) for name, weight in winners(ladder).items())]
     attentive = [methods.METHODS[name] for name in ("askd", "askd-centred", "askd-constant")]
     wanted = [teacher_spec(scale, teacher, source) for teacher in CONFIRMING_TEACHERS]
@@ -321,7 +319,7 @@ def table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame
 
 
 def pair_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Whether each test pair was right, a row a run: -> `config, correct`, base64 of the packed bits in pairs' order."""
+    """Whether each test pair was right, a row a run: -> `config, correct` (base64 of packed bits, in their order)."""
 
     def rows(spec: Spec, run: runs.Run) -> Iterator[dict[str, Any]]:
         bits = np.packbits(_scores(run)[1].astype(bool)).tobytes()
@@ -331,7 +329,7 @@ def pair_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.Data
 
 
 def trace_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What runs with observations saw while they trained: -> `config, method, seed, teacher_seed` and trace.csv's columns."""
+    """What runs with observations saw: -> `config, method, seed, teacher_seed` and the columns of trace.csv."""
 
     def rows(spec: Spec, run: runs.Run) -> Iterator[dict[str, Any]]:
         who = {"config": key(spec), "method": spec.method.name, "seed": spec.seed, "teacher_seed": spec.teacher_seed}
@@ -347,7 +345,7 @@ def _collected(
     known: pd.DataFrame | None,
     rows: Callable[[Spec, runs.Run], Iterator[dict[str, Any]]],
 ) -> pd.DataFrame:
-    """Rows of the runs of the store that ended well, and those that an earlier table has of runs that the store lacks."""
+    """Rows of the store's runs that ended well, and an earlier table's rows of runs that the store lacks."""
     kept = {} if known is None else {str(name): part.to_dict("records") for name, part in known.groupby("config")}
     table: list[dict[str, Any]] = []
     for spec in wanted:
