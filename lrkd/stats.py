@@ -1,5 +1,6 @@
 """Statistics of the study: arrays in, numbers out. Every docstring names the unit that is taken to be independent."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -107,6 +108,288 @@ def holm(p: ArrayLike) -> np.ndarray:
     return adjusted
 
 
+class Equivalence(NamedTuple):
+    """Two one-sided t tests: p for "within the margin", and the interval of level 1 - 2 alpha that decides the same."""
+
+    p: float
+    low: float
+    high: float
+
+
+def tost(differences: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
+    """Two one-sided paired t tests of (n,) differences against -margin and +margin. Unit: a seed.
+
+    p is the larger of the two: below alpha exactly where the interval of level 1 - 2 alpha (90 %) lies inside the
+    margins. Not finding a difference is no evidence for equality; this is. Schuirmann, J. Pharmacokin. Biopharm. 1987.
+    Raises DataError as `mean_interval`, and for a margin that is not above zero.
+    """
+    if not margin > 0:
+        raise DataError(f"margin is {margin}: the smallest difference that matters, above zero, is right")
+    x = np.asarray(differences, dtype=np.float64)
+    found = mean_interval(x, 1 - 2 * alpha)
+    if found.low == found.high:
+        return Equivalence(0.0 if abs(found.mean) < margin else 1.0, found.low, found.high)
+    above = stats.ttest_1samp(x, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(x, margin, alternative="less").pvalue
+    return Equivalence(float(max(above, below)), found.low, found.high)
+
+
+def wilcoxon(differences: ArrayLike) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test of (n,) differences, exact for n up to 50. Unit: a seed.
+
+    Zeros are left out (Wilcoxon's way); all of them zero is p = 1. With ties the exact distribution is enumerated up to
+    n = 12 and approximated by a normal one beyond. The least p that n seeds can give is 2^(1-n): .031 for six.
+    """
+    x = _units(differences)
+    x = x[x != 0]
+    if not len(x):
+        return 1.0
+    tied = len(np.unique(np.abs(x))) < len(x)
+    method = stats.PermutationMethod(n_resamples=2**12) if tied and len(x) <= 12 else "auto" if tied else "exact"
+    return float(stats.wilcoxon(x, method=method if len(x) <= 50 else "approx").pvalue)
+
+
+def bootstrap_interval(
+    differences: ArrayLike,
+    level: float = 0.95,
+    *,
+    resamples: int = 2000,
+    method: str = "percentile",
+    generator: np.random.Generator | int = 0,
+) -> tuple[float, float]:
+    """Bootstrap interval of the mean of (n,) differences: scipy's, `percentile` or `BCa`. Unit: a seed.
+
+    It undercovers for few seeds: six values have only 462 different resamples, and their spread misses the factor
+    sqrt(n / (n-1)) and the tail of Student's t. benchmarks/statistics.csv says by how much, and that BCa, which mends
+    bias and skewness, does not mend this; hence the plain percentile. The t interval stands first wherever both do.
+    """
+    x = _units(differences)
+    if np.ptp(x) == 0:
+        return float(x[0]), float(x[0])
+    rng = np.random.default_rng(generator)
+    drawn = stats.bootstrap((x,), np.mean, n_resamples=resamples, confidence_level=level, method=method, rng=rng)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
+
+
+def cohens_dz(differences: ArrayLike) -> float:
+    """Mean over standard deviation (n-1) of (n,) paired differences. Unit: a seed. Infinite where all are equal."""
+    x = _units(differences)
+    if np.ptp(x) == 0:
+        return 0.0 if x[0] == 0 else float(np.copysign(np.inf, x[0]))
+    return float(x.mean() / x.std(ddof=1))
+
+
+def probability_of_improvement(values: ArrayLike, baseline: ArrayLike) -> float:
+    """P(a run of the method beats a run of the baseline): (n,), (m,) -> share of the n m couples, ties half.
+
+    Unit: a seed, not paired: it answers for somebody who trains each once. Agarwal et al., NeurIPS 2021.
+    """
+    a, b = _units(values, 1), _units(baseline, 1)
+    return float(((a[:, None] > b) + 0.5 * (a[:, None] == b)).mean())
+
+
+def power(d_z: float, n: int, alpha: float = 0.05) -> float:
+    """Power of the two-sided paired t test with n seeds for a true d_z, by the noncentral t. Unit: a seed."""
+    limit, shift = stats.t.ppf(1 - alpha / 2, n - 1), abs(d_z) * np.sqrt(n)
+    if not shift < 30:  # scipy's noncentral t loses its digits there
+        return float(stats.norm.cdf(shift - limit)) if np.isfinite(shift) and shift < limit + 10 else 1.0
+    return float(stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift))
+
+
+def seeds_needed(d_z: float, target: float = 0.8, alpha: float = 0.05, most: int = 100_000) -> float:
+    """The least number of seeds, 2 or more, that finds a true d_z with power `target`; inf beyond `most`."""
+    if power(d_z, most, alpha) < target:
+        return np.inf
+    low, high = 1, 2
+    while high < most and power(d_z, high, alpha) < target:
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(d_z, middle, alpha) >= target else (middle, high)
+    return float(high)
+
+
+def detectable(n: int, target: float = 0.8, alpha: float = 0.05) -> float:
+    """The least true d_z that n seeds find with power `target`; times the differences' sd it is an effect."""
+    from scipy.optimize import brentq
+
+    return float(brentq(lambda d: power(d, n, alpha) - target, 1e-6, 1e3, xtol=1e-9))
+
+
+def by_number(differences: ArrayLike, most: int | None = None, level: float = 0.95) -> pd.DataFrame:
+    """What fewer or more seeds say: (n,) differences -> a row for 2..most seeds: `seeds, mean, low, high, p, measured`.
+
+    Unit: a seed. Up to n: the t interval of the first so many (measured). Beyond: what to expect if mean and standard
+    deviation stayed as they are with n, which is no data.
+    """
+    x = _units(differences)
+    rows = []
+    for count in range(2, max(most or 0, len(x)) + 1):
+        if count <= len(x):
+            found = mean_interval(x[:count], level)
+        else:
+            error = float(x.std(ddof=1) / np.sqrt(count))
+            reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
+            p = float(2 * stats.t.sf(abs(x.mean()) / error, count - 1)) if error else np.nan
+            found = Estimate(float(x.mean()), float(x.mean()) - reach, float(x.mean()) + reach, p, count)
+        rows.append((count, *found[:4], count <= len(x)))
+    return pd.DataFrame(rows, columns=["seeds", "mean", "low", "high", "p", "measured"])
+
+
+def compare(
+    frame: pd.DataFrame,
+    couples: Iterable[tuple[str, str]],
+    *,
+    margin: float,
+    value: str = "accuracy",
+    unit: Sequence[str] = ("seed",),
+    alpha: float = 0.05,
+    target: float = 0.8,
+    resamples: int = 2000,
+    generator: np.random.Generator | int = 0,
+) -> pd.DataFrame:
+    """Everything that the study says about method minus baseline: one row a couple. Unit: what `unit` names, a seed.
+
+    -> `method, baseline, n, lost` (units that only one of the two has: not trained yet, or diverged), `mean, low, high`
+    (t interval of level 1 - alpha), `p` (paired t), `holm` (over these rows), `wilcoxon`, `boot_low, boot_high` (over
+    seeds), `d_z`, `improvement` (probability), `tost, low90, high90` (level 1 - 2 alpha; against `margin`), `seeds`
+    (that a true effect of this d_z needs for power `target`), `detectable` (least true difference that n units find
+    with that power, at their sd). With fewer than two common units everything after `mean` is nan.
+
+    frame: columns method, *unit and `value`, one row a run. Raises DataError for a method without rows, for columns
+    that the frame lacks, and for two rows of one method and unit.
+    """
+    _columns(frame, ["method", *unit, value])
+    if frame.duplicated(["method", *unit]).any():
+        first = frame.loc[frame.duplicated(["method", *unit]).idxmax(), ["method", *unit]].to_dict()
+        raise DataError(f"frame: more than one row of {first}; choose one protocol, side and teacher before comparing")
+    wide = frame.pivot(index=list(unit), columns="method", values=value)
+    rng = np.random.default_rng(generator)
+    rows = []
+    for method, baseline in couples:
+        for name in (method, baseline):
+            if name not in wide:
+                raise DataError(f"couples: no row of method {name!r}; there are {', '.join(map(str, wide.columns))}")
+        both = wide[[method, baseline]].dropna(how="all")
+        a, b = both.dropna().to_numpy(np.float64).T
+        x = a - b
+        row = {"method": method, "baseline": baseline, "n": len(x), "lost": len(both) - len(x)}
+        row["mean"] = x.mean() if len(x) else np.nan
+        if len(x) > 1:
+            found, equal, d_z = mean_interval(x, 1 - alpha), tost(x, margin, alpha), cohens_dz(x)
+            low, high = bootstrap_interval(x, 1 - alpha, resamples=resamples, generator=rng)
+            row |= {"low": found.low, "high": found.high, "p": found.p, "holm": np.nan, "wilcoxon": wilcoxon(x)}
+            row |= {"boot_low": low, "boot_high": high, "d_z": d_z, "improvement": probability_of_improvement(a, b)}
+            row |= {"tost": equal.p, "low90": equal.low, "high90": equal.high}
+            row |= {"seeds": seeds_needed(d_z, target, alpha)}
+            row |= {"detectable": detectable(len(x), target, alpha) * x.std(ddof=1)}
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=COMPARISON)
+    table["holm"] = holm(table["p"])
+    return table
+
+
+COMPARISON = [
+    *("method", "baseline", "n", "lost", "mean", "low", "high", "p", "holm", "wilcoxon", "boot_low", "boot_high"),
+    *("d_z", "improvement", "tost", "low90", "high90", "seeds", "detectable"),
+]  # fmt: skip
+
+
+def by_unit(values: ArrayLike, baseline: ArrayLike, level: float = 0.95) -> pd.DataFrame:
+    """The same differences under two units: (S,P) of S seeds and P test items, twice -> `unit, n, mean, low, high, p`.
+
+    Row "item": the papers' paired t test, which takes all S P values for independent (pseudo-replication: the items of
+    one run share its weights). Row "seed": a paired t test of the S means; with one seed it has no interval.
+    """
+    a, b = np.atleast_2d(np.asarray(values, dtype=np.float64)), np.atleast_2d(np.asarray(baseline, dtype=np.float64))
+    if a.shape != b.shape or a.ndim != 2:
+        raise DataError(f"baseline: shape {b.shape} differs from the values' {a.shape}; both are (seeds, items)")
+    found = {"item": _estimate((a - b).ravel(), level), "seed": _estimate((a - b).mean(1), level)}
+    rows = [(unit, e.n, e.mean, e.low, e.high, e.p) for unit, e in found.items()]
+    return pd.DataFrame(rows, columns=["unit", "n", "mean", "low", "high", "p"])
+
+
+class Mixed(NamedTuple):
+    """Fixed effect of the method with its interval; standard deviations of the random parts; what went wrong in words.
+
+    A part that the design cannot tell from the residual is nan.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    sd_seed: float
+    sd_teacher: float
+    sd_seed_method: float
+    sd_residual: float
+    n: int
+    seeds: int
+    teachers: int
+    note: str
+
+
+def mixed_model(frame: pd.DataFrame, method: str, baseline: str, value: str = "accuracy", level: float = 0.95) -> Mixed:
+    """value ~ method with seed, teacher and seed by method as random parts (statsmodels' MixedLM, REML). Unit: a run.
+
+    frame: columns method, seed, teacher_seed and `value`, a row a run; best crossed (every seed with every teacher
+    under both methods). Seed by method is in the model where some seed has a method twice: without it two teachers of
+    one seed would count as two replicates of the difference. The interval and p are Student's with one degree of
+    freedom less than there are seeds: the library's normal ones are too sure with six (benchmarks/statistics.csv).
+    Two teachers are hardly a sample of teachers: their part is one degree of freedom. Parts that the design lacks,
+    estimates at zero, warnings and failures are said in `note`; a fit that fails is a row of nan.
+    """
+    import statsmodels.api as sm  # not everywhere where training runs
+    from statsmodels.regression.mixed_linear_model import VCSpec
+    from statsmodels.tools.sm_exceptions import ConvergenceWarning
+
+    _columns(frame, ["method", "seed", "teacher_seed", value])
+    rows = frame[frame["method"].isin([method, baseline])].dropna(subset=value)
+    is_method = (rows["method"] == method).to_numpy(np.float64)
+    counts = (len(rows), int(rows["seed"].nunique()), int(rows["teacher_seed"].nunique()))
+    if not 0 < is_method.sum() < len(rows):
+        raise DataError(f"frame: {method!r} and {baseline!r} are not both there with a finite {value!r}")
+    notes, parts = [], {"seed": rows["seed"].astype(str)}
+    if counts[2] > 1 and rows["teacher_seed"].notna().all():
+        parts["teacher"] = rows["teacher_seed"].astype(str)
+    else:
+        notes.append("no teacher part: one teacher, or a method without")
+    if rows.duplicated(["method", "seed"]).any():
+        parts["seed_method"] = rows["seed"].astype(str) + rows["method"]
+    designs = [pd.get_dummies(part, dtype=float) for part in parts.values()]
+    spec = VCSpec(list(parts), [[list(d.columns)] for d in designs], [[d.to_numpy()] for d in designs])
+    if counts[1] < 2:
+        return _not_fitted(counts, "fewer than two seeds")
+    # In units of the spread, so that the optimiser's tolerances suit accuracies and rank correlations alike.
+    y = rows[value].to_numpy(np.float64)
+    scale = float(y.std()) or 1.0
+    exog = np.column_stack([np.ones(len(rows)), is_method])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model = sm.MixedLM((y - y.mean()) / scale, exog, groups=np.zeros(len(rows)), exog_vc=spec)
+            fit = model.fit(reml=True, method=["lbfgs", "powell"])
+            mean, error = float(fit.fe_params[1]) * scale, float(fit.bse_fe[1]) * scale
+        except (np.linalg.LinAlgError, ValueError) as problem:
+            return _not_fitted(counts, f"the fit failed: {problem}")
+    found = {name: float(np.sqrt(max(v, 0.0))) * scale for name, v in zip(spec.names, fit.vcomp, strict=True)}
+    residual = float(np.sqrt(fit.scale)) * scale
+    notes += [f"{name.replace('_', ' by ')}: estimated at zero" for name, sd in found.items() if sd < 1e-3 * residual]
+    if not fit.converged:
+        notes.append("did not converge")
+    others = {str(w.message) for w in caught if not issubclass(w.category, ConvergenceWarning)}
+    notes += sorted(others)
+    reach = float(stats.t.ppf((1 + level) / 2, counts[1] - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, counts[1] - 1)) if error > 0 else np.nan
+    seed, teacher, both = (found.get(name, np.nan) for name in ("seed", "teacher", "seed_method"))
+    return Mixed(mean, mean - reach, mean + reach, p, seed, teacher, both, residual, *counts, "; ".join(notes))
+
+
+def _not_fitted(counts: tuple[int, int, int], note: str) -> Mixed:
+    nan = float("nan")
+    return Mixed(nan, nan, nan, nan, nan, nan, nan, nan, *counts, note)
+
+
 def spelled(table: pd.DataFrame, *, factor: float = 100, digits: int = 1, sign: bool = False) -> pd.Series:
     """Rows of `summarise` or `paired_differences` as text for a table: "80.7 [80.4, 81.0]", in percent by default.
 
@@ -147,6 +430,13 @@ def provenance(frame: pd.DataFrame) -> dict[str, int | str]:
         "diverged": int(frame.loc[frame["status"] != "ok", "config"].nunique()),
     }
     return found | {name: ", ".join(map(str, frame[name].dropna().unique())) for name in texts}
+
+
+def _units(values: ArrayLike, least: int = 2) -> np.ndarray:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or len(x) < least or not np.isfinite(x).all():
+        raise DataError(f"values: {x.tolist()} are not {least} or more finite numbers, one a seed")
+    return x
 
 
 def _estimate(values: np.ndarray, level: float) -> Estimate:

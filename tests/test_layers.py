@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     ("errors",),
     ("faces", "degrade", "distances", "stats", "pairs"),
-    ("layout",),
+    ("layout", "hypotheses"),
     ("models", "heads", "losses", "data", "verify", "plots"),
     ("train", "methods", "runs"),
     ("scales",),
