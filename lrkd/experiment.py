@@ -278,10 +278,10 @@ def observation(
         return measures
     x = faces.batch(np.linspace(0, len(faces) - 1, min(256, len(faces))).astype(np.int64)).to(device).float() / 255
     y = x if side is None else degrade(x, side, preset=spec.preset)
-    with torch.inference_mode():
+    with torch.no_grad():
         s, t = network.eval()(normalise(y)), teacher.network(normalise(x))
         mapped = hints.eval()(s.features)
-    mapped = [stage.clone().requires_grad_() for stage in mapped]
+    mapped = [stage.requires_grad_() for stage in mapped]
     labels = torch.zeros(len(x), dtype=torch.int64, device=device)
     views = [
         View(out.embedding, out.features, stages, out.channel, out.spatial, out.embedding, labels)

@@ -80,6 +80,7 @@ ATTENTION_METHODS = ("none", "askd", "askd-centred", "askd-constant", "fskd")
 RUNGS = (1.0, 0.25, 4.0, 1 / 16, 16.0)
 LADDER_SEED = 100
 PRIMARY = ("cosine", "lp(2)")
+EXPLORATORY = ("lp(1.5)", "lp(3)", "lp(4)")  # in no hypothesis: last
 CONFIRMING_SEEDS = range(10, 16)
 CONFIRMING_TEACHERS = (2, 3)
 
@@ -154,7 +155,7 @@ def _hypotheses(scale: Scale, source: str, ladder: pd.DataFrame | None = None) -
             for teacher in CONFIRMING_TEACHERS
             if teacher == own or crossed
         ]
-    return wanted
+    return sorted(wanted, key=lambda spec: spec.method.name.partition("@")[0] in EXPLORATORY)
 
 
 def winners(ladder: pd.DataFrame) -> dict[str, float]:
