@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
-from scipy import sparse
+from scipy import sparse, stats
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -22,9 +22,9 @@ from lrkd.degrade import Degradation, degrade
 from lrkd.errors import ConfigError, DataError, TrainingError
 
 __all__ = [
-    "Interval", "Roc", "Verification", "best_threshold", "bootstrap_identities", "cmc",
+    "Interval", "Roc", "Separation", "Verification", "best_threshold", "bootstrap_identities", "cmc",
     "cosine_scores", "cross_resolution", "d_prime", "eer", "embed", "kfold_verification",
-    "probe_ranks", "rank_k", "roc", "tar_at_far",
+    "probe_ranks", "rank_k", "roc", "separation", "tar_at_far",
 ]  # fmt: skip
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -196,6 +196,38 @@ def d_prime(scores: ArrayLike, same: ArrayLike) -> float:
     if pooled == 0:
         raise DataError("scores: no spread within genuine or impostor pairs; d' is not defined")
     return float((genuine.mean() - impostor.mean()) / pooled)
+
+
+class Separation(NamedTuple):
+    """How far genuine scores lie from impostor ones; none of it is a test."""
+
+    overlap: float
+    d_prime: float
+    wasserstein: float
+    ks: float
+
+
+def separation(scores: ArrayLike, same: ArrayLike, bins: int = 50) -> Separation:
+    """Genuine against impostor scores in four ways: `(n,), (n,) -> Separation`.
+
+    overlap: the area that the two normed histograms share, in [0,1], over `bins` equal bins from the lowest score to
+    the highest. d_prime: `d_prime`. wasserstein: the mean way that scores have to go from one distribution to the
+    other, in units of the score. ks: Kolmogorov and Smirnov's greatest distance of the two distribution functions, in
+    [0,1]; 1 - ks is the least sum of both error rates at one threshold.
+
+    A pair is no independent unit (pairs share people, and all share one network), so that no p value stands here: take
+    an interval over seeds. Raises DataError as `d_prime` does.
+    """
+    values, truth = _scores(scores, same, both=True)
+    if bins < 1:
+        raise ConfigError(f"bins: {bins} is not at least 1")
+    distance = d_prime(values, truth)  # first: it says what is wrong with scores that have no spread
+    genuine, impostor = values[truth], values[~truth]
+    edges = np.linspace(values.min(), values.max(), bins + 1)
+    shares = [np.histogram(kind, edges)[0] / len(kind) for kind in (genuine, impostor)]
+    ks = stats.ks_2samp(genuine, impostor, method="asymp").statistic
+    way = stats.wasserstein_distance(genuine, impostor)
+    return Separation(float(np.minimum(*shares).sum()), distance, float(way), float(ks))
 
 
 def cosine_scores(left: ArrayLike, right: ArrayLike) -> np.ndarray:

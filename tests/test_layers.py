@@ -13,24 +13,25 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     ("errors",),
     ("faces", "degrade", "distances", "stats", "pairs"),
-    ("layout", "hypotheses"),
-    ("models", "heads", "losses", "data", "verify", "plots"),
+    ("layout", "hypotheses", "race"),
+    ("models", "heads", "losses", "data", "verify", "attention", "information", "plots", "viewers"),
     ("train", "methods", "runs"),
     ("scales",),
     ("experiment",),
-    ("study",),
+    ("study", "evidence"),
     ("cli",),
     ("__main__",),
 )
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 # Arrays in, figures or tables out: pages hand them what they need. `import lrkd` alone stays light.
-LONERS = {"plots", "stats", "__init__"}
+LONERS = {"plots", "viewers", "stats", "__init__"}
 # Where data_prep meets lrkd: the readers, which are `data` and the two files split off it so that they need no torch.
 READERS = {"data", "layout", "pairs", "errors"}
 BASE = {"torch", "torchvision", "numpy", "scipy", "pandas", "PIL", "safetensors", "tqdm"}
 MORE = {
     "plots": {"matplotlib", "seaborn", "plotly", "myst_nb"},
     "stats": {"statsmodels"},
+    "attention": {"captum"},
 }
 UNSAFE = {
     *(f"{module}.{call}" for module in ("pickle", "cloudpickle", "dill") for call in ("load", "loads", "Unpickler")),

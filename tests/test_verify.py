@@ -26,6 +26,7 @@ from lrkd.verify import (
     probe_ranks,
     rank_k,
     roc,
+    separation,
     tar_at_far,
 )
 
@@ -249,7 +250,50 @@ def test_eer_and_d_prime_of_two_normals():
     assert d_prime([3.0, 5.0, 1.0, 2.0], np.array([True, True, False, False])) == pytest.approx(2.5 / np.sqrt(1.25))
 
 
-@pytest.mark.parametrize("function", [roc, tar_at_far, eer, d_prime])
+@given(tied_scores())
+@settings(max_examples=100, deadline=None)
+def test_separation_equals_the_naive_counts(case):
+    scores, same = case
+    genuine, impostor = scores[same], scores[~same]
+    if min(len(genuine), len(impostor)) < 2 or genuine.std() + impostor.std() == 0:
+        return
+    found = separation(scores, same, bins=7)
+    shares = lambda at: ((genuine <= at).mean(), (impostor <= at).mean())  # noqa: E731
+    levels = sorted(set(scores.tolist()))
+    assert found.ks == pytest.approx(max(abs(a - b) for a, b in map(shares, levels)))
+    way = sum(abs(np.subtract(*shares(low))) * (high - low) for low, high in itertools.pairwise(levels))
+    assert found.wasserstein == pytest.approx(way), "the area between the two distribution functions"
+    assert found.d_prime == d_prime(scores, same)
+    low, width = scores.min(), np.ptp(scores) / 7
+    bins = [((low + k * width), (low + (k + 1) * width)) for k in range(7)]
+    inside = lambda x, a, b, last: ((x >= a) & ((x < b) | last)).mean()  # noqa: E731
+    naive = sum(min(inside(genuine, a, b, k == 6), inside(impostor, a, b, k == 6)) for k, (a, b) in enumerate(bins))
+    on_edge = np.isclose((scores[:, None] - low) / width, np.arange(1, 7)).any()  # where rounding chooses the bin
+    assert on_edge or found.overlap == pytest.approx(naive)
+
+
+def test_separation_of_two_normals_and_its_ends():
+    from scipy import stats
+
+    random = rng(5)
+    scores = np.concatenate([random.normal(2, 1, 60000), random.normal(0, 1, 60000)])
+    same = np.arange(120000) < 60000
+    found = separation(scores, same)
+    assert found.overlap == pytest.approx(2 * stats.norm.cdf(-1), abs=0.01)
+    assert found.ks == pytest.approx(1 - 2 * stats.norm.cdf(-1), abs=0.01)
+    assert found.wasserstein == pytest.approx(2, abs=0.03)
+    assert found.ks == stats.ks_2samp(scores[same], scores[~same]).statistic
+    scaled = separation(5 * scores + 1, same)
+    assert scaled.overlap == pytest.approx(found.overlap)
+    assert scaled[1:] == pytest.approx((found.d_prime, 5 * found.wasserstein, found.ks)), "only one has a unit"
+    assert 1 - found.ks <= separation(scores, same, bins=2000).overlap + 0.02, "histograms only lose what tells apart"
+    apart = separation([0.0, 0.1, 0.9, 1.0], np.array([False, False, True, True]))
+    assert (apart.overlap, apart.ks) == (0, 1)
+    with pytest.raises(ConfigError, match="bins: 0 is not at least 1"):
+        separation(scores, same, bins=0)
+
+
+@pytest.mark.parametrize("function", [roc, tar_at_far, eer, d_prime, separation])
 def test_curves_refuse(function):
     with pytest.raises(DataError, match="all 3 pairs are True"):
         function([1.0, 2.0, 3.0], np.ones(3, dtype=bool))

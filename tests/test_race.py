@@ -1,0 +1,102 @@
+"""The race of distances: ladders by hand, brackets, curves that are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lrkd.errors import DataError
+from lrkd.race import brackets, converged, rungs
+
+
+def ladder(accuracies: dict[str, float | None], seed: int = 100) -> pd.DataFrame:
+    """Rows as `lrkd study ladder` writes them: {"lp(2)@8": accuracy}, None for a run that diverged."""
+    rows = [("none", 0, "ok", "validation", 0.96)]
+    for method, accuracy in accuracies.items():
+        if accuracy is None:
+            rows.append((method, seed, "diverged", "test", np.nan))
+        else:
+            rows += [(method, seed, "ok", "validation", accuracy), (method, seed, "ok", "test", 1 - accuracy)]
+    return pd.DataFrame(rows, columns=["method", "seed", "status", "protocol", "accuracy"])
+
+
+def test_rungs_are_the_validation_rows_and_the_diverged_runs():
+    found = rungs(ladder({"lp(1.5)@14": 0.7, "cosine@20": 0.8, "cosine@1.25": 0.6, "cosine@320": None}))
+    assert found.fillna(-1.0).values.tolist() == [
+        ["cosine", 1.25, 100, 0.6, "ok"],
+        ["cosine", 20, 100, 0.8, "ok"],
+        ["cosine", 320, 100, -1, "diverged"],
+        ["lp(1.5)", 14, 100, 0.7, "ok"],
+    ], "neither test rows nor the teacher"
+    assert len(rungs(ladder({}))) == 0
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "weight", "bracket"),
+    [
+        ((0.6, 0.8, 0.7), 20, "both sides"),
+        ((0.9, 0.8, 0.7), 5, "nothing below"),
+        ((0.6, 0.8, 0.81), 80, "nothing above"),
+        ((0.6, 0.8, None), 20, "both sides"),
+        ((None, 0.8, None), 20, "both sides"),
+        ((0.8, 0.8, 0.8), 5, "nothing below"),
+    ],
+)
+def test_a_choice_is_bracketed_by_worse_rungs_on_both_sides(accuracies, weight, bracket):
+    table = brackets(rungs(ladder(dict(zip(("cosine@5", "cosine@20", "cosine@80"), accuracies, strict=True)))))
+    (row,) = table.to_dict("records")
+    assert (row["weight"], row["bracket"], row["rungs"]) == (weight, bracket, 3)
+    assert row["diverged"] == accuracies.count(None)
+    assert row["accuracy"] == max(a for a in accuracies if a is not None)
+    assert row["below"] + row["above"] == 2
+
+
+def test_brackets_lead_spread_order_and_factor():
+    found = rungs(ladder({"b@1": 0.6, "b@4": 0.65, "b@16": 0.5, "a@3": None, "a@12": None, "c@1": 0.7}))
+    table = brackets(found, {"c": 2.0, "b": 1.0, "a": 3.0, "z": 9.0}).set_index("distance")
+    assert list(table.index) == ["c", "b", "a"], "the order of the race, and none that has no rung"
+    assert table.loc["b", ["lead", "spread", "factor"]].tolist() == pytest.approx([0.05, 0.15, 4])
+    assert np.isnan(table.loc["c", "lead"]), "alone it leads nobody"
+    assert table.loc["a", "bracket"] == "nothing finished"
+    assert list(brackets(found)["distance"]) == ["a", "b", "c"]
+    assert len(brackets(rungs(ladder({})))) == 0
+
+
+def test_several_seeds_of_a_rung_are_averaged():
+    both = pd.concat([ladder({"a@1": 0.6, "a@2": 0.7}), ladder({"a@1": 0.9, "a@2": 0.7}, seed=101)])
+    (row,) = brackets(rungs(both)).to_dict("records")
+    assert (row["weight"], row["rungs"]) == (1, 2)
+    assert row["accuracy"] == pytest.approx(0.75)
+
+
+def trace(method: str, seed: int, accuracy: list[float], teacher: float = 2) -> pd.DataFrame:
+    steps = 10 * np.arange(1, len(accuracy) + 1)
+    return pd.DataFrame(
+        {
+            "config": f"{method}{seed}{teacher}",
+            "method": method,
+            "seed": seed,
+            "teacher_seed": teacher,
+            "step": steps,
+            "accuracy": accuracy,
+        }
+    )
+
+
+def test_area_final_and_steps_of_known_curves():
+    traces = pd.concat(
+        [trace("a", 0, [0.5, 0.7, 0.6, 0.8]), trace("a", 1, [0.5] * 4), trace("b", 0, [0.9] * 4, np.nan)]
+    )
+    found = converged(traces.sample(frac=1, random_state=0), [0.7, 0.8]).sort_values(["method", "seed"])
+    assert found["auc"].tolist() == pytest.approx([0.65, 0.5, 0.9])
+    assert found["final"].tolist() == [0.8, 0.5, 0.9]
+    assert found["steps_0"].fillna(-1).tolist() == [20, -1, 10], "the first time, though it falls again"
+    assert found["steps_1"].fillna(-1).tolist() == [40, -1, 10]
+    # For evenly spaced observations the mean is the area of the steps that end there, over the width.
+    assert found["auc"].iloc[0] == pytest.approx(np.sum(np.array([0.5, 0.7, 0.6, 0.8]) * 10) / 40)
+    assert len(converged(traces.iloc[:0])) == 0
+
+
+def test_tables_without_a_column_are_named():
+    for function in (rungs, brackets, converged):
+        with pytest.raises(DataError, match=r"has no column '(method|distance|config)'; it has x"):
+            function(pd.DataFrame({"x": [1]}))
