@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from lrkd import __version__, methods, runs, study
+from lrkd import __version__, evidence, methods, runs, study
 from lrkd.data import load_prepared, resized_faces
 from lrkd.degrade import PRESETS
 from lrkd.errors import ConfigError, DataError, LrkdError, RunError
@@ -96,6 +96,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--traces", type=_output, metavar="CSV", help="what study hypotheses saw while its runs trained")
     sub.add_argument("--ladder", type=Path, metavar="CSV", help="study ladder's table, where hypotheses takes weights")
     sub.add_argument("--list", action="store_true", help="only list the runs and whether they are there")
+    what(sub)
+
+    sub = command("attention", _attention, "measure where the finished runs of study attention look")
+    sub.add_argument("--out", type=_output, metavar="CSV", help="the table: a row a run, kind of map and block")
+    sub.add_argument("--maps", type=_output, metavar="NPZ", help="maps of a few faces, and where the information is")
     what(sub)
 
     sub = command("runs", _runs, "list the runs of the store with their accuracy")
@@ -233,6 +238,18 @@ def _study(arguments: argparse.Namespace) -> None:
             study.write_table(path, collect(wanted, arguments.runs, known))
     test = table[table["protocol"] == "test"]
     _show(test.groupby(["role", "side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
+
+
+def _attention(arguments: argparse.Namespace) -> None:
+    wanted = study.specs("attention", study.scale(arguments.scale), arguments.data)
+    table, maps = evidence.gather(wanted, arguments.runs)
+    if arguments.out:
+        study.write_table(arguments.out, table)
+    if arguments.maps:
+        evidence.save_maps(arguments.maps, maps)
+    fused = table[table["map"] == "fused"]
+    columns = ["cosine_same", "cosine_other", "pearson_same", "pearson_other", "rank", "pointing", "accuracy"]
+    _show(fused.groupby(["kind", "role", "side", "method"], sort=False)[columns].mean().reset_index())
 
 
 def _runs(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,175 @@
+"""Attention maps in, measures out: fusing, likeness, ground truth, chance; and Grad-CAM beside a network's own maps.
+
+Maps are one an image, (N,h,w), larger where the network attends more. Every measure is one number an image, so that the
+caller can take the mean over images and the interval over the people that they show.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from scipy import stats
+from torch import Tensor, nn
+
+from lrkd.errors import DataError
+
+
+def upsample(maps: Tensor, size: int) -> Tensor:
+    """(N,1,h,w) or (N,h,w) -> (N,size,size), bilinear."""
+    maps = maps if maps.ndim == 4 else maps[:, None]
+    return F.interpolate(maps.float(), (size, size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def standardise(maps: Tensor) -> Tensor:
+    """Each image's map to mean 0 and standard deviation 1, (N,...) -> (N,...); a map without spread becomes zero."""
+    flat = maps.flatten(1)
+    centred = flat - flat.mean(1, keepdim=True)
+    spread = centred.square().mean(1, keepdim=True).sqrt()
+    level = 1e-6 * flat.abs().amax(1, keepdim=True)
+    return (centred / torch.where(spread > level, spread, torch.inf)).view(maps.shape)
+
+
+def fuse(maps: Sequence[Tensor], size: int) -> Tensor:
+    """One map of several blocks, a block (N,1,h,w) or (N,h,w) -> (N,size,size).
+
+    Each block's map is brought to the image's size and standardised image by image, then they are averaged: every block
+    has the same say, whatever its scale and resolution.
+    """
+    if not maps:
+        raise DataError("maps: there are none to fuse; a network without attention has none")
+    return torch.stack([standardise(upsample(one, size)) for one in maps]).mean(0)
+
+
+def cosines(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """Cosine of the maps of each image: (N,...), (N,...) -> (N,); 0 where a map is zero."""
+    x, y = _rows(a, b)
+    return _products(x, y)
+
+
+def pearson(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """Pearson's r over the places of each image's maps: (N,...), (N,...) -> (N,); 0 where a map has no spread."""
+    x, y = _rows(a, b)
+    return _products(_centred(x), _centred(y))
+
+
+def ranks(maps: ArrayLike) -> np.ndarray:
+    """Each place's rank within its image's map, 1 the lowest, ties sharing their mean: (N,...) -> (N,...) float.
+
+    `pearson` of two maps' ranks is Spearman's rank correlation: the two need not be of one scale, only of one order.
+    """
+    x = np.asarray(maps)
+    return stats.rankdata(x.reshape(len(x), -1), axis=1).reshape(x.shape)
+
+
+def shifted(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """Mean Pearson's r over the images at every cyclic shift: (N,H,W), (N,H,W) -> (H,W), [0,0] without a shift.
+
+    The level of chance for smooth maps: a shifted map is as smooth and as peaked as it was but knows not where the face
+    is. Over all shifts the mean is zero; their spread says what a mean correlation can reach by chance.
+    """
+    shape = np.shape(a)
+    if len(shape) != 3:
+        raise DataError(f"a: shape {shape} is not (N,H,W)")
+    spectra = []
+    for rows in _rows(a, b):
+        centred = _centred(rows)
+        norm = np.linalg.norm(centred, axis=1, keepdims=True)
+        spectra.append(np.fft.rfft2((centred / np.where(norm > 0, norm, 1)).reshape(shape)))
+    return np.fft.irfft2((spectra[0].conj() * spectra[1]).mean(0), s=shape[1:])
+
+
+def top(target: ArrayLike, share: float = 0.1) -> np.ndarray:
+    """The places with the highest values of each image's map, a share of all: (N,H,W) -> (N,H,W) bool."""
+    values = np.asarray(target)
+    if not 0 < share < 1:
+        raise DataError(f"share is {share}: a share of the places, between 0 and 1, is right")
+    rows = values.reshape(len(values), -1)
+    count = max(1, round(share * rows.shape[1]))
+    found = np.zeros(rows.shape, dtype=bool)
+    np.put_along_axis(found, np.argpartition(rows, -count, axis=1)[:, -count:], True, axis=1)
+    return found.reshape(values.shape)
+
+
+def pointing(maps: ArrayLike, target: ArrayLike) -> np.ndarray:
+    """Pointing game: (N,H,W) maps, (N,H,W) bool -> (N,), whether the map's highest place lies in the target.
+
+    Where several places share the maximum, the share of them that hit. The chance of a hit is the target's share of the
+    places. After Zhang et al., Top-down Neural Attention by Excitation Backprop (arXiv 1608.00507), without tolerance.
+    """
+    x, y = _rows(maps, target)
+    highest = x == x.max(1, keepdims=True)
+    return (highest * y).sum(1) / highest.sum(1)
+
+
+def share(maps: ArrayLike, mask: ArrayLike) -> np.ndarray:
+    """Share of each image's attention that lies on a (soft) mask: (N,H,W) >= 0, (N,H,W) in [0,1] -> (N,).
+
+    A map that is zero everywhere attends nowhere more than elsewhere: it has the mask's share of the area, which is
+    also the level of chance.
+    """
+    x, y = _rows(maps, mask)
+    if x.min(initial=0) < 0:
+        raise DataError(f"maps: a value of {x.min():.3g} is below zero; a share needs attention that is none or some")
+    x = np.where(x.sum(1, keepdims=True) > 0, x, 1)
+    return (x * y).sum(1) / x.sum(1)
+
+
+def centre_map(size: int, sd: float = 0.2) -> np.ndarray:
+    """A Gaussian at the image's centre, (size,size): what one knows of faces unseen. sd: of the side."""
+    axis = (np.arange(size) + 0.5) / size - 0.5
+    return np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * sd**2))
+
+
+def interval(values: ArrayLike, seed: int = 0, resamples: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """95 % bootstrap interval of the mean over the first axis, (N,...) -> two of (...). Unit: an image, one a person.
+
+    Percentile method; all columns are resampled together. It knows nothing of other seeds of training.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2:
+        raise DataError(f"values: {len(x)} image; a bootstrap over images needs 2 or more")
+    found = stats.bootstrap(
+        (x,), np.mean, axis=0, n_resamples=resamples, vectorized=True, method="percentile", rng=seed
+    ).confidence_interval
+    return found.low, found.high
+
+
+def grad_cam(network: nn.Module, layers: Sequence[nn.Module], images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Grad-CAM of a face network: (N,3,S,S), (N,D) -> one map (N,h,w) >= 0 a layer, by captum's LayerGradCam.
+
+    What is explained is the cosine of each image's embedding with its target, such as the mean embedding of other
+    images of the person: the evidence on which verification decides. Of a layer that returns several tensors the first
+    counts. The network runs in its present mode and keeps no gradients. arXiv 1610.02391.
+    """
+    from captum.attr import LayerGradCam  # heavy, and training does without it
+
+    targets = F.normalize(targets, dim=1)
+
+    def evidence(x: Tensor) -> Tensor:
+        return (F.normalize(network(x).embedding, dim=1) * targets).sum(1)
+
+    maps = []
+    for layer in layers:
+        found = LayerGradCam(evidence, layer).attribute(images, relu_attributions=True)
+        maps.append((found[0] if isinstance(found, tuple) else found)[:, 0].detach())
+    return tuple(maps)
+
+
+def _rows(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    x, y = (np.asarray(v, dtype=np.float64) for v in (a, b))
+    if x.shape != y.shape or x.ndim < 2:
+        raise DataError(f"maps: shapes {x.shape} and {y.shape} are not both (N,...), one map an image")
+    return x.reshape(len(x), -1), y.reshape(len(y), -1)
+
+
+def _centred(x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(1, keepdims=True)
+    flat = np.abs(centred).max(1, keepdims=True) <= 1e-9 * np.abs(x).max(1, keepdims=True)  # rounding is no spread
+    return np.where(flat, 0, centred)
+
+
+def _products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return (x * y).sum(1) / np.where(norm > 0, norm, 1)
