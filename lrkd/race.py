@@ -1,11 +1,22 @@
 """The race of distances: which rung of its ladder each one takes, how soon its runs learn. Tables in, tables out."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lrkd.errors import DataError
+from lrkd.stats import holm, paired_differences
+
+CHANCE = 0.5
+RUN = ("config", "method", "seed", "teacher_seed")
+COLUMNS = ("scale", *RUN, "status", "protocol", "accuracy", "step", "device", "torch", "commit", "data")
+
+
+def read(path: Path | str) -> pd.DataFrame:
+    """A table of `lrkd study`; where the file is not there yet, one with `COLUMNS` and no row."""
+    return pd.read_csv(path, dtype={"config": str}) if Path(path).exists() else pd.DataFrame(columns=list(COLUMNS))
 
 
 def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +86,7 @@ def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFram
     is at least levels[k], nan for a run that never gets there (censored). Unit: a run. Raises DataError for columns
     that the table lacks.
     """
-    keys = ["config", "method", "seed", "teacher_seed"]
+    keys = list(RUN)
     _columns(traces, [*keys, "step", "accuracy"])
     rows = []
     for key, part in traces.sort_values("step").groupby(keys, sort=False, dropna=False):
@@ -86,6 +97,66 @@ def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFram
             row[f"steps_{k}"] = float(step[there.argmax()]) if there.any() else np.nan
         rows.append(row)
     return pd.DataFrame(rows, columns=[*keys, "final", "auc", *(f"steps_{k}" for k in range(len(levels)))])
+
+
+def entrants(
+    results: pd.DataFrame, traces: pd.DataFrame, teachers: Sequence[int], levels: Sequence[float] = ()
+) -> pd.DataFrame:
+    """Results and traces of `lrkd study hypotheses` -> one row a student that raced, on the test people.
+
+    -> `method` (the distance, or "none"), `weight` (nan for none), `seed, teacher_seed, status, accuracy`, what
+    `converged` says, and `own`: whether the teacher is the seed's own, teachers[seed mod their number] (always for
+    none, whose teacher counts not). A run that diverged counts with chance, in accuracy, final and auc, and reaches no
+    level. Unit: a run.
+    """
+    _columns(results, [*RUN, "status", "protocol", "accuracy"])
+    raced = results["method"].astype(str).str.contains("@") | (results["method"] == "none")
+    if "role" in results:
+        raced &= results["role"] == "student"
+    rows = results[raced & (results["protocol"] == "test")]
+    names = rows["method"].astype(str).str.partition("@")
+    lost = (rows["status"] != "ok").to_numpy()
+    table = rows[["config", "seed", "teacher_seed", "status", "accuracy"]].assign(
+        method=names[0] if len(rows) else None,
+        weight=pd.to_numeric(names[2], errors="coerce") if len(rows) else np.nan,
+        own=[
+            method == "none" or t == teachers[int(s) % len(teachers)]
+            for method, s, t in zip(rows["method"], rows["seed"], rows["teacher_seed"], strict=True)
+        ],
+    )
+    ran = converged(traces, levels).drop(columns=["method", "seed", "teacher_seed"])
+    table = table.merge(ran, how="left", on="config", validate="one_to_one")
+    for name in ("accuracy", "final", "auc"):
+        table[name] = table[name].astype(float).mask(lost, CHANCE)
+    return table.astype({"own": bool})
+
+
+def differences(
+    raced: pd.DataFrame,
+    baseline: str,
+    value: str = "accuracy",
+    order: Sequence[str] = (),
+    crossed: Sequence[str] = (),
+) -> pd.DataFrame:
+    """`entrants` -> each method minus the baseline, seed by seed: `method, mean, low, high, p, n, holm`. Unit: a seed.
+
+    A seed's value is that of its own teacher; between two methods of `crossed` the mean over all teachers, of the seeds
+    that have as many runs as any. p: the paired t test's; holm: corrected over these rows. Methods come in the order
+    given, those without a pair of runs are left out; without the baseline there is no row.
+    """
+    columns = ["method", "mean", "low", "high", "p", "n", "holm"]
+    if baseline not in set(raced.loc[raced[value].notna(), "method"]):
+        return pd.DataFrame(columns=columns)
+    parts = [paired_differences(raced[raced["own"]], baseline, by=(), value=value)]
+    if baseline in crossed:
+        couples = raced[raced["method"].isin(crossed)].groupby(["method", "seed"])[value].agg(["mean", "count"])
+        whole = couples[couples["count"] == couples["count"].max()].rename(columns={"mean": value}).reset_index()
+        both = paired_differences(whole, baseline, by=(), value=value)
+        parts = [parts[0][~parts[0]["method"].isin(both["method"])], both]
+    table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    named = [name for name in order or dict.fromkeys(raced["method"]) if name in set(table["method"])]
+    table = table.set_index("method").loc[named].reset_index()
+    return table.assign(holm=holm(table["p"]))[columns]
 
 
 def _columns(frame: pd.DataFrame, wanted: Sequence[str]) -> None:

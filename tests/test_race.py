@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lrkd import stats
 from lrkd.errors import DataError
-from lrkd.race import brackets, converged, rungs
+from lrkd.race import COLUMNS, brackets, converged, differences, entrants, read, rungs
 
 
 def ladder(accuracies: dict[str, float | None], seed: int = 100) -> pd.DataFrame:
@@ -100,3 +101,73 @@ def test_tables_without_a_column_are_named():
     for function in (rungs, brackets, converged):
         with pytest.raises(DataError, match=r"has no column '(method|distance|config)'; it has x"):
             function(pd.DataFrame({"x": [1]}))
+
+
+def results(rows: list[tuple[str, int, float | None, float | None]]) -> pd.DataFrame:
+    """(method, seed, teacher, accuracy) -> rows as `lrkd study hypotheses` writes them; None: diverged."""
+    named = ["method", "seed", "teacher_seed", "accuracy"]
+    table = pd.DataFrame(rows, columns=named).astype({"teacher_seed": float, "accuracy": float})
+    table["config"] = [f"{row.method}{row.seed}{row.teacher_seed}" for row in table.itertuples()]
+    table["status"] = np.where(table["accuracy"].isna(), "diverged", "ok")
+    other = table[table["status"] == "ok"].assign(protocol="validation", accuracy=0.1)
+    return pd.concat([table.assign(protocol="test"), other], ignore_index=True).assign(role="student")
+
+
+RACED = [
+    *(("none", seed, None, 0.70 + seed / 1000) for seed in (10, 11, 12)),
+    *(("cosine@20", seed, teacher, 0.80 + seed / 500 + teacher / 100) for seed in (10, 11, 12) for teacher in (2, 3)),
+    *(("lp(2)@8", seed, teacher, 0.79 + seed / 1000 - teacher / 100) for seed in (10, 11) for teacher in (2, 3)),
+    ("lp(2)@8", 12, 2, 0.9),
+    *(("lp(4)@0.4", seed, 2 + seed % 2, None if seed == 11 else 0.75) for seed in (10, 11, 12)),
+    ("askd", 10, 2, 0.99),
+]
+
+
+def test_entrants_are_the_test_rows_of_the_race_with_their_own_teacher_marked():
+    teacher = results([("none", 2, None, 0.97)]).assign(role="teacher")
+    table = entrants(pd.concat([results(RACED), teacher]), trace("cosine@20", 10, [0.5, 0.7], 2.0), (2, 3), [0.6])
+    assert table["method"].value_counts().to_dict() == {"cosine": 6, "lp(2)": 5, "none": 3, "lp(4)": 3}
+    assert table.groupby("method")["weight"].first().dropna().to_dict() == {"cosine": 20, "lp(2)": 8, "lp(4)": 0.4}
+    assert [(row.seed, row.teacher_seed) for row in table[table["own"]].query("method == 'cosine'").itertuples()] == [
+        (10, 2), (11, 3), (12, 2)
+    ]  # fmt: skip
+    assert table.query("method == 'none'")["own"].all()
+    lost = table.query("status == 'diverged'")
+    assert lost[["accuracy", "final", "auc"]].to_numpy().tolist() == [[0.5, 0.5, 0.5]], "chance"
+    assert lost["steps_0"].isna().all()
+    (seen,) = table[table["steps_0"].notna()].itertuples()
+    assert (seen.method, seen.seed, seen.teacher_seed, seen.auc, seen.final, seen.steps_0) == (
+        "cosine", 10, 2, 0.6, 0.7, 20
+    )  # fmt: skip
+
+
+def test_differences_pair_by_seed_and_own_teacher_and_cross_where_asked():
+    raced = entrants(results(RACED), trace("x", 0, [0.5]), (2, 3))
+    found = differences(raced, "none", order=["lp(4)", "cosine", "nobody"])
+    assert list(found["method"]) == ["lp(4)", "cosine"]
+    expected = np.array([0.80 + s / 500 + (2 + s % 2) / 100 - 0.70 - s / 1000 for s in (10, 11, 12)])
+    assert found["mean"].iloc[1] == pytest.approx(expected.mean())
+    assert found["p"].iloc[1] == pytest.approx(stats.mean_interval(expected).p)
+    assert found["mean"].iloc[0] == pytest.approx(np.mean([0.75 - 0.710, 0.5 - 0.711, 0.75 - 0.712]))
+    assert found["holm"].tolist() == pytest.approx(stats.holm(found["p"]))
+    own, both = (differences(raced, "cosine", crossed=c).set_index("method") for c in ((), ("cosine", "lp(2)")))
+    assert own.loc["lp(2)", "n"] == 3
+    assert both.loc["lp(2)", "n"] == 2, "a seed with one teacher of two is not averaged with the others"
+    naive = [0.79 + s / 1000 - 0.025 - (0.80 + s / 500 + 0.025) for s in (10, 11)]
+    assert both.loc["lp(2)", "mean"] == pytest.approx(np.mean(naive))
+    for name in ("none", "lp(4)"):
+        pd.testing.assert_series_equal(own.loc[name].drop("holm"), both.loc[name].drop("holm"))
+
+
+def test_files_that_are_not_there_yet_give_empty_tables_all_the_way(tmp_path):
+    empty = read(tmp_path / "none.csv")
+    assert list(empty) == list(COLUMNS)
+    assert len(brackets(rungs(empty))) == len(converged(empty)) == 0
+    raced = entrants(empty, empty, (2, 3), [0.6])
+    assert len(raced) == 0
+    assert len(differences(raced, "cosine", "steps_0")) == 0
+    some = entrants(results(RACED), empty, (2, 3))
+    assert len(differences(some, "cosine")) == 3
+    assert list(differences(some, "cosine", "auc")["method"]) == [], "no trace, no area"
+    results(RACED).to_csv(tmp_path / "there.csv", index=False)
+    assert read(tmp_path / "there.csv")["accuracy"].notna().sum() > 3
