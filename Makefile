@@ -16,11 +16,11 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab check clean lock
+.PHONY: help book test lab check results clean lock
 
 help:  ## This list
 	@echo "lrkd: knowledge distillation for low-resolution face recognition"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "Each makes $(VENV) first. Other Python: make PYTHON=python3.12 book. Scale: LRKD_SCALE=smoke|cpu|gpu make book."
 
 book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: up to 20 minutes on 2 cores)
@@ -41,6 +41,16 @@ check: $(READY)  ## Lint, format, types, and no outputs in the notebooks
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@pages=$$(find book -name '*.ipynb' -not -path '*/.*'); test -z "$$pages" || $(BIN)/nbstripout --keep-id --verify $$pages
+
+# What takes too long for a build. Each line goes on where it was stopped, and trains only what its table lacks.
+RESULTS = book/results
+results: $(READY)  ## Write the tables of book/results anew where runs are missing: hours (scale cpu), can be stopped
+	$(BIN)/lrkd study ladder --scale cpu --out $(RESULTS)/ladder.csv
+	$(BIN)/lrkd study hypotheses --scale cpu --ladder $(RESULTS)/ladder.csv --out $(RESULTS)/hypotheses.csv \
+	  --pairs $(RESULTS)/hypotheses-pairs.csv --traces $(RESULTS)/hypotheses-traces.csv
+	$(BIN)/lrkd study attention --scale cpu
+	$(BIN)/lrkd attention --scale cpu --out $(RESULTS)/attention.csv --maps $(RESULTS)/attention-maps.npz
+	$(BIN)/lrkd study core --scale cpu --out $(RESULTS)/core.csv
 
 clean:  ## Remove the built book and caches; .venv and trained runs stay
 	rm -rf _build book/_extra .pytest_cache .mypy_cache .ruff_cache .hypothesis
