@@ -12,17 +12,19 @@ import json
 import shutil
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from lrkd.errors import DataError, LrkdError
@@ -31,17 +33,23 @@ from lrkd.layout import MANIFEST, PAIRS, NpyWriter, file_sha256
 VERSION = "1"
 SHARD_BYTES = 2**31 - 2**20  # under 2 GB with its header
 MAX_FILE = 64 * 2**20  # a larger file is no photograph of a face
+CHECKPOINT = 1024  # images; at most so many are decoded again after a run was killed
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # nothing else is tried: some of Pillow's readers start other programs
+_ORIENTATION = 0x0112
+_LARGE = threading.Lock()  # images of more than 16 million pixels are decoded one at a time: memory
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Box = Callable[[int, int], tuple[float, float, float, float]]
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One image to come: whose it is, where it is from, and how to get its bytes."""
+    """One image to come: whose it is, where it is from, and how to get its bytes; maybe an age and a role."""
 
     name: str
     source: str
     read: Callable[[], bytes]
+    age: float | None = None
+    role: str = ""
 
 
 @dataclass
@@ -51,6 +59,10 @@ class Extras:
     pairs: list[tuple[int, int, int, int, str]] = field(default_factory=list)  # left, right, same, fold, protocol
     splits: dict[str, list[int]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+
+
+class NoFace(Exception):
+    """A photograph in which the face was not found: left out and counted, but not broken."""
 
 
 def centre_pixels(side: int) -> Box:
@@ -70,33 +82,61 @@ def centre_share(share: float) -> Box:
     return lambda width, height: centre_pixels(max(1, round(share * min(width, height))))(width, height)
 
 
-def convert(data: bytes, size: int, box: Box) -> np.ndarray:
-    """Bytes of an image file -> (S,S,3) uint8 RGB: turned upright, cropped, resized (Lanczos, antialiased).
+def whole_padded(width: int, height: int) -> tuple[float, float, float, float]:
+    """The smallest square around the whole image; what lies outside the image is black."""
+    side = max(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
 
-    Raises whatever Pillow raises on a broken image, and ValueError on more than 8 bits a channel or a crop too large.
+
+def upright(data: bytes) -> Image.Image:
+    """Bytes of an image file -> RGB, turned upright by its EXIF.
+
+    Raises whatever Pillow raises on a broken image or a decompression bomb, ValueError on more than 8 bits a channel.
     """
     if len(data) > MAX_FILE:
         raise ValueError(f"{len(data)} bytes: at most {MAX_FILE} are read")
-    with Image.open(io.BytesIO(data)) as opened:
+    try:
+        found = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"{len(data)} bytes that are no image in {', '.join(FORMATS)}") from None
+    with found as opened:
+        pixels = opened.width * opened.height
+        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError(f"{pixels} pixels: at most {Image.MAX_IMAGE_PIXELS} are decoded")
         if opened.mode.startswith(("I", "F")):
             raise ValueError(f"mode {opened.mode}: 8 bits a channel are needed")
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
-        if image.mode != "RGB":
-            image = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
-        image = image.crop(tuple(map(int, box(*image.size))))  # type: ignore[arg-type]
-        return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+        with _LARGE if pixels > 2**24 else nullcontext():
+            opened.load()
+            image = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
+            if image.mode != "RGB":
+                return image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
+            return image
+
+
+def convert(data: bytes, size: int, box: Box) -> np.ndarray:
+    """Bytes of an image file -> (S,S,3) uint8 RGB: turned upright, cropped, resized (Lanczos, antialiased).
+
+    Raises what `upright` raises, and ValueError on a crop too large.
+    """
+    image = upright(data)
+    wanted = tuple(map(int, box(*image.size)))
+    if wanted != (0, 0, *image.size):
+        image = image.crop(wanted)  # type: ignore[arg-type]
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def _decoded(
-    photos: Iterable[Photo], size: int, box: Box, workers: int
+    photos: Iterable[Photo], decode: Callable[[Photo, bytes], np.ndarray], workers: int
 ) -> Iterator[tuple[Photo, str, np.ndarray | Exception]]:
     """(photo, sha256, image or what went wrong), in order, a few images ahead on `workers` threads."""
 
     def work(photo: Photo) -> tuple[Photo, str, np.ndarray | Exception]:
         try:
             data = photo.read()
-            return photo, hashlib.sha256(data).hexdigest(), convert(data, size, box)
+            return photo, hashlib.sha256(data).hexdigest(), decode(photo, data)
+        except DataError:
+            raise  # the whole source is wrong, not one image
         except Exception as error:  # Pillow raises nearly anything on a damaged file
             return photo, "", error
 
@@ -116,17 +156,30 @@ def _decoded(
 class _Shards:
     """images-00000.npy ... of at most `limit` bytes each, in the order of `append`."""
 
-    def __init__(self, folder: Path, size: int, limit: int) -> None:
+    def __init__(self, folder: Path, size: int, limit: int, rows: int = 0) -> None:
+        """With `rows`, go on after the first `rows` images that are there already."""
         self._folder, self._row = folder, (size, size, 3)
         self._each = max(1, (limit - 128) // (size * size * 3))  # 128 bytes of header
         self._files: list[NpyWriter] = []
+        for start in range(0, rows, self._each):
+            self._open(min(self._each, rows - start))
+        for stale in folder.glob("images-*.npy"):
+            if stale.name not in {file.path.name for file in self._files}:
+                stale.unlink()
+
+    def _open(self, rows: int = 0) -> None:
+        if self._files:
+            self._files[-1].close()
+        self._files.append(NpyWriter(self._folder / f"images-{len(self._files):05d}.npy", self._row, rows))
 
     def append(self, image: np.ndarray) -> None:
         if not self._files or self._files[-1].rows == self._each:
-            if self._files:
-                self._files[-1].close()
-            self._files.append(NpyWriter(self._folder / f"images-{len(self._files):05d}.npy", self._row))
+            self._open()
         self._files[-1].append(image[None])
+
+    def flush(self) -> None:
+        if self._files:
+            self._files[-1].flush()
 
     def __enter__(self) -> _Shards:
         return self
@@ -140,11 +193,54 @@ class _Shards:
         return [{"file": f.path.name, "images": f.rows, "sha256": file_sha256(f.path)} for f in self._files]
 
 
+class _Journal:
+    """`OUT.partial/journal`: the photographs whose pixels are on the disk, so that a stopped run goes on after them.
+
+    A JSON line with what the run was asked for, then one a photograph: name, source, sha256, age, role, and what was
+    wrong with it if anything. What is not for the same request is not gone on with.
+    """
+
+    def __init__(self, path: Path, request: dict[str, Any]) -> None:
+        self.rows: list[list[Any]] = []
+        head = json.dumps(request, sort_keys=True)
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+        if lines and lines[0] == head:
+            with suppress(ValueError):  # a line that was cut short ends what is known
+                for line in lines[1:-1]:
+                    self.rows.append(json.loads(line))
+        whole = "".join(f"{line}\n" for line in (head, *lines[1 : 1 + len(self.rows)]))
+        path.write_text(whole, encoding="utf-8", newline="\n")
+        self.before = self._written = len(self.rows)
+        self._path = path
+
+    @property
+    def kept(self) -> int:
+        """How many of the photographs became rows."""
+        return sum(not row[5] for row in self.rows)
+
+    def flush(self) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(row)}\n" for row in self.rows[self._written :])
+        self._written = len(self.rows)
+
+    def rest(self, photos: Iterable[Photo]) -> Iterator[Photo]:
+        """The photographs after those of the journal; DataError where the source is not the same any more."""
+        rest = iter(photos)
+        for number, row in enumerate(self.rows[: self.before]):
+            photo = next(rest, None)
+            same = photo is not None and [photo.name, photo.source] == row[:2]
+            if same and photo is not None and not row[5] and number in (0, self.before - 1):
+                same = hashlib.sha256(photo.read()).hexdigest() == row[2]
+            if not same:
+                raise DataError(f"{row[1]}: changed since the run that was interrupted: start again")
+        yield from rest
+
+
 @contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
-    """`OUT.partial`, which becomes OUT at the end and disappears on any failure or Ctrl-C.
+    """`OUT.partial`, which becomes OUT at the end, disappears on any failure, and stays when the run is stopped.
 
-    What a killed run left there is removed by the next one; a lock tells it from one that still runs.
+    A lock tells what a stopped run left there from one that still runs.
     """
     partial = out.with_name(out.name + ".partial")
     try:
@@ -156,12 +252,12 @@ def _unfinished(out: Path) -> Iterator[Path]:
             except BlockingIOError:
                 raise DataError(f"{partial}: another run writes it: wait for it, or choose another --out") from None
             try:
-                for stale in partial.iterdir():
-                    if stale.name != ".lock":
-                        stale.unlink()
                 yield partial
-                (partial / ".lock").unlink()
+                for gone in (".lock", "journal"):
+                    (partial / gone).unlink()
                 partial.rename(out)
+            except KeyboardInterrupt:
+                raise
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -186,66 +282,98 @@ def write(
     name: str,
     size: int,
     crop: dict[str, Any],
-    box: Box,
     licence: str,
     tool: str,
+    box: Box | None = None,
+    decode: Callable[[Photo, bytes], np.ndarray] | None = None,
     max_broken: float = 0.01,
     workers: int = 2,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
     """Write a prepared folder and return its meta. Rows keep the order of `photos`; labels follow the sorted names.
 
+    An image becomes (S,S,3) by `box` or, instead, by `decode`, which raises `NoFace` where there is none to be seen.
     `extras(sources, names, labels)` gets the kept rows' sources, the sorted names and the rows' labels.
+    A run that was stopped is gone on with where everything asked for is the same.
     Raises DataError when more than `max_broken` of the images are broken, OSError when the disk is full.
     """
     check_out(out)
-    people, sources, digests = [], [], []
-    broken: list[dict[str, str]] = []
+    request = {"name": name, "size": size, "crop": crop, "tool": f"{tool} {VERSION}", "shard_bytes": shard_bytes}
+    make = decode or (lambda photo, data: convert(data, size, box or whole_padded))
+    begun = time.perf_counter()
     with _unfinished(out) as folder:
+        journal = _Journal(folder / "journal", request | {"total": total})
         with (
-            _Shards(folder, size, shard_bytes) as shards,
-            tqdm(total=total, desc=name, unit="img", disable=None) as bar,
+            _Shards(folder, size, shard_bytes, journal.kept) as shards,
+            tqdm(total=total, initial=journal.before, desc=name, unit="img", disable=None) as bar,
         ):
-            for photo, digest, image in _decoded(photos, size, box, workers):
-                bar.update()
-                if isinstance(image, Exception):
-                    broken.append({"source": photo.source, "reason": f"{type(image).__name__}: {image}"[:300]})
-                    tqdm.write(f"skipped {photo.source}: {image}", file=sys.stderr)
-                    if len(broken) > max_broken * total:
+            broken = sum(bool(row[5]) and not row[5].startswith("NoFace") for row in journal.rows)
+            try:
+                for photo, digest, image in _decoded(journal.rest(photos), make, workers):
+                    bar.update()
+                    wrong = f"{type(image).__name__}: {image}"[:300] if isinstance(image, Exception) else ""
+                    if not isinstance(image, Exception):
+                        shards.append(image)
+                    journal.rows.append([photo.name, photo.source, digest, photo.age, photo.role, wrong])
+                    if wrong:
+                        tqdm.write(f"skipped {photo.source}: {image}", file=sys.stderr)
+                        broken += not isinstance(image, NoFace)
+                    if broken > max_broken * total:
                         raise DataError(
-                            f"{len(broken)} of {total} images are broken, the last {photo.source} ({image}): at most "
+                            f"{broken} of {total} images are broken, the last {photo.source} ({image}): at most "
                             f"{max_broken:.1%} are right (--max-broken)"
                         )
-                    continue
-                shards.append(image)
-                people.append(photo.name)
-                sources.append(photo.source)
-                digests.append(digest)
-        if not people:
+                    if len(journal.rows) % CHECKPOINT == 0:
+                        shards.flush()
+                        journal.flush()
+            except KeyboardInterrupt:
+                shards.flush()
+                journal.flush()
+                raise
+        kept = [row for row in journal.rows if not row[5]]
+        if not kept:
             raise DataError("no image could be read")
+        left_out = [{"source": row[1], "reason": row[5]} for row in journal.rows if row[5]]
+        no_face = [row["source"] for row in left_out if row["reason"].startswith("NoFace")]
 
+        people, sources, digests, ages, roles = (list(column) for column in list(zip(*kept, strict=True))[:5])
         names = sorted(set(people))
         label_of = {person: label for label, person in enumerate(names)}
         labels = [label_of[person] for person in people]
         extra = extras(sources, names, labels)
-        rows = zip(range(len(labels)), labels, people, sources, digests, strict=True)
-        _write_csv(folder / "manifest.csv", MANIFEST, rows)
+        header, columns = list(MANIFEST), [range(len(labels)), labels, people, sources, digests]
+        for column, values, absent in (("age", ages, None), ("role", roles, "")):
+            if any(value != absent for value in values):
+                header.append(column)
+                columns.append(values)
+        _write_csv(folder / "manifest.csv", header, zip(*columns, strict=True))
         _write_csv(folder / "pairs.csv", PAIRS, extra.pairs)
         protocols = dict.fromkeys(pair[4] for pair in extra.pairs)
-        counts = {"images": len(labels), "identities": len(names), "broken": len(broken), **extra.counts}
+        counts = {"images": len(labels), "identities": len(names), "broken": len(left_out) - len(no_face)}
+        if decode is not None:
+            counts["no_face"] = len(no_face)
+        if "role" in header:
+            counts["roles"] = {role: roles.count(role) for role in sorted(set(roles))}
         meta = {
             "name": name,
             "size": size,
             "crop": crop,
-            "counts": {**counts, "pairs": {p: sum(pair[4] == p for pair in extra.pairs) for p in protocols}},
+            "counts": {
+                **counts,
+                **extra.counts,
+                "pairs": {p: sum(pair[4] == p for pair in extra.pairs) for p in protocols},
+            },
             "licence": licence,
             "tool": f"{tool} {VERSION}",
-            "broken": broken,
+            "broken": [row for row in left_out if not row["reason"].startswith("NoFace")],
+            **({"no_face": no_face} if decode is not None else {}),
             "shards": shards.table(),
             "splits": extra.splits,
         }
         lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items())
         (folder / "meta.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    seconds, new = time.perf_counter() - begun, len(journal.rows) - journal.before
+    print(f"{name}: {new} images in {seconds:.1f} s, {new / seconds:.0f} images/s", file=sys.stderr)
     return meta
 
 
@@ -263,9 +391,11 @@ def summary(out: Path, meta: dict[str, Any]) -> str:
     """One line for the terminal."""
     counts = meta["counts"]
     pairs = ", ".join(f"{name} {n}" for name, n in counts["pairs"].items()) or "none"
+    roles = ", ".join(f"{name} {n}" for name, n in counts.get("roles", {}).items())
+    lost = f"{counts['broken']} broken" + (f", {counts['no_face']} without a face" if "no_face" in counts else "")
     return (
-        f"{out}: {counts['images']} images of {counts['identities']} people at {meta['size']} px, "
-        f"{counts['broken']} broken; pairs: {pairs}"
+        f"{out}: {counts['images']} images of {counts['identities']} people at {meta['size']} px, {lost}; "
+        f"pairs: {pairs}" + (f"; roles: {roles}" if roles else "")
     )
 
 
@@ -319,7 +449,7 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: nothing is finished; the same command goes on from here", file=sys.stderr)
         return 130
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +151,31 @@ class Splits:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A whole prepared set, not split: every face, the data set's own pairs by protocol, and meta.json."""
+    """A whole prepared set, not split: every face, the data set's own pairs by protocol, and meta.json.
+
+    roles   rows of each role that the set's identification protocol knows (gallery, probe, distractor, ...), maybe none
+    splits  labels of each split that the data set defines, maybe none
+    """
 
     faces: Faces
     protocols: dict[str, Pairs]
     meta: dict[str, Any]
+    roles: dict[str, np.ndarray] = field(default_factory=dict)
+    splits: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def rows(self, role: str, split: str | None = None) -> np.ndarray:
+        """(n,) int64 rows of `faces` with this role, in order; with `split` those of its people only.
+
+        `faces.labels[rows]` says who they are. Raises ConfigError for a role or split that the set does not have.
+        """
+        if role not in self.roles:
+            raise ConfigError(f"role {role!r}: {self.faces.name} has {', '.join(self.roles) or 'none'}")
+        if split is None:
+            return self.roles[role]
+        if split not in self.splits:
+            raise ConfigError(f"split {split!r}: {self.faces.name} has {', '.join(self.splits) or 'none'}")
+        rows = self.roles[role]
+        return rows[np.isin(self.faces.labels[rows], self.splits[split])]
 
     def protocol(self, name: str) -> Faces:
         """All faces with the pairs of one protocol. Nothing keeps these people out of a training set."""
@@ -170,7 +190,7 @@ def load_prepared(path: str | os.PathLike[str], checksum: bool = False) -> Prepa
     Raises DataError naming the file, the line and the value where the folder contradicts itself.
     """
     layout = read_layout(path, checksum)
-    return Prepared(_faces(layout), layout.protocols, layout.meta)
+    return Prepared(_faces(layout), layout.protocols, layout.meta, layout.roles, layout.splits)
 
 
 def prepared(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from lrkd.pairs import Pairs
 MANIFEST = ("index", "label", "name", "source", "sha256")
 PAIRS = ("left", "right", "same", "fold", "protocol")
 META = ("name", "size", "crop", "counts")
+ROLE = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Shards:
@@ -102,10 +105,17 @@ class NpyWriter:
     Plain writes, not a memory map: on a full disk a map dies of SIGBUS where a write raises OSError.
     """
 
-    def __init__(self, path: Path, row: tuple[int, ...]) -> None:
-        self.path, self.row, self.rows = path, row, 0
-        self._file = path.open("wb")
+    def __init__(self, path: Path, row: tuple[int, ...], rows: int = 0) -> None:
+        """With `rows`, go on with a file after its first `rows` rows; DataError where it holds fewer."""
+        self.path, self.row, self.rows = path, row, rows
+        self._file = path.open("r+b" if rows else "wb")
         self._header()
+        if rows:
+            end = self._file.tell() + rows * math.prod(row)
+            if self._file.seek(0, os.SEEK_END) < end:
+                raise DataError(f"{path}: shorter than {rows} rows: it cannot be continued")
+            self._file.truncate(end)
+            self._file.seek(end)
 
     def _header(self) -> None:
         # numpy pads the header so that the first axis may grow: its length does not depend on the row count
@@ -118,6 +128,11 @@ class NpyWriter:
             raise DataError(f"{self.path}: {images.dtype} {images.shape} does not fit uint8 (n,{self.row})")
         self._file.write(images.tobytes())
         self.rows += len(images)
+
+    def flush(self) -> None:
+        """What was appended is on the disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Fill in the header: only now is the file whole."""
@@ -143,6 +158,7 @@ class Layout:
     images: Shards
     labels: np.ndarray  # (N,) int64
     age: np.ndarray | None  # (N,) float32, from an optional manifest column `age`
+    roles: dict[str, np.ndarray]  # rows of each role, from an optional manifest column `role`; each row has one
     names: tuple[str, ...]  # (C,) sorted; label i is names[i]
     sources: tuple[str, ...]  # (N,)
     protocols: dict[str, Pairs]
@@ -164,13 +180,13 @@ def read_layout(path: str | os.PathLike[str], checksum: bool = False) -> Layout:
             raise DataError(f"{folder}: {needed} is missing: not a prepared folder, or one that was not finished")
     meta = _read_meta(folder / "meta.json")
     images = _read_images(folder, meta, checksum)
-    labels, age, names, sources = _read_manifest(folder / "manifest.csv", len(images))
+    labels, age, roles, names, sources = _read_manifest(folder / "manifest.csv", len(images))
     protocols = _read_pairs(folder / "pairs.csv", labels)
     splits = _read_splits(folder / "meta.json", meta, names)
     digest = hashlib.sha256()
     for file in ("meta.json", "manifest.csv", "pairs.csv"):
         digest.update((folder / file).read_bytes())
-    return Layout(folder, images, labels, age, names, sources, protocols, meta, splits, digest.hexdigest()[:16])
+    return Layout(folder, images, labels, age, roles, names, sources, protocols, meta, splits, digest.hexdigest()[:16])
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -260,7 +276,9 @@ def _repeats(values: list[Any]) -> np.ndarray:
     return np.array([first.setdefault(value, row) != row for row, value in enumerate(values)], dtype=bool)
 
 
-def _read_manifest(path: Path, images: int) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...], tuple[str, ...]]:
+def _read_manifest(
+    path: Path, images: int
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
     columns, lines = _read_csv(path, MANIFEST)
     if len(lines) != images:
         raise DataError(f"{path}: {len(lines)} rows for {images} images in the .npy files: one row an image is right")
@@ -310,7 +328,13 @@ def _read_manifest(path: Path, images: int) -> tuple[np.ndarray, np.ndarray | No
         except ValueError as error:
             raise DataError(f"{path}: column age: {error}: numbers are right") from error
         _refuse(path, lines, ~np.isfinite(age), lambda r: f"age is {columns['age'][r]!r}: a finite number is right")
-    return labels, age, names, tuple(source)
+    roles = {}
+    if "role" in columns:
+        role = np.array(columns["role"], dtype=object)
+        odd = np.array([ROLE.fullmatch(value) is None for value in columns["role"]], dtype=bool)
+        _refuse(path, lines, odd, lambda r: f"role is {role[r]!r}: a word of a-z, 0-9 and _ is right, as in 'probe'")
+        roles = {name: np.flatnonzero(role == name) for name in sorted(set(columns["role"]))}
+    return labels, age, roles, names, tuple(source)
 
 
 def _read_pairs(path: Path, labels: np.ndarray) -> dict[str, Pairs]:

@@ -559,7 +559,7 @@ def start(code: str, *argv: object, **options) -> subprocess.Popen:
 SLOW = """
     import sys, time
     from data_prep import layout, folder
-    convert, seen = layout.convert, []
+    convert, seen, layout.CHECKPOINT = layout.convert, [], 4
     def slow(*a):
         seen.append(1)
         if len(seen) == 10:
@@ -572,7 +572,7 @@ SLOW = """
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
-def test_an_interrupted_run_leaves_nothing_that_looks_finished(album, tmp_path, sign):
+def test_an_interrupted_run_is_gone_on_with_and_looks_unfinished(album, tmp_path, sign, capsys):
     options = ("--source", album, "--out", tmp_path / "out", "--size", 16)
     process = start(SLOW, *options)
     assert process.stdout.readline() == "half way\n"
@@ -583,16 +583,63 @@ def test_an_interrupted_run_leaves_nothing_that_looks_finished(album, tmp_path, 
     assert not (tmp_path / "out").exists()
     if sign != signal.SIGKILL:
         assert process.returncode == 130
-        assert err.splitlines()[-1] == "interrupted: nothing was written"
+        assert err.splitlines()[-1] == "interrupted: nothing is finished; the same command goes on from here"
         assert "Traceback" not in err
-        assert not (tmp_path / "out.partial").exists()
-    else:
-        assert not (tmp_path / "out.partial" / "meta.json").exists()
-        (tmp_path / "out.partial" / "images-00009.npy").write_bytes(b"of a killed run with more shards")
-    folder.prepare(album, tmp_path / "out", size=16)  # the next run is not disturbed
+    assert not (tmp_path / "out.partial" / "meta.json").exists()
+    (tmp_path / "out.partial" / "images-00009.npy").write_bytes(b"of a killed run with more shards")
+    with (tmp_path / "out.partial" / "journal").open("a") as journal:
+        journal.write('["cut sho')
+    folder.prepare(album, tmp_path / "out", size=16)
+    done = int(capsys.readouterr().err.split("album: ")[1].split(" images")[0])
+    assert 0 < done <= 20, "goes on after the first checkpoint of 4"
     folder.prepare(album, tmp_path / "calm", size=16)
     assert contents(tmp_path / "out") == contents(tmp_path / "calm")
     assert not (tmp_path / "out.partial").exists()
+
+
+def stop_half_way(album, out, monkeypatch, **options) -> None:
+    """An interrupt while the 15th image is decoded."""
+    convert, seen = layout.convert, []
+
+    def interrupted(*a):
+        seen.append(1)
+        if len(seen) == 15:
+            raise KeyboardInterrupt
+        return convert(*a)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(layout, "convert", interrupted)
+        folder.prepare(album, out, workers=1, **options)
+
+
+@pytest.mark.parametrize("other", [{"size": 24}, {"crop": 0.5}, {"name": "other"}, {"shard_bytes": 5000}])
+def test_a_stopped_run_is_not_mixed_with_another_request(album, tmp_path, monkeypatch, other):
+    stop_half_way(album, tmp_path / "out", monkeypatch, size=16)
+    folder.prepare(album, tmp_path / "out", **{"size": 16} | other)
+    folder.prepare(album, tmp_path / "calm", **{"size": 16} | other)
+    assert contents(tmp_path / "out") == contents(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("shard_bytes", [128 + 16 * 16 * 3 * 4, 10**6])
+def test_a_stopped_run_that_left_out_broken_images_goes_on(album, tmp_path, monkeypatch, shard_bytes):
+    (album / "Ada" / "0.JPEG").write_bytes(b"no image")
+    options = {"size": 16, "max_broken": 0.5, "shard_bytes": shard_bytes}
+    stop_half_way(album, tmp_path / "out", monkeypatch, **options)
+    folder.prepare(album, tmp_path / "out", **options)
+    folder.prepare(album, tmp_path / "calm", **options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "calm")
+
+
+def test_a_source_that_changed_is_not_gone_on_with(album, tmp_path, monkeypatch):
+    stop_half_way(album, tmp_path / "out", monkeypatch, size=16)
+    (album / "Ada" / "1.png").rename(album / "Ada" / "1b.png")
+    with pytest.raises(DataError, match=r"Ada/1.png: changed since the run that was interrupted: start again"):
+        folder.prepare(album, tmp_path / "out", size=16)
+    stop_half_way(album, tmp_path / "out", monkeypatch, size=16)
+    (album / "Ada" / "0.JPEG").write_bytes(jpeg(77))
+    with pytest.raises(DataError, match="changed since the run"):
+        folder.prepare(album, tmp_path / "out", size=16)
+    folder.prepare(album, tmp_path / "out", size=16)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(album, tmp_path):
