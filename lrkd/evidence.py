@@ -24,6 +24,7 @@ from lrkd.experiment import (
     load,
     rows,
     splits,
+    store,
     teacher_spec,
 )
 from lrkd.faces import PARTS, FaceModel
@@ -253,6 +254,15 @@ def gather(
         (spec, run) for spec in wanted if (run := find_run(spec, where)).finished and run.result["status"] == "ok"
     ]
     scale, source = wanted[0].scale, wanted[0].source
+    taught = {
+        n: run
+        for n in {_teacher(spec) for spec in wanted}
+        if (run := find_run(teacher_spec(scale, n, source), where)).finished
+    }
+    if not taught:
+        raise RunError(
+            f"{store(where)}: no teacher of scale {scale.name} has finished: `lrkd study attention` trains it"
+        )
     faces = splits(scale, source).test
     shown = probes(faces, scale)
     picked = _examples(faces, scale, shown, examples)
@@ -261,26 +271,26 @@ def gather(
     table: list[dict[str, Any]] = []
     bar = tqdm(finished, desc="attention", unit="run", disable=not progress or bool(os.environ.get("TQDM_DISABLE")))
     for spec, run in bar:
-        number = spec.seed if spec.role == "teacher" else spec.teacher_seed
+        number = _teacher(spec)
+        if number not in taught:
+            continue
         if number not in teachers:
-            taught = find_run(teacher_spec(scale, number, source), where)
-            if not taught.finished:
-                continue
-            teachers[number] = look(load(taught)[0], None, faces, shown)
+            teachers[number] = look(load(taught[number])[0], None, faces, shown)
         side = spec.side if isinstance(spec.side, int) else None
         seen = teachers[number] if spec.role == "teacher" else look(load(run)[0], side, faces, shown)
         known = _provenance(spec, run)
         table += [{**known, **row} for row in measure(seen, teachers[number], side or scale.size, shown)]
         if spec.seed == 0:
             arrays |= _run_arrays(spec, seen, teachers[number], picked, shown)
-    if not teachers:
-        raise RunError(
-            f"{where or 'the run store'}: no teacher of scale {scale.name} has finished; `lrkd study` trains"
-        )
     for side in (scale.size, *scale.sides):
         known = {"data": faces.name.split("/")[0], "scale": scale.name, "role": "baseline", "method": "", "side": side}
         table += [{**known, "commit": commit(), **row} for row in baselines(side, shown)]
     return pd.DataFrame(table), arrays | {"about": np.array(json.dumps(_about(scale)))}
+
+
+def _teacher(spec: Spec) -> int:
+    """The seed of the teacher whose maps the run's are compared with; a teacher's are compared with its own."""
+    return spec.seed if spec.role == "teacher" else spec.teacher_seed
 
 
 def _about(scale: Scale) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""What is measured of trained runs: the columns' laws, the arrays that a page reads, and the command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lrkd import attention, cli, evidence, methods, study
+from lrkd.degrade import degrade
+from lrkd.errors import DataError, RunError
+from lrkd.train import normalise
+
+SMOKE = study.SCALES["smoke"]
+SIDE = SMOKE.sides[-1]
+WANTED = [
+    study.teacher_spec(SMOKE),
+    *(study.Spec(methods.get(name), SIDE, 0, SMOKE) for name in ("none", "askd", "fskd")),
+]
+
+
+@pytest.fixture(scope="module")
+def gathered(smoke: Path) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Three finished runs at scale smoke; the fourth, fskd, is not trained."""
+    study.run_study(WANTED[:3], workers=1, device="cpu", progress=False)
+    return evidence.gather(WANTED)
+
+
+@pytest.fixture(scope="module")
+def shown(smoke: Path) -> evidence.Probes:
+    return evidence.probes(study.splits(SMOKE).test, SMOKE)
+
+
+def test_a_row_for_each_run_kind_and_block(gathered):
+    table, _ = gathered
+    runs = table[table["role"] != "baseline"]
+    assert set(runs["method"]) == {"none", "askd"}
+    maps = {"cbam": [*"1234", "fused"], "channel": [*"1234"], "gradcam": [*"1234", "fused"]}
+    for _, part in runs.groupby("config"):
+        assert {kind: list(rows["map"]) for kind, rows in part.groupby("kind")} == maps
+    assert set(table.loc[table["role"] == "baseline", "side"]) == {SMOKE.size, *SMOKE.sides}
+    for key in ("accuracy", "device", "torch", "commit", "config", "teacher_seed"):
+        assert runs.loc[runs["method"] == "askd", key].notna().all()
+
+
+def test_the_teacher_is_like_itself_and_truth_like_truth(gathered):
+    table, _ = gathered
+    own = table[(table["role"] == "teacher") & (table["kind"] == "cbam")]
+    np.testing.assert_allclose(own[["cosine_same", "pearson_same"]], 1, atol=1e-5)
+    assert (own["cosine_other"] < 1).all()
+    truth = table[table["map"] == "information"]
+    np.testing.assert_allclose(truth[["rank", "pointing"]], 1)
+    assert (truth["rank_other"] < 1).all()
+    area = table[table["map"] == "area"]
+    parts = [
+        name for name in table if name.startswith("on_") and name != "on_top" and not name.endswith(("low", "high"))
+    ]
+    np.testing.assert_allclose(area[parts].sum(1), 1, atol=0.02)
+    assert len(parts) == 7
+
+
+def test_intervals_hold_their_means_and_chance_is_around_zero(gathered):
+    table, _ = gathered
+    for name in evidence.SURE:
+        rows = table.dropna(subset=[name, f"{name}_low"])
+        assert len(rows)
+        assert (rows[f"{name}_low"] <= rows[name] + 1e-6).all()
+        assert (rows[f"{name}_high"] >= rows[name] - 1e-6).all()
+    ranked = table.dropna(subset="chance_low")
+    assert (ranked["chance_low"] < 0).all()
+    assert (ranked["chance_high"] > 0).all()
+    assert table.loc[table["kind"] == "channel", ["rank", "pointing"]].isna().to_numpy().all()
+
+
+def test_a_figure_by_hand(gathered, shown):
+    """askd's second block, from the network itself: likeness to its teacher, and rank correlation with the truth."""
+    table, _ = gathered
+    row = table[(table["method"] == "askd") & (table["kind"] == "cbam") & (table["map"] == "2")].iloc[0]
+    student, teacher = (study.load(study.find_run(spec))[0] for spec in (WANTED[2], WANTED[0]))
+    with torch.inference_mode():
+        s = student(normalise(degrade(shown.hr, SIDE))).spatial[1]
+        t = teacher(normalise(shown.hr)).spatial[1]
+    assert row["cosine_same"] == pytest.approx(
+        torch.cosine_similarity(s.flatten(1), t.flatten(1)).mean().item(), abs=1e-5
+    )
+    other = torch.cosine_similarity(s.flatten(1), t.roll(1, 0).flatten(1)).mean().item()
+    assert row["cosine_other"] == pytest.approx(other, abs=1e-5)
+    seen = attention.upsample(s[shown.known].sigmoid(), SMOKE.size).numpy()
+    truth = evidence.enlarged(shown.information[SIDE], SMOKE.size)
+    series = [
+        pd.Series(a.ravel()).corr(pd.Series(b.ravel()), method="spearman") for a, b in zip(seen, truth, strict=True)
+    ]
+    assert row["rank"] == pytest.approx(np.mean(series), abs=0.01)  # the sigmoid before enlarging, so not quite
+
+
+def test_probes_show_a_person_once_and_friends_are_theirs(shown):
+    faces = study.splits(SMOKE).test
+    people = faces.labels[shown.rows]
+    assert len(set(people)) == len(people) == faces.classes
+    assert (faces.labels[shown.friends] == people[shown.known][:, None]).all()
+    assert not np.isin(shown.rows[shown.known][:, None], shown.friends).any()
+    for side, maps in shown.information.items():
+        assert maps.shape == (len(shown.known), side, side)
+        assert np.isfinite(maps).all()
+        assert (maps >= 0).all()
+    bits = [shown.bits[side].mean() for side in (SMOKE.size, *SMOKE.sides)]
+    assert bits == sorted(bits, reverse=True)
+    np.testing.assert_allclose(np.sum(list(shown.masks.values()), 0), 1, atol=0.02)
+
+
+def test_packing_keeps_a_map_to_a_percent_of_its_most(shown):
+    maps = shown.information[SMOKE.size]
+    again = evidence.unpack(*evidence.pack(maps))
+    most = maps.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(again / most, maps / most, atol=0.004)
+    assert not evidence.unpack(*evidence.pack(0 * maps)).any()
+
+
+def test_the_command_writes_what_a_page_reads(gathered, tmp_path, capsys):
+    table, arrays = gathered
+    files = tmp_path / "a.csv", tmp_path / "m.npz"
+    assert cli.main(["attention", "--scale", "smoke", "--out", str(files[0]), "--maps", str(files[1])]) == 0
+    assert "askd" in capsys.readouterr().out
+    written = pd.read_csv(files[0], dtype={"map": str, "config": str, "commit": str})
+    ours = written[written["config"].isin(table["config"].dropna())]
+    np.testing.assert_allclose(ours["rank"], table.dropna(subset="config")["rank"], rtol=1e-4)
+    with np.load(files[1], allow_pickle=False) as read:
+        assert set(arrays) <= set(read)
+        assert json.loads(str(read["about"]))["scale"] == "smoke"
+        count = len(read["picked"])
+        assert read["examples"].shape == (count, SMOKE.size, SMOKE.size, 3)
+        assert read[f"askd/{SIDE}/cbam/1"].shape == (count, 1, SMOKE.size // 2, SMOKE.size // 2)
+        assert read[f"askd/{SIDE}/channel/4"].shape[:2] == (count, 16)
+        quantiles = read[f"teacher/{SMOKE.size}/cbam/1/likeness"]
+        assert quantiles.shape == (4, len(evidence.LEVELS))
+        assert (np.diff(quantiles.astype(float), axis=1) >= 0).all()
+
+
+def test_without_a_teacher_there_is_nothing_to_compare(gathered, tmp_path):
+    with pytest.raises(RunError, match="no teacher of scale smoke has finished"):
+        evidence.gather(WANTED, tmp_path)
+
+
+def test_photographs_have_no_ground_truth(photographs):
+    with pytest.raises(DataError, match="was not rendered here, so nobody knows"):
+        evidence.probes(study.splits(SMOKE, photographs).test, SMOKE)
