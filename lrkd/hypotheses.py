@@ -31,17 +31,22 @@ class Registration(NamedTuple):
         return float(found[0])
 
     @property
-    def smallest(self) -> float:
-        """The smallest effect that matters, as a fraction (written in percentage points)."""
-        return self.number("smallest effect (points)") / 100
+    def smallest(self) -> dict[str, float]:
+        """By endpoint the smallest effect that matters, in the endpoint's own unit (accuracy: a fraction)."""
+        found = {name: self.number(f"smallest effect on {name}") for name in self.hypotheses["endpoint"].unique()}
+        for name, effect in found.items():
+            if not effect > 0:
+                raise DataError(f"hypotheses: the smallest effect on {name} is {effect}; it has to be above zero")
+        return found
 
 
 def read_hypotheses(text: str) -> Registration:
     """The markdown of `book/hypotheses.md` -> its settings and hypotheses.
 
-    Under "## Settings" a table `setting | value`, with `alpha` and `smallest effect (points)` at least; under
-    "## Hypotheses" one with `COLUMNS`: endpoint is one of `ENDPOINTS`, test is `superiority` (expected `greater` or
-    `less`) or `equivalence` (`equal`). Backticks and asterisks around a cell are taken off, ids are unique.
+    Under "## Settings" a table `setting | value`, with `alpha` and, for each endpoint that a hypothesis has, `smallest
+    effect on <endpoint>`; under "## Hypotheses" one with `COLUMNS`: endpoint is one of `ENDPOINTS`, test is
+    `superiority` (expected `greater` or `less`) or `equivalence` (`equal`). Backticks and asterisks around a cell are
+    taken off, ids are unique.
     Raises DataError that names the line.
     """
     settings = {row[0].lower(): row[1] for _, row in _table(text, "Settings", ("setting", "value"))}
@@ -59,8 +64,9 @@ def read_hypotheses(text: str) -> Registration:
             )
         rows.append(cell)
     found = Registration(settings, pd.DataFrame(rows, columns=list(COLUMNS)))
-    if not 0 < found.number("alpha") < 0.5 or not found.smallest > 0:
-        raise DataError(f"hypotheses: alpha {found.number('alpha')} or smallest effect {found.smallest} makes no sense")
+    if not 0 < found.number("alpha") < 0.5:
+        raise DataError(f"hypotheses: alpha is {found.number('alpha')}; right is a number between 0 and 0.5")
+    _ = found.smallest
     return found
 
 

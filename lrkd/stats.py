@@ -98,13 +98,12 @@ def paired_differences(
 
 def holm(p: ArrayLike) -> np.ndarray:
     """Holm's adjusted p values of one family of comparisons: `(n,) -> (n,)`; nan (no test) stays nan and counts not."""
-    from statsmodels.stats.multitest import multipletests  # not everywhere where training runs
-
     values = np.asarray(p, dtype=np.float64)
     adjusted = values.copy()
-    tested = np.isfinite(values)
-    if tested.any():
-        adjusted[tested] = multipletests(values[tested], method="holm")[1]
+    tested = np.flatnonzero(np.isfinite(values))
+    order = tested[np.argsort(values[tested], kind="stable")]
+    # statsmodels' multipletests gives the same, but collects garbage at each call: a second in a large process.
+    adjusted[order] = np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return adjusted
 
 
@@ -191,9 +190,10 @@ def probability_of_improvement(values: ArrayLike, baseline: ArrayLike) -> float:
 def power(d_z: float, n: int, alpha: float = 0.05) -> float:
     """Power of the two-sided paired t test with n seeds for a true d_z, by the noncentral t. Unit: a seed."""
     limit, shift = stats.t.ppf(1 - alpha / 2, n - 1), abs(d_z) * np.sqrt(n)
-    if not shift < 30:  # scipy's noncentral t loses its digits there
-        return float(stats.norm.cdf(shift - limit)) if np.isfinite(shift) and shift < limit + 10 else 1.0
-    return float(stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift))
+    if not np.isfinite(shift):
+        return 1.0
+    wrong = stats.nct.cdf(-limit, n - 1, shift) if shift < 5 else 0.0  # below 3e-7 there, and scipy's may be nan
+    return float(stats.nct.sf(limit, n - 1, shift) + wrong)
 
 
 def seeds_needed(d_z: float, target: float = 0.8, alpha: float = 0.05, most: int = 100_000) -> float:
