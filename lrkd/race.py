@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lrkd.errors import DataError
-from lrkd.stats import holm, paired_differences
+from lrkd.stats import holm, paired_differences, spelled
 
 CHANCE = 0.5
 RUN = ("config", "method", "seed", "teacher_seed")
@@ -157,6 +157,38 @@ def differences(
     named = [name for name in order or dict.fromkeys(raced["method"]) if name in set(table["method"])]
     table = table.set_index("method").loc[named].reset_index()
     return table.assign(holm=holm(table["p"]))[columns]
+
+
+def levels(raced: pd.DataFrame) -> tuple[float, float]:
+    """Two levels for steps-to-a-level that nobody chose: the mean final accuracy of none, and the least of a distance.
+
+    raced: `entrants`, of which those with their own teacher count; nan where there are none.
+    """
+    ends = raced[raced["own"]].groupby("method")["final"].mean()
+    return float(ends.get("none", np.nan)), float(ends.drop("none", errors="ignore").min())
+
+
+def groups(table: pd.DataFrame, alpha: float = 0.05) -> tuple[str, str, str]:
+    """`differences` -> the methods above the baseline, below it, and not told apart from it, as words for a sentence.
+
+    Told apart is what Holm's p puts below alpha. A row without a p (one pair) is not told apart.
+    """
+    sure = table[table["holm"] < alpha]
+    parts = (sure[sure["mean"] > 0], sure[sure["mean"] < 0], table.drop(sure.index))
+    above, below, level = (", ".join(part["method"]) or "none of them" for part in parts)
+    return above, below, level
+
+
+def told(table: pd.DataFrame) -> dict[str, str]:
+    """`differences` -> {method: "+1.2 [0.3, 2.1]; p = .012"}: percentage points, t interval, Holm's p."""
+    p = [
+        " " if np.isnan(v) else "; p < .001" if v < 0.0005 else f"; p = {v:.3f}".replace("0.", ".")
+        for v in table["holm"]
+    ]
+    return {
+        name: text + more.rstrip()
+        for name, text, more in zip(table["method"], spelled(table, sign=True), p, strict=True)
+    }
 
 
 def _columns(frame: pd.DataFrame, wanted: Sequence[str]) -> None:

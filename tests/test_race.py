@@ -6,7 +6,7 @@ import pytest
 
 from lrkd import stats
 from lrkd.errors import DataError
-from lrkd.race import COLUMNS, brackets, converged, differences, entrants, read, rungs
+from lrkd.race import COLUMNS, brackets, converged, differences, entrants, groups, levels, read, rungs, told
 
 
 def ladder(accuracies: dict[str, float | None], seed: int = 100) -> pd.DataFrame:
@@ -171,3 +171,36 @@ def test_files_that_are_not_there_yet_give_empty_tables_all_the_way(tmp_path):
     assert list(differences(some, "cosine", "auc")["method"]) == [], "no trace, no area"
     results(RACED).to_csv(tmp_path / "there.csv", index=False)
     assert read(tmp_path / "there.csv")["accuracy"].notna().sum() > 3
+
+
+def test_levels_are_the_end_of_none_and_the_lowest_end_of_a_distance():
+    seen = [trace("none", seed, [0.5, 0.6 + seed / 100], np.nan) for seed in (10, 11, 12)]
+    seen += [trace("cosine@20", 10, [0.5, 0.9], 2.0), trace("cosine@20", 10, [0.5, 0.1], 3.0)]
+    raced = entrants(
+        results([row for row in RACED if row[0] in ("none", "cosine@20", "lp(4)@0.4")]), pd.concat(seen), (2, 3)
+    )
+    names = raced["method"] + raced["seed"].astype(str)
+    assert levels(raced[names.isin(["none10", "cosine10"])]) == pytest.approx((0.7, 0.9)), "the other teacher's run counts not"
+    assert levels(raced[names.isin(["none10", "cosine10", "lp(4)11"])]) == pytest.approx((0.7, 0.5)), "the diverged one does"
+    assert np.isnan(levels(raced[:0])).all()
+
+
+def test_groups_and_words_go_by_holms_p():
+    table = pd.DataFrame(
+        {
+            "method": ["a", "b", "c", "d"],
+            "mean": [0.01, -0.02, 0.03, 0.5],
+            "low": [0.005, -0.03, -0.01, np.nan],
+            "high": [0.015, -0.01, 0.07, np.nan],
+            "holm": [0.0001, 0.0123, 0.2, np.nan],
+        }
+    )
+    assert groups(table) == ("a", "b", "c, d")
+    assert groups(table, 0.001) == ("a", "none of them", "b, c, d")
+    assert told(table) == {
+        "a": "+1.0 [+0.5, +1.5]; p < .001",
+        "b": "−2.0 [−3.0, −1.0]; p = .012",
+        "c": "+3.0 [−1.0, +7.0]; p = .200",
+        "d": "+50.0",
+    }
+    assert told(table[:0]) == {}
