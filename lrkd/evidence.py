@@ -159,6 +159,7 @@ def measure(seen: Seen, teacher: Seen, side: int, shown: Probes) -> list[dict[st
 def against_truth(weights: np.ndarray, side: int, shown: Probes) -> dict[str, float]:
     """Attention (n,S,S) >= 0 on the known probes against the ground truth: means over images, with intervals.
 
+    contrast: standard deviation over mean of the weights, how far they are from treating all places alike.
     rank: rank correlation with the information at `side`; rank_other: with that of the next image, another person's;
     rank_hr: with that at HR; rank_energy: with the plain energy at `side`. chance_low, chance_high: what the mean rank
     correlation reaches at 95 % of all cyclic shifts. pointing: share of maps whose highest place is among the image's
@@ -169,6 +170,7 @@ def against_truth(weights: np.ndarray, side: int, shown: Probes) -> dict[str, fl
     own, wanted = attention.ranks(weights), attention.ranks(truth)
     best = attention.top(truth, TOP)
     found = {
+        "contrast": weights.std((1, 2)) / np.maximum(weights.mean((1, 2)), 1e-12),
         "rank": attention.pearson(own, wanted),
         "rank_other": attention.pearson(own, np.roll(wanted, 1, 0)),
         "rank_hr": attention.pearson(own, attention.ranks(shown.information[size])),

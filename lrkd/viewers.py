@@ -87,6 +87,24 @@ def chooser(
     return Chooser(text, next(iter(alts)))
 
 
+def overlay(images: ArrayLike, maps: ArrayLike, size: int = 144, strength: float = 0.6) -> np.ndarray:
+    """Maps laid over pictures: (N,H,W,3) uint8, (N,h,w) -> (N,size,size,3) uint8, bright where a map is high.
+
+    Both are enlarged (bilinear). Each map runs from its own lowest to its own highest value, so colours compare places
+    of one picture and not pictures; a map without spread is even. The picture turns grey, so that colour is the map's.
+    """
+    from matplotlib import colormaps  # only a page needs it
+
+    found = []
+    for image, values in zip(np.asarray(images), np.asarray(maps, dtype=np.float32), strict=True):
+        grey = np.asarray(Image.fromarray(image).convert("L").resize((size, size), Image.Resampling.BILINEAR)) / 255
+        full = np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.BILINEAR))
+        spread = np.ptp(full)
+        heat = colormaps["inferno"]((full - full.min()) / spread if spread > 0 else np.full_like(full, 0.5))[..., :3]
+        found.append((1 - strength) * grey[..., None] + strength * heat)
+    return (255 * np.stack(found)).round().astype(np.uint8)
+
+
 def _webp(x: np.ndarray, quality: int) -> str:
     pixels = x if x.dtype == np.uint8 else (x.clip(0, 1) * 255).round().astype(np.uint8)
     file = io.BytesIO()

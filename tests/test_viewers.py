@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lrkd.errors import DataError
-from lrkd.viewers import chooser
+from lrkd.viewers import chooser, overlay
 
 ONE, TWO = np.zeros((8, 8, 3)), np.full((8, 8, 3), 255, np.uint8)
 PICTURES = {("a", "x"): ONE, ("a", "y"): TWO, ("b & <c>", "x"): TWO, ("b & <c>", "y"): ONE}
@@ -88,3 +88,15 @@ def test_an_alt_text_may_be_one_for_all():
     made = chooser(PICTURES, ("letter", "side"), "one for all")
     assert stored(made._repr_html_())["alts"] == ["one for all"]
     assert repr(made) == "Chooser: one for all"
+
+
+def test_overlays_are_brightest_where_the_map_is_high():
+    images = np.full((2, 8, 8, 3), 120, np.uint8)
+    maps = np.zeros((2, 4, 4))
+    maps[0, 1, 2] = 3.0
+    found = overlay(images, maps, 16).astype(int).sum(3)
+    assert found.shape == (2, 16, 16)
+    assert np.unravel_index(found[0].argmax(), (16, 16)) in {(y, x) for y in range(4, 8) for x in range(8, 12)}
+    assert np.ptp(found[1]) == 0
+    np.testing.assert_array_equal(overlay(images, 5 * maps + 2, 16), overlay(images, maps, 16))
+    np.testing.assert_array_equal(overlay(images[:1], maps[:1], 8, strength=0)[0], images[0])
