@@ -4,6 +4,7 @@ Networks and their parameter names follow A-SKD (arXiv 2209.14498), so that chec
 `strict=True`. Attention and features are returned, never hooked.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrkd.errors import ConfigError
+from lrkd import foreign
+from lrkd.errors import ConfigError, DataError
 
 
 class Output(NamedTuple):
@@ -234,6 +236,58 @@ def build(name: str, size: int | None = None, embedding: int | None = None, **op
         raise ConfigError(f"unknown model {name!r}: choose one of {', '.join(sorted(BUILDERS))}")
     given = {"size": size, "embedding": embedding, **options}
     return BUILDERS[name](**{key: value for key, value in given.items() if value is not None})
+
+
+class Foreign(nn.Module):
+    """A published network: RGB (B,3,112,112) in [-1,1] -> Output, with the file's channel order seen to.
+
+    network: the IResNet itself, which takes `channels` ("RGB" or "BGR"). family: whose it is, and how they test. depth:
+    18 to 200. hints: F-SKD's hint layers, or None; where there are some, `hints(out.features)` are the features that
+    the original student returns.
+    """
+
+    def __init__(
+        self, network: IResNet, family: foreign.Family, depth: int, channels: str, hints: Hints | None = None
+    ) -> None:
+        super().__init__()
+        self.network, self.family, self.depth, self.channels, self.hints = network, family, depth, channels, hints
+
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return self.network.size
+
+    def forward(self, x: Tensor) -> Output:
+        out: Output = self.network(x.flip(1) if self.channels == "BGR" else x)
+        return out
+
+
+def load_foreign(path: str | os.PathLike[str], *, channels: str | None = None) -> Foreign:
+    """A published checkpoint as a network in evaluation mode, strictly: every tensor of the file has its place.
+
+    Known are A-SKD's CBAM IResNet-50, -100 and -152 and F-SKD's iresnet18 to 200, with or without hint layers, which
+    expect BGR, and insightface's arcface_torch iresnet18 to 200, which expect RGB; all at 112 px. `channels` overrules
+    the channel order, for a file that does not say whose it is. The file is read as data: no code in it is run.
+
+    Raises DataError for a file that cannot be read, and for one whose keys or shapes differ, with the keys.
+    """
+    found = foreign.read_checkpoint(path)
+    order = foreign.check_channels(found.family.channels if channels is None else channels)
+    cbam = found.family is foreign.ASKD
+    options: dict[str, Any] = {"size": foreign.SIZE, "embedding": found.embedding, "stem": found.stem}
+    options |= {"cbam": cbam, "dropout": 0.4 if cbam else 0.0}
+    network = IResNet(foreign.DEPTHS[found.depth], found.widths, **options)
+    hints = Hints(found.widths, found.widths) if found.hints else None
+    if hints is not None and found.hints == "conv":
+        hints.stages = nn.ModuleList(nn.Sequential(stage[0]) for stage in hints.stages)  # type: ignore[index]
+    made = Foreign(network, found.family, found.depth, order, hints).eval()
+    state = made.state_dict()
+    names = {name: foreign.name_in_file(found.family, name) for name in state}
+    wanted = {names[name]: tuple(value.shape) for name, value in state.items()}
+    if said := foreign.differences(wanted, found.state):
+        raise DataError(f"{path}: taken for {found.family.name}'s IResNet-{found.depth}, but: {said}")
+    made.load_state_dict({name: found.state.get(names[name], value) for name, value in state.items()})
+    return made
 
 
 def _over_channels(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,343 @@
+"""Published checkpoints: the original networks from their structure as the oracle; wrong and hostile files."""
+
+import collections
+import contextlib
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from test_models import naive_forward, naive_norm, naive_prelu, norm_names, published_names
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrkd import foreign, models
+from lrkd.errors import ConfigError, DataError
+from lrkd.models import load_foreign
+
+State = dict[str, Tensor]
+DEPTHS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 14, 3),
+    100: (3, 13, 30, 3),
+    152: (3, 8, 36, 3),
+    200: (6, 26, 60, 6),
+}
+WIDE, NARROW = (64, 128, 256, 512), (4, 5, 6, 7)
+
+
+def iresnet_names(depths, widths=WIDE, embedding=512, hints: str = "") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of insightface's arcface_torch iresnet at 112 px, and of F-SKD's, in order, from the facts."""
+    table = {"conv1.weight": (widths[0], 3, 3, 3)} | norm_names("bn1", widths[0]) | {"prelu.weight": (widths[0],)}
+    inside = widths[0]
+    for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
+        for k in range(depth):
+            at = f"layer{stage}.{k}"
+            table |= norm_names(f"{at}.bn1", inside) | {f"{at}.conv1.weight": (width, inside, 3, 3)}
+            table |= norm_names(f"{at}.bn2", width) | {f"{at}.prelu.weight": (width,)}
+            table |= {f"{at}.conv2.weight": (width, width, 3, 3)} | norm_names(f"{at}.bn3", width)
+            if k == 0:
+                table |= {f"{at}.downsample.0.weight": (width, inside, 1, 1)} | norm_names(f"{at}.downsample.1", width)
+            inside = width
+    for stage, width in enumerate(widths, 1):
+        if hints:
+            table |= {f"hint_layer{stage}.hint.weight": (width, width, 1, 1)}
+        if hints == "conv+bn":
+            table |= norm_names(f"hint_layer{stage}.bn", width)
+    table |= norm_names("bn2", inside) | {"fc.weight": (embedding, inside * 49), "fc.bias": (embedding,)}
+    return table | norm_names("features", embedding)
+
+
+def narrow_askd_names(depths) -> dict[str, tuple[int, ...]]:
+    """A-SKD's names with 64 channels in every stage, which is as narrow as its attention allows."""
+    small = {128: 64, 256: 64, 512: 64, 512 * 49: 64 * 49, 8: 4, 16: 4, 32: 4}
+    last = ("output_layer.3.bias", "output_layer.4.")
+    narrow = {
+        name: shape if name.startswith(last) else tuple(small.get(n, n) for n in shape)
+        for name, shape in published_names(depths).items()
+    }
+    return narrow | {"output_layer.3.weight": (512, 64 * 49)}
+
+
+def filled(names: dict[str, tuple[int, ...]], seed: int = 0) -> State:
+    """Values with which activations stay near 1, and which no simplification could hide behind."""
+    g, state = torch.Generator().manual_seed(seed), {}
+    for name, shape in names.items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(7)
+        elif name.endswith("running_var") or (len(shape) == 1 and name.endswith("weight")):
+            state[name] = torch.rand(shape, generator=g) * 0.5 + 0.5
+        elif len(shape) == 1:
+            state[name] = torch.randn(shape, generator=g) * 0.2
+        else:
+            state[name] = torch.randn(shape, generator=g) / torch.Size(shape[1:]).numel() ** 0.5
+    return state
+
+
+def plain_iresnet(x: Tensor, state: State, depths) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The original's forward from its names: embedding, features, and the features behind the hint layers."""
+    x = F.conv2d(x, state["conv1.weight"], padding=1)
+    x = naive_prelu(naive_norm(x, state, "bn1"), state["prelu.weight"])
+    features, hinted = [], []
+    for stage, depth in enumerate(depths, 1):
+        for k in range(depth):
+            at, stride = f"layer{stage}.{k}", 2 if k == 0 else 1
+            r = F.conv2d(naive_norm(x, state, f"{at}.bn1"), state[f"{at}.conv1.weight"], padding=1)
+            r = naive_prelu(naive_norm(r, state, f"{at}.bn2"), state[f"{at}.prelu.weight"])
+            r = naive_norm(F.conv2d(r, state[f"{at}.conv2.weight"], padding=1, stride=stride), state, f"{at}.bn3")
+            if k == 0:
+                x = F.conv2d(x, state[f"{at}.downsample.0.weight"], stride=2)
+                x = naive_norm(x, state, f"{at}.downsample.1")
+            x = x + r
+        features.append(x)
+        if f"hint_layer{stage}.hint.weight" in state:
+            h = F.conv2d(x, state[f"hint_layer{stage}.hint.weight"])
+            hinted.append(naive_norm(h, state, f"hint_layer{stage}.bn") if f"hint_layer{stage}.bn.bias" in state else h)
+    x = naive_norm(x, state, "bn2").flatten(1) @ state["fc.weight"].T + state["fc.bias"]
+    return naive_norm(x, state, "features"), features, hinted
+
+
+def double(state: State) -> State:
+    return {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def images(count: int = 1) -> Tensor:
+    return torch.rand(count, 3, 112, 112, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def saved(path: Path, content) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def near(found, expected) -> None:
+    """Equal to 1e-5, of the largest value where that is above 1."""
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=1e-5 * max(1.0, float(b.abs().max())))
+
+
+# ---------------------------------------------------------------------------------------------- the original networks
+
+
+@pytest.mark.parametrize(("depth", "wide"), [(50, True), (100, False), (152, False)])
+def test_an_a_skd_checkpoint_gives_the_original_embedding_features_and_maps(tmp_path, depth, wide):
+    depths = DEPTHS[depth]
+    state = filled(published_names(depths) if wide else narrow_askd_names(depths))
+    made = load_foreign(saved(tmp_path / "last_net.ckpt", {"iters": 47000, "net_state_dict": state}))
+    assert (made.family.name, made.depth, made.channels, made.size) == ("A-SKD", depth, "BGR", 112)
+    assert not made.training
+    rgb = images()
+    with torch.inference_mode():
+        out = made(rgb)
+        embedding, features, channel, spatial = naive_forward(rgb.flip(1).double(), double(state), depths, (2,) * 4, 1)
+    assert len(out.channel) == len(out.spatial) == sum(depths)
+    for found, expected in (
+        ([out.embedding], [embedding]),
+        (out.features, features),
+        (out.channel, channel),
+        (out.spatial, spatial),
+    ):
+        near(found, expected)
+
+
+@pytest.mark.parametrize("hints", ["", "conv", "conv+bn"])
+@pytest.mark.parametrize(("depth", "widths"), [(18, NARROW), (50, NARROW)])
+def test_an_f_skd_checkpoint_gives_the_original_embedding_and_features(tmp_path, depth, widths, hints):
+    state = filled(iresnet_names(DEPTHS[depth], widths, hints=hints))
+    made = load_foreign(saved(tmp_path / "net.ckpt", {"iters": 1, "net_state_dict": state}))
+    assert (made.family.name, made.depth, made.channels) == ("F-SKD", depth, "BGR")
+    rgb = images()
+    with torch.inference_mode():
+        out = made(rgb)
+        embedding, features, hinted = plain_iresnet(rgb.flip(1).double(), double(state), DEPTHS[depth])
+        near([out.embedding], [embedding])
+        near(out.features, features)
+        assert out.channel == out.spatial == ()
+        if hints:
+            near(made.hints(out.features), hinted)
+        else:
+            assert made.hints is None
+
+
+@pytest.mark.parametrize(("depth", "widths"), [(18, WIDE), (34, NARROW), (50, NARROW), (100, NARROW), (200, NARROW)])
+def test_an_arcface_torch_checkpoint_gives_the_original_embedding_from_rgb(tmp_path, depth, widths):
+    state = filled(iresnet_names(DEPTHS[depth], widths))
+    made = load_foreign(saved(tmp_path / "backbone.pth", collections.OrderedDict(state)))
+    assert (made.family.name, made.depth, made.channels) == ("arcface_torch", depth, "RGB")
+    with torch.inference_mode():
+        embedding, features, _ = plain_iresnet(images().double(), double(state), DEPTHS[depth])
+        out = made(images())
+    near([out.embedding], [embedding])
+    near(out.features, features)
+
+
+@pytest.fixture(scope="module")
+def narrow() -> State:
+    return filled(iresnet_names(DEPTHS[18], NARROW, embedding=9))
+
+
+def test_other_wrappings_of_the_same_tensors_give_the_same_network(tmp_path, narrow):
+    plain = load_foreign(saved(tmp_path / "a.pth", narrow)).state_dict()
+    wrapped = {
+        "parallel": {f"module.{k}": v for k, v in narrow.items()},
+        "resumable": {"epoch": 3, "global_step": 9, "state_dict_backbone": narrow, "state_dict_softmax_fc": {}},
+        "parameters": {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in narrow.items()},
+        "without counters": {k: v for k, v in narrow.items() if not k.endswith("num_batches_tracked")},
+    }
+    for name, content in wrapped.items():
+        made = load_foreign(saved(tmp_path / f"{name}.pth", content))
+        assert made.family is foreign.ARCFACE
+        for key, value in made.state_dict().items():
+            assert key.endswith("num_batches_tracked") or torch.equal(value, plain[key]), (name, key)
+    torch.save(narrow, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(
+        load_foreign(tmp_path / "old.pth").state_dict()["network.output_layer.3.weight"], narrow["fc.weight"]
+    )
+
+
+def test_half_precision_is_read_as_float32(tmp_path, narrow):
+    half = {k: v.half() if v.is_floating_point() else v for k, v in narrow.items()}
+    made = load_foreign(saved(tmp_path / "fp16.pth", half))
+    assert made.network.output_layer[3].weight.dtype == torch.float32
+    assert torch.equal(made.network.output_layer[3].weight.data, half["fc.weight"].float())
+
+
+def test_the_channel_order_can_be_overruled(tmp_path, narrow):
+    path = saved(tmp_path / "a.pth", narrow)
+    rgb, bgr = load_foreign(path), load_foreign(path, channels="BGR")
+    with torch.inference_mode():
+        assert torch.equal(rgb(images().flip(1)).embedding, bgr(images()).embedding)
+        assert not torch.allclose(rgb(images()).embedding, bgr(images()).embedding)
+    with pytest.raises(ConfigError, match="channels: 'bgr' is neither 'RGB' nor 'BGR'"):
+        load_foreign(path, channels="bgr")
+
+
+# --------------------------------------------------------------------------------------------------------- wrong ones
+
+
+def without(state: State, *keys: str) -> State:
+    return {k: v for k, v in state.items() if k not in keys}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda s: without(s, "layer2.1.bn3.weight"),
+            r"arcface_torch's IResNet-18, but: missing: layer2\.1\.bn3\.weight$",
+        ),
+        (lambda s: s | {"conv_bridge.weight": torch.zeros(1)}, r"but: unexpected: conv_bridge\.weight$"),
+        (
+            lambda s: s | {"fc.weight": torch.zeros(9, 16 * 7)},
+            r"of another shape: fc\.weight \(9, 112\) instead of \(9, 343\)$",
+        ),
+        (
+            lambda s: without(s, *(k for k in s if k.startswith("layer4.1."))),
+            r"IResNet-18, but: missing: layer4\.1\.bn1\.weight, .* and \d+ more$",
+        ),
+        (
+            lambda s: without(s, *(k for k in s if k.startswith(("bn2", "fc", "features")))),
+            r"missing: fc\.weight, fc\.bias|missing: bn2\.weight",
+        ),
+        (lambda s: {"weight": torch.zeros(10, 9)}, r"its keys are weight \(this looks like a margin head"),
+        (
+            lambda s: {"a.b": torch.zeros(1), "c": torch.zeros(1)},
+            r"no network of A-SKD, F-SKD or arcface_torch; its keys are a\.b, c",
+        ),
+        (lambda s: s | {"fc.bias": torch.full((9,), torch.nan)}, r"fc\.bias holds values that are not finite"),
+        (lambda s: s | {"fc.bias": [1.0]}, r"fc\.bias is list, no dense tensor"),
+        (lambda s: s | {"fc.bias": torch.zeros(1).expand(10**12)}, r"fc\.bias is Tensor, no dense tensor"),
+        (
+            lambda s: s | {"layer1.0.conv1.weight": torch.zeros(10**6, 1, 1, 1)},
+            r"layer1\.0\.conv1\.weight \(1000000, 1, 1, 1\)",
+        ),
+        (lambda s: {}, "holds no state dict"),
+        (lambda s: {3: torch.zeros(1)}, "holds no state dict"),
+        (lambda s: {"net_state_dict": [1, 2]}, "holds no state dict"),
+        (lambda s: torch.zeros(3), "holds no state dict"),
+    ],
+)
+def test_a_wrong_checkpoint_says_what_differs(tmp_path, narrow, change, match):
+    path = saved(tmp_path / "net.pth", change(dict(narrow)))
+    with pytest.raises(DataError, match=match) as caught:
+        load_foreign(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_f_skd_file_with_other_attention_names_its_keys(tmp_path, narrow):
+    state = narrow | {"layer1.0.attention.ChannelGate.mlp.1.weight": torch.zeros(1, 4)}
+    with pytest.raises(DataError, match=r"F-SKD's IResNet-18, but: unexpected: layer1\.0\.attention\.ChannelGate"):
+        load_foreign(saved(tmp_path / "net.ckpt", {"net_state_dict": state}))
+
+
+# ------------------------------------------------------------------------------------------------------------ hostile
+
+
+class Runs:
+    """What unpickles by calling a function."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def hostile(path: Path, narrow: State) -> dict[str, Path]:
+    """Files that would run code, claim memory, or unpack to more than they hold."""
+    made = {}
+    mark = str(path / "mark")
+    for name, thing in {
+        "code": Runs(open, mark, "w"),
+        "eval": Runs(eval, f"open({mark!r}, 'w')"),
+        "memory": Runs(bytearray, 2**40),
+    }.items():
+        made[name] = path / f"{name}.pth"
+        torch.save({**narrow, "fc.bias": thing}, made[name])
+        made[f"{name} of before"] = path / f"{name}-old.pth"
+        torch.save({"fc.bias": thing}, made[f"{name} of before"], _use_new_zipfile_serialization=False)
+        made[f"{name} alone"] = path / f"{name}.pkl"
+        made[f"{name} alone"].write_bytes(pickle.dumps(thing, protocol=4))
+    good = saved(path / "good.pth", narrow)
+    made["compressed"] = path / "compressed.pth"
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(made["compressed"], "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.namelist():
+            new.writestr(entry, old.read(entry))
+    data = good.read_bytes()
+    for name, content in {
+        "cut": data[: len(data) // 2],
+        "empty": b"",
+        "text": b"{}",
+        "end only": data[-400:],
+        "junk before": b"junk" * 9 + data,
+    }.items():
+        made[name] = path / f"{name}.pth"
+        made[name].write_bytes(content)
+    made["folder"] = path
+    made["nowhere"] = path / "nowhere.pth"
+    return made
+
+
+def test_hostile_and_broken_files_are_one_error_and_run_nothing(tmp_path, narrow):
+    for name, path in hostile(tmp_path, narrow).items():
+        with pytest.raises(DataError) as caught:
+            load_foreign(path)
+        assert str(path) in str(caught.value), name
+        assert "\n" not in str(caught.value), name
+        wanted = {"code": "asks for 'io.open'|asks for '.*open'", "eval": "eval", "memory": "bytearray"}.get(name)
+        assert wanted is None or caught.match(wanted), name
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_flipped_byte_is_an_error_or_a_network(tmp_path, narrow):
+    data = saved(tmp_path / "good.pth", narrow).read_bytes()
+    g = torch.Generator().manual_seed(0)
+    for place in torch.randint(len(data), (20,), generator=g).tolist() + list(range(0, 1500, 60)):
+        broken = bytearray(data)
+        broken[place] ^= 1 << int(torch.randint(8, (1,), generator=g))
+        (tmp_path / "bad.pth").write_bytes(broken)
+        with contextlib.suppress(DataError):
+            assert isinstance(load_foreign(tmp_path / "bad.pth"), models.Foreign)
