@@ -8,6 +8,7 @@ import base64
 import html
 import io
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -126,6 +127,94 @@ def show(figure: Figure | Axes, alt: str, caption: str = "", dpi: int = 160) -> 
     plt.close(fig)
     width = int.from_bytes(file.getvalue()[16:20], "big")  # of the PNG: what lies beyond the figure's edge is kept
     return Shown(file.getvalue(), " ".join(alt.split()), caption, round(100 * width / dpi))
+
+
+# plotly's own sliders and menus are drawings that no key reaches: each becomes an element of the browser. The picture
+# stays until the script has drawn, and for good where scripts are off or vendor/plotly.min.js is not beside the page.
+_DRAW = """
+(function () {
+  var here = document.currentScript.parentElement, figure = SPEC, layout = figure.layout, lists = [];
+  if (!window.lrkdPlotly) window.lrkdPlotly = new Promise(function (ready) {
+    var script = document.createElement("script");
+    script.src = "vendor/plotly.min.js";
+    script.onload = ready;
+    document.head.append(script);
+  });
+  (layout.sliders || []).forEach(function (one) { lists.push([one, one.steps, "range"]); });
+  (layout.updatemenus || []).forEach(function (one) { lists.push([one, one.buttons, "select"]); });
+  delete layout.sliders;
+  delete layout.updatemenus;
+  function control(drawing, one, steps, kind) {
+    var label = document.createElement("label"), said = document.createElement("output");
+    var input = document.createElement(kind === "range" ? "input" : "select");
+    label.style.cssText = "display:flex;gap:.6em;align-items:center;margin:.2em 0";
+    label.append((one.currentvalue && one.currentvalue.prefix) || one.name || "", input);
+    if (kind === "range") {
+      Object.assign(input, {type: "range", min: 0, max: steps.length - 1, step: 1});
+      input.style.flex = "0 1 22em";
+      label.append(said);
+    } else steps.forEach(function (step, i) { input.append(new Option(step.label, i)); });
+    input.value = one.active || 0;
+    function tell() {
+      said.textContent = steps[input.value].label;
+      input.setAttribute("aria-valuetext", said.textContent);
+    }
+    input.addEventListener("input", function () {
+      var step = steps[input.value];
+      window.Plotly[step.method].apply(null, [drawing].concat(step.args));
+      tell();
+    });
+    tell();
+    return label;
+  }
+  window.lrkdPlotly.then(function () {
+    var drawing = here.querySelector(".drawing"), panel = here.querySelector(".controls");
+    var config = {responsive: true, displayModeBar: false};
+    return window.Plotly.newPlot(drawing, figure.data, layout, config).then(function () {
+      lists.forEach(function (list) { panel.append(control(drawing, list[0], list[1], list[2])); });
+      here.querySelectorAll(".static").forEach(function (one) { one.remove(); });
+    });
+  });
+})();
+"""
+
+
+class Interactive(NamedTuple):
+    """A plotly figure as a page or JupyterLab shows it, with a picture for where it cannot move, and its caption."""
+
+    spec: str  # JSON
+    alt: str
+    caption: str
+    still: Shown | None
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        below = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
+        still = f'<div class="static">{self.still._repr_html_()}</div>' if self.still else ""
+        script = _DRAW.replace("SPEC", self.spec.replace("<", "\\u003c"))
+        page = (
+            f'<figure style="margin:0"><div class="controls"></div>'
+            f'<div class="drawing" role="img" aria-label="{html.escape(self.alt)}"></div>{still}{below}'
+            f"<script>{script}</script></figure>"
+        )
+        # JupyterLab has a renderer of its own for the second; a built page takes the first.
+        return {"text/html": page, "application/vnd.plotly.v1+json": json.loads(self.spec), "text/plain": repr(self)}
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.alt}"
+
+
+def interactive(figure: Any, alt: str, caption: str = "", static: Figure | Axes | None = None) -> Interactive:
+    """A plotly figure that a reader can move with no kernel, for a page, as the last line of a cell.
+
+    Sliders and drop-down menus of the figure become the browser's own, which keys move too; their steps may restyle,
+    relayout or update. alt: what a reader who cannot see it has to know; static: a matplotlib figure of its first
+    state, which stands there until the script has drawn, and for good without scripts; it is closed. plotly.js comes
+    from vendor/plotly.min.js beside the page. Raises DataError without an alt text.
+    """
+    if not alt.strip():
+        raise DataError("alt is empty: say what the figure shows to a reader who cannot see it")
+    said = " ".join(alt.split())
+    return Interactive(figure.to_json(), said, caption, None if static is None else show(static, said))
 
 
 class Table(NamedTuple):

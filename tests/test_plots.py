@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
@@ -107,6 +109,36 @@ def test_a_figure_is_the_same_bytes_each_time():
 def test_a_figure_without_alt_text_is_refused(ax):
     with pytest.raises(DataError, match="alt is empty"):
         plots.show(ax.figure, alt=" \n")
+
+
+def moving():
+    """A line and a slider that shifts it."""
+    steps = [{"method": "restyle", "label": str(k), "args": [{"y": [[k, k + 1]]}]} for k in range(3)]
+    layout = {"sliders": [{"active": 1, "currentvalue": {"prefix": "shift"}, "steps": steps}], "title": "</script>"}
+    return go.Figure(go.Scatter(x=[0, 1], y=[1, 2]), layout)
+
+
+def test_an_interactive_figure_is_whole_without_its_script(ax):
+    ax.plot([0, 1])
+    bundle = plots.interactive(moving(), 'A "line"\n moves', "scale <cpu>", ax)._repr_mimebundle_()
+    page = bundle["text/html"]
+    shown = re.sub("<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert '<img alt="A &quot;line&quot; moves" src="data:image/png;base64,' in shown
+    assert 'role="img" aria-label="A &quot;line&quot; moves"' in shown
+    assert "<figcaption>scale &lt;cpu&gt;</figcaption>" in shown
+    assert not plt.get_fignums(), "the static figure is closed"
+    assert bundle["application/vnd.plotly.v1+json"] == json.loads(moving().to_json())
+
+
+def test_an_interactive_figure_loads_the_pages_own_plotly_and_nothing_else(ax):
+    page = plots.interactive(moving(), "a")._repr_mimebundle_()["text/html"]
+    assert page.count("</script>") == 1, "a text of the figure cannot end the script"
+    assert re.findall(r"""["'](\w[^"'\s]*\.js)["']""", page) == ["vendor/plotly.min.js"]
+    assert "://" not in page
+    spec = re.search(r"figure = (\{.*?\}), layout = figure.layout", page, re.DOTALL)[1]
+    assert json.loads(spec) == json.loads(moving().to_json())
+    with pytest.raises(DataError, match="alt is empty"):
+        plots.interactive(moving(), " ")
 
 
 def test_a_table_has_its_index_its_formats_and_its_caption():
