@@ -1,5 +1,6 @@
 """What was claimed before the runs, read from the page where it was written down, and what became of each claim."""
 
+import base64
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -8,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from lrkd.errors import DataError
-from lrkd.stats import holm
+from lrkd.stats import COMPARISON, compare, holm
 
 COLUMNS = ("id", "claim", "endpoint", "method", "baseline", "test", "expected")
 ENDPOINTS = ("accuracy", "auc", "information")
+CHANCE = 0.5
 EXPECTED = {"superiority": ("greater", "less"), "equivalence": ("equal",)}
 
 
@@ -89,16 +91,86 @@ def _table(text: str, section: str, columns: Iterable[str]) -> list[tuple[int, l
     return rows[2:]
 
 
-def resolve(name: str, methods: Iterable[str]) -> str | None:
-    """A method of a hypothesis among those that ran: itself, or the one "name@weight" that a ladder chose; else None.
+def measured(results: pd.DataFrame, traces: pd.DataFrame, attention: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The files of `lrkd study hypotheses` and `lrkd attention` -> by endpoint `config, method, seed, teacher_seed, value`.
 
-    Raises DataError where two weights of that name ran.
+    A row a student run, "cosine@20" under its distance's name, "cosine". accuracy: protocol test; auc: mean over the
+    observations of a run, for runs that were observed; a run that diverged has chance (0.5) in both. information: rank
+    correlation of CBAM's fused spatial attention with the identity information, at the least side that the file has.
+    Unit: a run. An empty frame without columns, of a file that is not there yet, gives an endpoint without rows.
     """
-    there = sorted(set(methods))
-    found = [m for m in there if m == name] or [m for m in there if m.partition("@")[0] == name]
-    if len(found) > 1:
-        raise DataError(f"hypotheses: {name!r} may be any of {', '.join(found)}; there must be one winner")
-    return found[0] if found else None
+    keys = ["config", "method", "seed", "teacher_seed"]
+    nothing = pd.DataFrame(columns=[*keys, "value"])
+    found = dict.fromkeys(ENDPOINTS, nothing)
+    if len(results):
+        runs = results[(results["role"] == "student") & (results["protocol"] == "test")]
+        lost = runs["status"] != "ok"
+        found["accuracy"] = runs[keys].assign(value=runs["accuracy"].mask(lost, CHANCE))
+        if len(traces):
+            auc = runs["config"].map(traces.groupby("config")["accuracy"].mean()).mask(lost, CHANCE)
+            found["auc"] = runs[keys].assign(value=auc).dropna(subset="value")
+    if len(attention):
+        rows = attention[
+            (attention["role"] == "student") & (attention["kind"] == "cbam") & (attention["map"] == "fused")
+        ]
+        rows = rows[rows["side"] == rows["side"].min()]
+        found["information"] = rows[keys].assign(value=rows["rank"])
+    return {
+        name: frame.assign(method=frame["method"].astype(str).str.partition("@")[0]) if len(frame) else frame
+        for name, frame in found.items()
+    }
+
+
+def by_seed(runs: pd.DataFrame, crossed: bool = False) -> pd.DataFrame:
+    """Runs of one endpoint -> one row a method and seed: `method, seed, value`. Unit: a seed.
+
+    A seed's run is the one with its own teacher, whose number is odd where the seed's is (or that has none). crossed:
+    the mean over the teachers, of seeds that have as many as any; runs without a teacher are left out.
+    """
+    if crossed:
+        groups = runs.dropna(subset="teacher_seed").groupby(["method", "seed"])["value"].agg(["mean", "count"])
+        whole = groups[groups["count"] == groups["count"].max()]
+        return whole["mean"].rename("value").reset_index()
+    own = runs["teacher_seed"].isna() | (runs["teacher_seed"] % 2 == runs["seed"] % 2)
+    return runs.loc[own, ["method", "seed", "value"]]
+
+
+def comparisons(
+    registered: Registration, runs: Mapping[str, pd.DataFrame], *, resamples: int = 2000, generator: int = 0
+) -> pd.DataFrame:
+    """`measured` -> the row of `stats.compare` of each hypothesis, with `id` and `endpoint`; none without runs of both.
+
+    Unit: a seed, with its own teacher; for the primary hypothesis the mean over all teachers.
+    """
+    rows = []
+    for one in registered.hypotheses.itertuples():
+        there = runs[one.endpoint]
+        frame = by_seed(
+            there[there["method"].isin([one.method, one.baseline])], one.id == registered.settings["primary"]
+        )
+        if {one.method, one.baseline} <= set(frame["method"]):
+            row = compare(
+                frame,
+                [(one.method, one.baseline)],
+                margin=registered.smallest[one.endpoint],
+                value="value",
+                alpha=registered.number("alpha"),
+                resamples=resamples,
+                generator=generator,
+            )
+            rows.append(row.assign(id=one.id, endpoint=one.endpoint))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["id", "endpoint", *COMPARISON])
+
+
+def correctness(pairs: pd.DataFrame, count: int) -> dict[str, np.ndarray]:
+    """The file of whether each test pair was right -> {config: (count,) bool}, in the order of the pairs."""
+    found = {}
+    for config, text in zip(pairs["config"], pairs["correct"], strict=True):
+        bits = np.frombuffer(base64.b64decode(text), np.uint8)
+        if len(bits) != -(-count // 8):
+            raise DataError(f"pairs: config {config} has {8 * len(bits)} bits, which {count} pairs do not fill")
+        found[config] = np.unpackbits(bits, count=count).astype(bool)
+    return found
 
 
 def judge(
@@ -106,8 +178,8 @@ def judge(
 ) -> pd.DataFrame:
     """Each hypothesis with its figures, `adjusted` p, `verdict` (confirmed, refuted, undecided) and `reason`.
 
-    comparisons: rows of `stats.compare` with a column `endpoint`, under the names that the hypotheses use; one that is
-    missing leaves its hypothesis undecided. Unit: that of the comparisons, a seed. The family of Holm's correction is
+    comparisons: rows of `stats.compare` with the `id` of their hypothesis; one that is missing leaves its hypothesis
+    undecided. Unit: that of the comparisons, a seed. The family of Holm's correction is
     all hypotheses that have a p: the paired t test's for superiority, TOST's for equivalence. smallest: by endpoint the
     effect that matters, which was also the margin of TOST; an endpoint without one refutes by the sign alone.
 
@@ -116,10 +188,10 @@ def judge(
     Equivalence is confirmed by an adjusted p below alpha, refuted where that interval lies wholly beyond the margin.
     All else is undecided: for want of seeds, as a rule, and no evidence for "the same".
     """
-    keys = ["endpoint", "method", "baseline"]
-    if comparisons.duplicated(keys).any():
-        raise DataError(f"comparisons: more than one row of one of {', '.join(keys)}")
-    table = hypotheses.merge(comparisons, how="left", on=keys, validate="many_to_one")
+    figures = comparisons.drop(columns=["endpoint", "method", "baseline"], errors="ignore")
+    if figures["id"].duplicated().any():
+        raise DataError(f"comparisons: more than one row of {figures.loc[figures['id'].duplicated(), 'id'].iloc[0]}")
+    table = hypotheses.merge(figures, how="left", on="id")
     table["adjusted"] = holm(table["p"].where(table["test"] == "superiority", table["tost"]))
     said = [_verdict(row, alpha, smallest.get(row["endpoint"])) for _, row in table.iterrows()]
     table["verdict"], table["reason"] = zip(*said, strict=True) if said else ([], [])

@@ -169,6 +169,7 @@ _DRAW = """
   }
   window.lrkdPlotly.then(function () {
     var drawing = here.querySelector(".drawing"), panel = here.querySelector(".controls");
+    drawing.hidden = false;
     var config = {responsive: true, displayModeBar: false};
     return window.Plotly.newPlot(drawing, figure.data, layout, config).then(function () {
       lists.forEach(function (list) { panel.append(control(drawing, list[0], list[1], list[2])); });
@@ -193,7 +194,7 @@ class Interactive(NamedTuple):
         script = _DRAW.replace("SPEC", self.spec.replace("<", "\\u003c"))
         page = (
             f'<figure style="margin:0"><div class="controls"></div>'
-            f'<div class="drawing" role="img" aria-label="{html.escape(self.alt)}"></div>{still}{below}'
+            f'<div class="drawing" role="img" aria-label="{html.escape(self.alt)}" hidden></div>{still}{below}'
             f"<script>{script}</script></figure>"
         )
         # JupyterLab has a renderer of its own for the second; a built page takes the first.
