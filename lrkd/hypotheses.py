@@ -57,9 +57,7 @@ def read_hypotheses(text: str) -> Registration:
         cell = dict(zip(COLUMNS, row, strict=True))
         for name, wanted in (("endpoint", ENDPOINTS), ("test", EXPECTED), ("expected", EXPECTED.get(cell["test"], ()))):
             if cell[name] not in wanted:
-                raise DataError(
-                    f"hypotheses, line {line}: {name} is {cell[name]!r}; right is one of {', '.join(wanted)}"
-                )
+                raise DataError(f"hypotheses, line {line}: {name} is {cell[name]!r}; right: {', '.join(wanted)}")
         if not all(row) or cell["id"] in {other["id"] for other in rows} or cell["method"] == cell["baseline"]:
             raise DataError(
                 f"hypotheses, line {line}: {' | '.join(row)!r} needs an id of its own, two methods, and no empty cell"
@@ -92,11 +90,11 @@ def _table(text: str, section: str, columns: Iterable[str]) -> list[tuple[int, l
 
 
 def measured(results: pd.DataFrame, traces: pd.DataFrame, attention: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The files of `lrkd study hypotheses` and `lrkd attention` -> by endpoint `config, method, seed, teacher_seed, value`.
+    """The files of `lrkd study hypotheses` and `lrkd attention` -> by endpoint its values, run by run.
 
-    A row a student run, "cosine@20" under its distance's name, "cosine". accuracy: protocol test; auc: mean over the
-    observations of a run, for runs that were observed; a run that diverged has chance (0.5) in both. information: rank
-    correlation of CBAM's fused spatial attention with the identity information, at the least side that the file has.
+    Columns `config, method, seed, teacher_seed, value`; "cosine@20" stands under its distance's name, "cosine".
+    accuracy: protocol test; auc: mean over the observations of a run that was observed; a run that diverged has chance
+    (0.5) in both. information: rank correlation of CBAM's fused spatial attention with the identity information, at the least side that the file has.
     Unit: a run. An empty frame without columns, of a file that is not there yet, gives an endpoint without rows.
     """
     keys = ["config", "method", "seed", "teacher_seed"]
@@ -110,9 +108,8 @@ def measured(results: pd.DataFrame, traces: pd.DataFrame, attention: pd.DataFram
             auc = runs["config"].map(traces.groupby("config")["accuracy"].mean()).mask(lost, CHANCE)
             found["auc"] = runs[keys].assign(value=auc).dropna(subset="value")
     if len(attention):
-        rows = attention[
-            (attention["role"] == "student") & (attention["kind"] == "cbam") & (attention["map"] == "fused")
-        ]
+        rows = attention[(attention["role"] == "student") & (attention["kind"] == "cbam")]
+        rows = rows[rows["map"] == "fused"]
         rows = rows[rows["side"] == rows["side"].min()]
         found["information"] = rows[keys].assign(value=rows["rank"])
     return {
@@ -145,9 +142,8 @@ def comparisons(
     rows = []
     for one in registered.hypotheses.itertuples():
         there = runs[one.endpoint]
-        frame = by_seed(
-            there[there["method"].isin([one.method, one.baseline])], one.id == registered.settings["primary"]
-        )
+        there = there[there["method"].isin([one.method, one.baseline])]
+        frame = by_seed(there, crossed=one.id == registered.settings.get("primary"))
         if {one.method, one.baseline} <= set(frame["method"]):
             row = compare(
                 frame,
@@ -180,7 +176,7 @@ def judge(
 
     comparisons: rows of `stats.compare` with the `id` of their hypothesis; one that is missing leaves its hypothesis
     undecided. Unit: that of the comparisons, a seed. The family of Holm's correction is
-    all hypotheses that have a p: the paired t test's for superiority, TOST's for equivalence. smallest: by endpoint the
+    all hypotheses, those without figures too (as p = 1): the paired t test's for superiority, TOST's for equivalence. smallest: by endpoint the
     effect that matters, which was also the margin of TOST; an endpoint without one refutes by the sign alone.
 
     Superiority is confirmed by an adjusted p below alpha with the expected sign; refuted by one with the other sign, or
@@ -192,7 +188,8 @@ def judge(
     if figures["id"].duplicated().any():
         raise DataError(f"comparisons: more than one row of {figures.loc[figures['id'].duplicated(), 'id'].iloc[0]}")
     table = hypotheses.merge(figures, how="left", on="id")
-    table["adjusted"] = holm(table["p"].where(table["test"] == "superiority", table["tost"]))
+    own = table["p"].where(table["test"] == "superiority", table["tost"]).astype(float)
+    table["adjusted"] = np.where(own.isna(), np.nan, holm(own.fillna(1.0)))
     said = [_verdict(row, alpha, smallest.get(row["endpoint"])) for _, row in table.iterrows()]
     table["verdict"], table["reason"] = zip(*said, strict=True) if said else ([], [])
     return table

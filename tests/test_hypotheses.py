@@ -1,0 +1,227 @@
+"""What was registered is what is judged: parsing, the unit of each comparison, and every road to each verdict."""
+
+import base64
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as oracle
+
+from lrkd import hypotheses as h
+from lrkd.errors import DataError
+from lrkd.stats import COMPARISON, compare, holm, tost
+
+PAGE = """# Claims
+
+## Settings
+
+| setting | value |
+|---|---|
+| alpha | .05 |
+| Smallest effect on accuracy | 0.01 (a point) |
+| primary | `H1` |
+
+## Hypotheses
+
+Some words.
+
+| id | claim | endpoint | method | baseline | test | expected |
+|---|---|---|---|---|---|---|
+| **H1** | a beats b | accuracy | `a` | b | superiority | greater |
+| H2 | a is c | accuracy | a | c | equivalence | equal |
+
+| another | table |
+"""
+
+
+def line(text: str) -> int:
+    return 1 + next(i for i, one in enumerate(PAGE.splitlines()) if text in one)
+
+
+def test_reads_settings_and_hypotheses():
+    found = h.read_hypotheses(PAGE)
+    assert found.settings["primary"] == "H1"
+    assert found.number("alpha") == 0.05
+    assert found.smallest == {"accuracy": 0.01}
+    assert list(found.hypotheses.columns) == list(h.COLUMNS)
+    assert found.hypotheses["id"].tolist() == ["H1", "H2"]
+    assert found.hypotheses.loc[0, ["method", "expected"]].tolist() == ["a", "greater"]
+
+
+def test_the_books_own_file_is_read_and_its_methods_are_the_studys():
+    found = h.read_hypotheses((Path(__file__).parents[1] / "book/hypotheses.md").read_text(encoding="utf-8"))
+    assert found.settings["primary"] in set(found.hypotheses["id"])
+    assert set(found.smallest) == set(found.hypotheses["endpoint"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("| superiority |", "| better |", "line {}: test is 'better'; right: superiority, equivalence"),
+        ("| greater |", "| equal |", "line {}: expected is 'equal'; right: greater, less"),
+        ("a beats b | accuracy", "a beats b | speed", "line {}: endpoint is 'speed'"),
+        ("a beats b |", "a beats b | a |", "line {}: 8 cells"),
+        ("a beats b |", " |", "line {}: .* no empty cell"),
+        ("| `a` | b |", "| b | b |", "line {}: .* two methods"),
+        ("| H2 |", "| H1 |", "line {}: .* id of its own"),
+    ],
+)
+def test_a_broken_line_is_named(old, new, message):
+    assert old in PAGE
+    with pytest.raises(DataError, match=message.format(line(old))):
+        h.read_hypotheses(PAGE.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("## Settings", "## Sett", "no table setting | value"),
+        ("| id |", "| number |", "no table id | claim"),
+        ("| alpha | .05 |", "| beta | .05 |", "no setting 'alpha'; there are beta"),
+        (".05", "five", "'five', which is no number"),
+        (".05", "5", "alpha is 5.0"),
+        ("effect on accuracy", "effect on auc", "no setting 'smallest effect on accuracy'"),
+        ("0.01 (a point)", "0", "has to be above zero"),
+    ],
+)
+def test_broken_settings_are_refused(old, new, message):
+    with pytest.raises(DataError, match=message.replace("|", r"\|").replace("(", r"\(")):
+        h.read_hypotheses(PAGE.replace(old, new, 1))
+
+
+def run(method, seed, teacher, accuracy, **more):
+    config = f"{method}{seed}{teacher}"
+    row = {"config": config, "role": "student", "method": method, "seed": seed, "teacher_seed": teacher}
+    return row | {"status": "ok", "protocol": "test", "accuracy": accuracy} | more
+
+
+@pytest.fixture
+def results() -> pd.DataFrame:
+    """a and b with both teachers for each of six seeds, c and none with one; validation rows that count not."""
+    rng = np.random.default_rng(0)
+    rows = [run("t", 2, np.nan, 0.9, role="teacher")]
+    for seed in range(10, 16):
+        for method, level in (("a@20", 0.8), ("b@3.5", 0.79), ("c", 0.8), ("none", 0.75)):
+            teachers = (2, 3) if "@" in method else (np.nan,) if method == "none" else (2 + seed % 2,)
+            for teacher in teachers:
+                rows.append(run(method, seed, teacher, level + rng.normal(0, 0.004)))
+                rows.append(rows[-1] | {"protocol": "validation", "accuracy": 0.1})
+    return pd.DataFrame(rows)
+
+
+EMPTY = pd.DataFrame()
+
+
+def test_measured_takes_each_endpoint_from_its_file(results):
+    diverged = (results["config"] == "c102") & (results["protocol"] == "test")
+    results.loc[diverged, ["status", "accuracy"]] = ["diverged", np.nan]
+    traces = pd.DataFrame({"config": ["a@20102"] * 2 + ["none10nan"], "accuracy": [0.5, 0.7, 0.4]})
+    maps = [run("askd", 0, 0, 0.8, kind=k, map=m, side=s, rank=v) for k, m, s, v in (
+        ("cbam", "fused", 6, 0.3), ("cbam", "1", 6, 0.9), ("gradcam", "fused", 6, 0.9), ("cbam", "fused", 12, 0.9)
+    )]  # fmt: skip
+    found = h.measured(results, traces, pd.DataFrame(maps))
+    accuracy = found["accuracy"].set_index("config")["value"]
+    assert len(accuracy) == 6 * (2 + 2 + 1 + 1)
+    assert accuracy["c102"] == 0.5
+    assert set(found["accuracy"]["method"]) == {"a", "b", "c", "none"}
+    auc = found["auc"].set_index("config")["value"]
+    assert auc.to_dict() == pytest.approx({"a@20102": 0.6, "none10nan": 0.4, "c102": 0.5})
+    assert found["information"]["value"].tolist() == [0.3]
+    assert [len(frame) for frame in h.measured(EMPTY, EMPTY, EMPTY).values()] == [0, 0, 0]
+
+
+def test_a_seed_counts_once_by_its_own_teacher_or_by_all(results):
+    runs = h.measured(results, EMPTY, EMPTY)["accuracy"]
+    own = h.by_seed(runs)
+    assert len(own) == 4 * 6
+    assert not own.duplicated(["method", "seed"]).any()
+    value = own.set_index(["method", "seed"])["value"]
+    test = results[results["protocol"] == "test"].set_index("config")["accuracy"]
+    assert value["a", 10] == test["a@20102"]
+    assert value["a", 11] == test["a@20113"]
+    both = h.by_seed(runs[runs["method"].isin(["a", "b"])], crossed=True).set_index(["method", "seed"])["value"]
+    assert both["b", 12] == pytest.approx((test["b@3.5122"] + test["b@3.5123"]) / 2)
+    less = runs[runs["config"] != "b@3.5123"]
+    assert ("b", 12) not in h.by_seed(less, crossed=True).set_index(["method", "seed"]).index
+
+
+def test_comparisons_are_those_of_the_registered_units(results):
+    registered = h.read_hypotheses(PAGE)
+    runs = h.measured(results, EMPTY, EMPTY)
+    found = h.comparisons(registered, runs).set_index("id")
+    value = results[results["protocol"] == "test"].set_index(["method", "seed", "teacher_seed"])["accuracy"]
+    a, b = (value[m].groupby("seed").mean() for m in ("a@20", "b@3.5"))
+    assert found.loc["H1", "p"] == pytest.approx(oracle.ttest_rel(a, b).pvalue)
+    own = np.array([value["a@20", s, 2 + s % 2] - value["c", s, 2 + s % 2] for s in range(10, 16)])
+    assert found.loc["H2", "tost"] == pytest.approx(tost(own, 0.01).p)
+    judged = h.judge(registered.hypotheses, found.reset_index(), alpha=0.05, smallest=registered.smallest)
+    assert judged["adjusted"].tolist() == pytest.approx(holm([found.loc["H1", "p"], found.loc["H2", "tost"]]))
+
+
+def test_without_runs_all_is_undecided(results):
+    registered = h.read_hypotheses(PAGE)
+    for part in (EMPTY, results[results["method"] == "a@20"], results[results["seed"] == 10]):
+        found = h.comparisons(registered, h.measured(part, EMPTY, EMPTY))
+        judged = h.judge(registered.hypotheses, found, alpha=0.05, smallest=registered.smallest)
+        assert judged["verdict"].tolist() == ["undecided"] * 2
+        assert judged["reason"].tolist() == ["fewer than two units of both methods"] * 2
+        assert judged["adjusted"].isna().all()
+
+
+def judged(differences, test="superiority", expected="greater", smallest=0.01, others=0):
+    """The verdict on given differences, in a family with that many hypotheses that have no figures."""
+    x = np.asarray(differences)
+    frame = pd.DataFrame({"method": ["a"] * len(x) + ["b"] * len(x), "seed": [*range(len(x))] * 2})
+    frame["accuracy"] = [*(0.5 + x), *[0.5] * len(x)]
+    one = {"id": "H", "claim": "", "endpoint": "accuracy", "method": "a", "baseline": "b"}
+    rows = [one | {"id": f"H{k}", "test": test, "expected": expected} for k in range(1 + others)]
+    compared = compare(frame, [("a", "b")], margin=smallest).assign(id="H0")
+    return h.judge(pd.DataFrame(rows), compared, alpha=0.05, smallest={"accuracy": smallest}).iloc[0]
+
+
+WIGGLE = np.array([-1, 1, -0.5, 0.5, -0.2, 0.2]) * 0.002
+
+
+@pytest.mark.parametrize(
+    ("differences", "options", "verdict", "reason"),
+    [
+        (0.02 + WIGGLE, {}, "confirmed", "the expected sign"),
+        (0.004 + WIGGLE, {}, "confirmed", "the expected sign, yet less than the smallest effect that matters"),
+        (-0.02 + WIGGLE, {}, "refuted", "the opposite sign"),
+        (-0.02 + WIGGLE, {"expected": "less"}, "confirmed", "the expected sign"),
+        (0.02 + WIGGLE, {"expected": "less"}, "refuted", "the opposite sign"),
+        (WIGGLE, {}, "refuted", "less than the smallest effect that matters"),
+        (WIGGLE, {"expected": "less"}, "refuted", "less than the smallest effect that matters"),
+        (0.005 + 10 * WIGGLE, {}, "undecided", "neither shown to be there nor to be too small to matter"),
+        (0.008 + 3 * WIGGLE, {"others": 11}, "undecided", "neither shown to be there nor to be too small to matter"),
+        (0.003 + WIGGLE, {"test": "equivalence"}, "confirmed", "the difference lies within the margin"),
+        (0.02 + WIGGLE, {"test": "equivalence"}, "refuted", "the difference lies beyond the margin"),
+        (-0.02 + WIGGLE, {"test": "equivalence"}, "refuted", "the difference lies beyond the margin"),
+        (0.01 + WIGGLE, {"test": "equivalence"}, "undecided", "neither shown to lie within the margin nor beyond it"),
+    ],
+)
+def test_every_road_to_a_verdict(differences, options, verdict, reason):
+    found = judged(differences, **options)
+    assert (found["verdict"], found["reason"]) == (verdict, reason)
+
+
+def test_missing_hypotheses_stay_in_the_family():
+    alone, among = (judged(0.008 + 3 * WIGGLE, others=k) for k in (0, 11))
+    assert among["adjusted"] == pytest.approx(12 * alone["adjusted"])
+
+
+def test_a_hypothesis_has_one_row():
+    row = pd.DataFrame([dict.fromkeys(COMPARISON, 0.0) | {"id": "H1"}] * 2)
+    with pytest.raises(DataError, match="more than one row of H1"):
+        h.judge(h.read_hypotheses(PAGE).hypotheses, row, alpha=0.05, smallest={"accuracy": 0.01})
+
+
+def test_correctness_comes_back_as_it_was_packed():
+    right = np.random.default_rng(0).random((2, 21)) < 0.7
+    packed = [base64.b64encode(np.packbits(row).tobytes()).decode() for row in right]
+    pairs = pd.DataFrame({"config": ["x", "y"], "correct": packed})
+    found = h.correctness(pairs, 21)
+    assert (found["y"] == right[1]).all()
+    with pytest.raises(DataError, match="config x has 24 bits, which 30 pairs"):
+        h.correctness(pairs, 30)
