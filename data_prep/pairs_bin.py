@@ -111,6 +111,8 @@ class _Unpickler(pickle.Unpickler):
             ("_codecs", "encode"): self._encode,
             ("numpy", "ndarray"): _Type,
             ("numpy", "dtype"): _Type,
+            ("builtins", "bytes"): lambda: b"",
+            ("__builtin__", "bytes"): lambda: b"",
         }
         for core in ("numpy.core", "numpy._core"):
             names[f"{core}.multiarray", "_reconstruct"] = lambda *_: _Array()
@@ -155,7 +157,7 @@ def _look(file: _Bounded, size: int) -> None:
             value.encode("latin-1")  # wider text takes four times its length
         if code.name == "FRAME" and value > size - place:
             raise ValueError(f"byte {place}: a frame of {value} bytes")
-        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(value) <= number:
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(value) < number + 256:
             raise ValueError(f"byte {place}: the {value}th place of the memory")
         if number > min(MAX_STEPS, 1000 + size // 8):  # a byte can make an object of 60 bytes
             raise ValueError(f"byte {place}: more than {number} instructions")
