@@ -77,7 +77,7 @@ LIVE_METHODS = ("none", "fskd", "fskd-l2", "askd", "embedding-cos")
 PHOTO_METHODS = ("none", "fskd", "askd", "embedding-cos")
 ATTENTION_METHODS = ("none", "askd", "askd-centred", "askd-constant", "fskd")
 # Weights of the ladder in units of the matched one, the middle first: what is stopped has looked near the optimum.
-RUNGS = (1.0, 0.25, 4.0, 16.0, 64.0)
+RUNGS = (1.0, 0.25, 4.0, 16.0, 64.0, 256.0)
 LADDER_SEED = 100
 PRIMARY = ("cosine", "lp(2)")
 EXPLORATORY = ("lp(1.5)", "lp(3)", "lp(4)")  # in no hypothesis: last
