@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -94,8 +94,8 @@ def measured(results: pd.DataFrame, traces: pd.DataFrame, attention: pd.DataFram
 
     Columns `config, method, seed, teacher_seed, value`; "cosine@20" stands under its distance's name, "cosine".
     accuracy: protocol test; auc: mean over the observations of a run that was observed; a run that diverged has chance
-    (0.5) in both. information: rank correlation of CBAM's fused spatial attention with the identity information, at the least side that the file has.
-    Unit: a run. An empty frame without columns, of a file that is not there yet, gives an endpoint without rows.
+    (0.5) in both. information: rank correlation of CBAM's fused spatial attention with the identity information, at
+    the least side that the file has. Unit: a run. The empty frame of a file that is not there yet gives no rows.
     """
     keys = ["config", "method", "seed", "teacher_seed"]
     nothing = pd.DataFrame(columns=[*keys, "value"])
@@ -124,12 +124,31 @@ def by_seed(runs: pd.DataFrame, crossed: bool = False) -> pd.DataFrame:
     A seed's run is the one with its own teacher, whose number is odd where the seed's is (or that has none). crossed:
     the mean over the teachers, of seeds that have as many as any; runs without a teacher are left out.
     """
+    rows = _counting(runs, crossed)
     if crossed:
-        groups = runs.dropna(subset="teacher_seed").groupby(["method", "seed"])["value"].agg(["mean", "count"])
-        whole = groups[groups["count"] == groups["count"].max()]
-        return whole["mean"].rename("value").reset_index()
-    own = runs["teacher_seed"].isna() | (runs["teacher_seed"] % 2 == runs["seed"] % 2)
-    return runs.loc[own, ["method", "seed", "value"]]
+        return rows.groupby(["method", "seed"])["value"].mean().reset_index()
+    return rows[["method", "seed", "value"]]
+
+
+def _counting(runs: pd.DataFrame, crossed: bool) -> pd.DataFrame:
+    """The runs that count as `by_seed` says."""
+    if not crossed:
+        return runs[runs["teacher_seed"].isna() | (runs["teacher_seed"] % 2 == runs["seed"] % 2)]
+    rows = runs.dropna(subset="teacher_seed")
+    count = rows.groupby(["method", "seed"])["value"].transform("count")
+    return rows[count == count.max()]
+
+
+def _registered(
+    registered: Registration, runs: Mapping[str, pd.DataFrame]
+) -> Iterator[tuple[pd.Series, pd.DataFrame, bool]]:
+    """Each hypothesis whose two methods have runs, these runs, and whether they are crossed with the teachers."""
+    for _, one in registered.hypotheses.iterrows():
+        there = runs[one["endpoint"]]
+        there = there[there["method"].isin([one["method"], one["baseline"]])]
+        crossed = one["id"] == registered.settings.get("primary")
+        if there["method"].nunique() == 2 and _counting(there, crossed)["method"].nunique() == 2:
+            yield one, there, crossed
 
 
 def comparisons(
@@ -140,22 +159,48 @@ def comparisons(
     Unit: a seed, with its own teacher; for the primary hypothesis the mean over all teachers.
     """
     rows = []
-    for one in registered.hypotheses.itertuples():
-        there = runs[one.endpoint]
-        there = there[there["method"].isin([one.method, one.baseline])]
-        frame = by_seed(there, crossed=one.id == registered.settings.get("primary"))
-        if {one.method, one.baseline} <= set(frame["method"]):
-            row = compare(
-                frame,
-                [(one.method, one.baseline)],
-                margin=registered.smallest[one.endpoint],
-                value="value",
-                alpha=registered.number("alpha"),
-                resamples=resamples,
-                generator=generator,
-            )
-            rows.append(row.assign(id=one.id, endpoint=one.endpoint))
+    for one, there, crossed in _registered(registered, runs):
+        row = compare(
+            by_seed(there, crossed),
+            [(one["method"], one["baseline"])],
+            margin=registered.smallest[one["endpoint"]],
+            value="value",
+            alpha=registered.number("alpha"),
+            resamples=resamples,
+            generator=generator,
+        )
+        rows.append(row.assign(id=one["id"], endpoint=one["endpoint"]))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["id", "endpoint", *COMPARISON])
+
+
+def differences(registered: Registration, runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """`measured` -> `id, seed, difference`: method minus baseline, seed by seed, as `comparisons` takes them."""
+    rows = []
+    for one, there, crossed in _registered(registered, runs):
+        wide = by_seed(there, crossed).pivot(index="seed", columns="method", values="value")
+        both = (wide[one["method"]] - wide[one["baseline"]]).dropna()
+        rows.append(pd.DataFrame({"id": one["id"], "seed": both.index, "difference": both.to_numpy()}))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["id", "seed", "difference"])
+
+
+def by_pair(
+    registered: Registration, runs: Mapping[str, pd.DataFrame], right: Mapping[str, np.ndarray]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`measured` and `correctness` -> by hypothesis on accuracy two (S,P), method and baseline: was each pair right?
+
+    In the rows are the seeds that both have, as `comparisons` takes them: a share where teachers are averaged.
+    """
+    found = {}
+    for one, there, crossed in _registered(registered, runs):
+        there = there[there["config"].isin(list(right))]
+        seeds: dict[tuple[str, int], list[np.ndarray]] = {}
+        for row in _counting(there, crossed).itertuples():
+            seeds.setdefault((row.method, row.seed), []).append(right[row.config])
+        both = [s for name, s in seeds if name == one["method"] and (one["baseline"], s) in seeds]
+        if one["endpoint"] == "accuracy" and both:
+            a, b = (np.stack([np.mean(seeds[one[k], s], axis=0) for s in both]) for k in ("method", "baseline"))
+            found[str(one["id"])] = a, b
+    return found
 
 
 def correctness(pairs: pd.DataFrame, count: int) -> dict[str, np.ndarray]:
@@ -175,8 +220,8 @@ def judge(
     """Each hypothesis with its figures, `adjusted` p, `verdict` (confirmed, refuted, undecided) and `reason`.
 
     comparisons: rows of `stats.compare` with the `id` of their hypothesis; one that is missing leaves its hypothesis
-    undecided. Unit: that of the comparisons, a seed. The family of Holm's correction is
-    all hypotheses, those without figures too (as p = 1): the paired t test's for superiority, TOST's for equivalence. smallest: by endpoint the
+    undecided. Unit: that of the comparisons, a seed. The family of Holm's correction is all hypotheses, those without
+    figures too (as p = 1): the paired t test's p for superiority, TOST's for equivalence. smallest: by endpoint the
     effect that matters, which was also the margin of TOST; an endpoint without one refutes by the sign alone.
 
     Superiority is confirmed by an adjusted p below alpha with the expected sign; refuted by one with the other sign, or

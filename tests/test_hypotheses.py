@@ -159,6 +159,26 @@ def test_comparisons_are_those_of_the_registered_units(results):
     assert judged["adjusted"].tolist() == pytest.approx(holm([found.loc["H1", "p"], found.loc["H2", "tost"]]))
 
 
+def test_differences_and_pairs_are_those_that_are_compared(results):
+    registered = h.read_hypotheses(PAGE)
+    runs = h.measured(results, EMPTY, EMPTY)
+    found, paired = h.comparisons(registered, runs).set_index("id"), h.differences(registered, runs)
+    assert paired.groupby("id")["difference"].mean().to_dict() == pytest.approx(found["mean"].to_dict())
+    # Pairs whose share of right ones is the run's accuracy to one in a thousand.
+    right = {one.config: np.arange(1000) < round(1000 * one.value) for one in runs["accuracy"].itertuples()}
+    by_pair = h.by_pair(registered, runs, right)
+    for name, (a, b) in by_pair.items():
+        assert a.shape == b.shape == (6, 1000)
+        wanted = paired[paired["id"] == name].sort_values("seed")["difference"]
+        np.testing.assert_allclose((a - b).mean(1), wanted, atol=1.1e-3)
+    assert set(by_pair) == {"H1", "H2"}
+    assert set(np.unique(by_pair["H1"][0])) <= {0, 0.5, 1}
+    less = {config: bits for config, bits in right.items() if config not in ("c102", "b@3.5112")}
+    assert [len(a) for a, _ in h.by_pair(registered, runs, less).values()] == [5, 5]
+    assert h.by_pair(registered, runs, {}) == {}
+    assert h.differences(registered, h.measured(EMPTY, EMPTY, EMPTY)).empty
+
+
 def test_without_runs_all_is_undecided(results):
     registered = h.read_hypotheses(PAGE)
     for part in (EMPTY, results[results["method"] == "a@20"], results[results["seed"] == 10]):
