@@ -11,7 +11,8 @@ from lrkd.stats import holm, paired_differences, spelled
 
 CHANCE = 0.5
 RUN = ("config", "method", "seed", "teacher_seed")
-COLUMNS = ("scale", *RUN, "status", "protocol", "accuracy", "step", "device", "torch", "commit", "data")
+STAGES = tuple(f"{what}_{k}" for what in ("cosine", "norm", "norm_share", "radial") for k in range(1, 5))
+COLUMNS = ("scale", *RUN, "status", "protocol", "accuracy", "step", "device", "torch", "commit", "data", *STAGES)
 
 
 def read(path: Path | str) -> pd.DataFrame:
