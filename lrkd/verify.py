@@ -1,4 +1,4 @@
-"""From features to scores to accuracy: verification, identification, and how sure one can be of either.
+"""From features to scores to accuracy: verification, and how sure one can be; with all of `lrkd.identify`.
 
 Everywhere: a score is a cosine, higher means more alike; rates and accuracies are fractions in [0,1]; `same` is bool.
 """
@@ -20,11 +20,29 @@ from tqdm.auto import tqdm
 
 from lrkd.degrade import Degradation, degrade
 from lrkd.errors import ConfigError, DataError, TrainingError
+from lrkd.identify import (
+    OpenSet,
+    Search,
+    Templates,
+    cmc,
+    fuse,
+    open_set,
+    probe_ranks,
+    rank_k,
+    rank_table,
+    read_templates,
+    rows,
+    search,
+    template_scores,
+    templates,
+    unit,
+)  # fmt: skip
 
 __all__ = [
-    "Interval", "Roc", "Separation", "Verification", "best_threshold", "bootstrap_identities", "cmc",
-    "cosine_scores", "cross_resolution", "d_prime", "eer", "embed", "kfold_verification",
-    "probe_ranks", "rank_k", "roc", "separation", "tar_at_far",
+    "Interval", "OpenSet", "Roc", "Search", "Separation", "Templates", "Verification", "best_threshold",
+    "bootstrap_identities", "cmc", "cosine_scores", "cross_resolution", "d_prime", "eer", "embed", "fuse",
+    "kfold_verification", "open_set", "probe_ranks", "rank_k", "rank_table", "read_templates", "roc", "search",
+    "separation", "tar_at_far", "template_scores", "templates",
 ]  # fmt: skip
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -235,58 +253,7 @@ def cosine_scores(left: ArrayLike, right: ArrayLike) -> np.ndarray:
     a, b = _features(left, "left"), _features(right, "right")
     if a.shape != b.shape:
         raise DataError(f"right: shape {b.shape} differs from left's {a.shape}")
-    return (_unit(a) * _unit(b)).sum(1)
-
-
-def probe_ranks(
-    gallery: ArrayLike, gallery_labels: ArrayLike, probe: ArrayLike, probe_labels: ArrayLike, batch: int = 256
-) -> np.ndarray:
-    """Closed-set identification: `(G,D), (G,), (P,D), (P,) -> (P,)`, the place 1..G of each probe's best mate.
-
-    1 + the gallery images of other identities (distractors may carry any label that no probe has) whose cosine is at
-    least that of the best mate: ties (to 1e-9) count against, so that a collapsed network ranks last, not first.
-
-    Raises DataError for a probe whose label the gallery lacks.
-    """
-    shelf, wanted = _features(gallery, "gallery"), _features(probe, "probe")
-    shelf_labels, wanted_labels = np.asarray(gallery_labels), np.asarray(probe_labels)
-    if shelf.shape[1] != wanted.shape[1]:
-        raise DataError(f"probe: {wanted.shape[1]} dimensions, but the gallery has {shelf.shape[1]}")
-    for name, labels, rows in (("gallery", shelf_labels, shelf), ("probe", wanted_labels, wanted)):
-        if labels.shape != (len(rows),):
-            raise DataError(f"{name}_labels: shape {labels.shape} is not ({len(rows)},), one an image")
-    missing = np.setdiff1d(wanted_labels, shelf_labels)
-    if len(missing):
-        raise DataError(f"probe_labels: {missing[0]} is not in the gallery; {len(missing)} labels are not")
-    shelf, wanted = _unit(shelf), _unit(wanted)
-    ranks = np.empty(len(wanted), dtype=np.int64)
-    for start in range(0, len(wanted), batch):
-        part = slice(start, start + batch)
-        score = wanted[part] @ shelf.T
-        mate = wanted_labels[part, None] == shelf_labels
-        best = np.where(mate, score, -np.inf).max(1, keepdims=True)
-        ranks[part] = 1 + ((score >= best - 1e-9) & ~mate).sum(1)
-    return ranks
-
-
-def rank_k(
-    gallery: ArrayLike,
-    gallery_labels: ArrayLike,
-    probe: ArrayLike,
-    probe_labels: ArrayLike,
-    ranks: Sequence[int] = (1, 5, 10, 20),
-) -> np.ndarray:
-    """Share of probes with a mate among the first k: -> (len(ranks),). The arguments and errors of `probe_ranks`."""
-    wanted = np.asarray(ranks)
-    if wanted.dtype.kind != "i" or (wanted < 1).any():
-        raise ConfigError(f"ranks: {ranks} holds a rank that is not a whole number of at least 1")
-    found = probe_ranks(gallery, gallery_labels, probe, probe_labels)
-    return (found[:, None] <= wanted).mean(0)
-
-
-def cmc(ranks: ArrayLike, length: int = 20) -> np.ndarray:
-    """Cumulative match curve of `probe_ranks`: `(P,) -> (length,)`, the share of probes at rank 1, 2, ... or better."""
-    return (np.asarray(ranks)[:, None] <= np.arange(1, length + 1)).mean(0)
+    return (unit(a) * unit(b)).sum(1)
 
 
 def cross_resolution(features: Mapping[int, ArrayLike], pairs: PairTable) -> pd.DataFrame:
@@ -444,19 +411,8 @@ def bootstrap_identities(
     return Interval(float(score.mean()), float(low), float(high), draws)
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return x / np.where(norm > 0, norm, 1)
-
-
 def _features(array: ArrayLike, name: str) -> np.ndarray:
-    found = np.asarray(array, dtype=np.float64)
-    if found.ndim != 2 or 0 in found.shape:
-        raise DataError(f"{name}: shape {found.shape} is not (n,D), at least one feature of one dimension")
-    if not np.isfinite(found).all():
-        row = int(np.argmin(np.isfinite(found).all(1)))
-        raise DataError(f"{name}: the feature in row {row} is not finite; a network that diverged gives such features")
-    return found
+    return rows(array, name).astype(np.float64, copy=False)
 
 
 def _labels(same: ArrayLike, count: int) -> np.ndarray:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     ("errors",),
     ("faces", "degrade", "distances", "stats", "pairs"),
-    ("layout", "hypotheses", "race", "foreign"),
+    ("layout", "hypotheses", "race", "foreign", "identify"),
     ("models", "heads", "losses", "data", "verify", "attention", "information", "plots", "viewers"),
     ("train", "methods", "runs"),
     ("scales",),

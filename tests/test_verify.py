@@ -333,7 +333,7 @@ def test_ranks_equal_a_naive_sort(seed):
         # Worst order among ties: everyone else comes first.
         order = sorted(range(12), key=lambda i, s=score, w=label: (-s[i], names[i] == w))
         expected.append(1 + next(place for place, i in enumerate(order) if names[i] == label))
-    found = probe_ranks(gallery, names, probe, wanted, batch=4)
+    found = probe_ranks(gallery, names, probe, wanted, block=4)
     np.testing.assert_array_equal(found, expected)
 
 
