@@ -37,7 +37,7 @@ from lrkd.train import normalise
 LEVELS = np.linspace(0, 1, 41)  # of the quantiles that are kept of a run's likenesses to its teacher
 TOP = 0.1  # share of the pixels that count as the most informative
 # The columns that have an interval.
-SURE = ("cosine_same", "cosine_other", "pearson_same", "pearson_other", "rank", "pointing", "on_top")
+SURE = ("cosine_same", "cosine_other", "pearson_same", "pearson_other", "rank", "rank_other", "pointing", "on_top")
 
 
 @dataclass(frozen=True)
