@@ -14,7 +14,6 @@ from data_prep import layout
 from lrkd.errors import DataError
 from lrkd.pairs import make_pairs
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 LICENCE = "not stated: the terms under which these photographs were given hold for this folder too"
 HELP = """\
 Turn one folder of photographs per person into a folder that lrkd reads:
@@ -43,14 +42,14 @@ def find(source: Path) -> tuple[list[layout.Photo], list[str]]:
         for file in sorted(os.scandir(person.path), key=lambda entry: entry.name):
             where = f"{person.name}/{file.name}"
             hidden = file.name.startswith(".") or not file.is_file(follow_symlinks=False)
-            if hidden or not file.name.lower().endswith(SUFFIXES):
+            if hidden or not file.name.lower().endswith(layout.SUFFIXES):
                 ignored.append(where)
                 continue
             photos.append(layout.Photo(person.name, where, Path(file.path).read_bytes))
             found += 1
         if not found:
             raise DataError(
-                f"{person.path}: no image of this person ({', '.join(SUFFIXES)}): add some, or remove the folder"
+                f"{person.path}: no image of this person ({', '.join(layout.SUFFIXES)}): add some, or remove the folder"
             )
     if not photos:
         raise DataError(f"--source {source}: no folders of people in it: DIR/PERSON/IMAGE.jpg is right")
@@ -63,14 +62,16 @@ def prepare(
     *,
     size: int = 112,
     crop: float = 1.0,
+    framing: dict[str, Any] | None = None,
     name: str | None = None,
     licence: str = LICENCE,
     seed: int = 0,
     folds: int = 10,
     max_genuine: int = 15,
+    tool: str = "data_prep.folder",
     **options: Any,
 ) -> dict[str, Any]:
-    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
+    """Write the prepared folder and return its meta; `options`, and `framing` for `crop`, go to `layout.write`."""
     layout.check_out(out)
     photos, ignored = find(source)
     if ignored:
@@ -92,22 +93,15 @@ def prepare(
         extras,
         name=name or source.resolve().name,
         size=size,
-        crop={"kind": "centre", "share": crop},
-        box=layout.centre_share(crop),
         licence=licence,
-        tool="data_prep.folder",
+        tool=tool,
+        **(framing or {"crop": {"kind": "centre", "share": crop}, "box": layout.centre_share(crop)}),
         **options,
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.folder", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    layout.add_options(parser)
-    parser.add_argument(
-        "--crop", type=layout.share, default=1.0, metavar="P", help="side of the crop, as a share of the shorter side"
-    )
+def add_pairs(parser: argparse.ArgumentParser) -> None:
+    """The options that say what the set is called and which pairs are drawn."""
     parser.add_argument("--name", help="name of the data set (default: the source folder's)")
     parser.add_argument("--licence", default=LICENCE, help="note on the terms of use, kept in meta.json")
     parser.add_argument("--seed", type=int, default=0, help="draws the pairs (default 0)")
@@ -119,6 +113,17 @@ def main(argv: list[str] | None = None) -> None:
         metavar="N",
         help="genuine pairs a person, at most",
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.folder", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    layout.add_options(parser)
+    parser.add_argument(
+        "--crop", type=layout.share, default=1.0, metavar="P", help="side of the crop, as a share of the shorter side"
+    )
+    add_pairs(parser)
     options = vars(parser.parse_args(argv))
     print(layout.summary(options["out"], prepare(**options)))
 

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import io
 import json
+import os
 import shutil
 import signal
 import sys
@@ -35,6 +36,7 @@ SHARD_BYTES = 2**31 - 2**20  # under 2 GB with its header
 MAX_FILE = 64 * 2**20  # a larger file is no photograph of a face
 CHECKPOINT = 1024  # images; at most so many are decoded again after a run was killed
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # nothing else is tried: some of Pillow's readers start other programs
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _ORIENTATION = 0x0112
 _LARGE = threading.Lock()  # images of more than 16 million pixels are decoded one at a time: memory
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -267,6 +269,37 @@ def _unfinished(out: Path) -> Iterator[Path]:
         raise
 
 
+def pictures(folder: Path) -> list[Path]:
+    """The image files of a folder, sorted by name; links, hidden files and everything else are passed over.
+
+    Raises DataError where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder: one with images is right")
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    return [
+        Path(entry.path)
+        for entry in entries
+        if entry.is_file(follow_symlinks=False)
+        and not entry.name.startswith(".")
+        and entry.name.lower().endswith(SUFFIXES)
+    ]
+
+
+def lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 text file of at most 64 MB, without their ends."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_FILE + 1)
+        if len(data) > MAX_FILE:
+            raise DataError(f"{file}: more than {MAX_FILE} bytes: a list of images is right")
+        return data.decode("utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file: it comes with the data set") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text: {error}") from error
+
+
 def check_out(out: Path) -> None:
     """DataError unless `out` does not exist or is an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -385,6 +418,25 @@ def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]])
             writer.writerows(rows)
     except UnicodeEncodeError as error:
         raise DataError(f"a file or folder name is not UTF-8: {error.object[:80]!r}: rename it") from error
+
+
+def named_pairs(sources: list[str], wanted: list[tuple[str, str, int, int, str]]) -> Extras:
+    """Pairs (source, source, same, fold, protocol) as rows; those of broken images, and repeated ones, are counted."""
+    row = {where: index for index, where in enumerate(sources)}
+    seen: set[tuple[int, int, str]] = set()
+    kept, repeated = [], 0
+    for left, right, same, fold, protocol in wanted:
+        if left not in row or right not in row:
+            continue
+        a, b = row[left], row[right]
+        pair = (min(a, b), max(a, b), protocol)
+        if a == b or pair in seen:
+            repeated += 1
+            continue
+        seen.add(pair)
+        kept.append((a, b, same, fold, protocol))
+    lost = len(wanted) - len(kept) - repeated
+    return Extras(pairs=kept, counts={"pairs_of_broken_images": lost, "repeated_pairs": repeated})
 
 
 def summary(out: Path, meta: dict[str, Any]) -> str:

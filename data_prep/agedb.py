@@ -1,0 +1,107 @@
+"""`python -m data_prep.agedb --source DIR --out DIR`: AgeDB's raw folder -> a prepared folder with ages."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep import align, layout
+from lrkd.errors import DataError
+from lrkd.pairs import make_pairs
+
+LICENCE = (
+    "AgeDB, Imperial College London (Moschoglou et al. 2017): given on request, for research that is not commercial; "
+    "do not pass the images on."
+)
+HELP = """\
+Turn the raw images of AgeDB into a folder that lrkd reads, with the age of each face.
+
+  python -m data_prep.agedb --source downloads/AgeDB --out data/agedb-112
+  python -m data_prep.agedb --source downloads/AgeDB --out data/agedb-112 --landmarks agedb-landmarks.csv
+
+DIR holds NUMBER_NAME_AGE_SEX.jpg, as in 0_MariaCallas_35_f.jpg. Protocol agedb30: pairs of images at least --gap years
+apart, genuine and impostor alike, in folds that share no person, drawn with --seed. The owners' own pairs of 112 px
+faces come as insightface's agedb_30.bin: python -m data_prep.pairs_bin.
+"""
+_FILE = re.compile(r"(?P<number>\d+)_(?P<name>.+)_(?P<age>\d{1,3})_(?P<sex>[mf])\.jpe?g", re.IGNORECASE)
+
+
+def find(source: Path) -> list[layout.Photo]:
+    """The photographs, by number. Raises DataError for a file name that says no name and age."""
+    inner = source / "AgeDB"
+    photos = []
+    for file in layout.pictures(inner if inner.is_dir() else source):
+        match = _FILE.fullmatch(file.name)
+        if match is None:
+            raise DataError(f"{file}: NUMBER_NAME_AGE_SEX.jpg, as in 0_MariaCallas_35_f.jpg, is right")
+        photos.append(
+            (int(match["number"]), layout.Photo(match["name"], file.name, file.read_bytes, int(match["age"])))
+        )
+    if not photos:
+        raise DataError(f"{source}: no images in it: a folder of NUMBER_NAME_AGE_SEX.jpg is right")
+    return [photo for _, photo in sorted(photos, key=lambda item: (item[0], item[1].source))]
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    size: int = 112,
+    crop: float | None = 1.0,
+    landmarks: Path | None = None,
+    gap: int = 30,
+    pairs: int = 6000,
+    folds: int = 10,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
+    layout.check_out(out)
+    photos = find(source)
+    age_of = {photo.source: photo.age for photo in photos}
+
+    def extras(sources: list[str], names: list[str], labels: list[int]) -> layout.Extras:
+        ages = np.array([age_of[where] for where in sources], dtype=np.float64)
+        try:
+            made = make_pairs(np.array(labels), pairs, folds, seed, age=ages, min_age_gap=gap)
+        except DataError as error:
+            raise DataError(f"{source}: pairs {gap} years apart: {error} (--pairs, --folds, --gap)") from error
+        columns = (made.left, made.right, made.same.astype(int), made.fold)
+        rows = zip(*(column.tolist() for column in columns), [f"agedb{gap}"] * len(made), strict=True)
+        return layout.Extras(pairs=list(rows))
+
+    return layout.write(
+        out,
+        photos,
+        len(photos),
+        extras,
+        name="agedb",
+        size=size,
+        licence=LICENCE,
+        tool="data_prep.agedb",
+        **align.frame(size, crop, landmarks),
+        **options,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.agedb", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    layout.add_options(parser)
+    align.add_frame(parser, 1.0)
+    parser.add_argument("--gap", type=layout.positive, default=30, metavar="YEARS", help="least age gap (default 30)")
+    parser.add_argument("--pairs", type=layout.positive, default=6000, metavar="N", help="how many (default 6000)")
+    parser.add_argument("--folds", type=layout.positive, default=10, metavar="N", help="folds (default 10)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the pairs (default 0)")
+    options = vars(parser.parse_args(argv))
+    print(layout.summary(options["out"], prepare(**options)))
+
+
+if __name__ == "__main__":
+    sys.exit(layout.run(main))

@@ -1,0 +1,204 @@
+"""`python -m data_prep.align --source DIR --landmarks CSV --out DIR`: aligned faces -> a prepared folder."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import math
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_prep import folder, layout
+from lrkd.errors import ConfigError, DataError
+
+HELP = """\
+Align photographs, one folder per person, by five landmarks a face: the similarity transform that brings both eyes, the
+nose and the corners of the mouth closest to the template that ArcFace's training sets use at 112 px.
+
+  python -m data_prep.align --source people --landmarks people.csv --out data/people-112
+  python -m data_prep.align --source people --detector mine:detect  --out data/people-112
+
+The CSV has a line an image, source,x1,y1,x2,y2,x3,y3,x4,y4,x5,y5: the path below DIR (Ada/1.jpg), then in pixels from
+the upper left pixel's centre the eye on the left of the picture, the other eye, the nose, the corners of the mouth from
+left to right. A detector is any function of yours, MODULE:FUNCTION, from an image (H,W,3) uint8 RGB to the landmarks of
+all faces in it (n,5,2); of several faces the one nearest to the middle is taken. An image without a line, with empty
+fields, or in which the detector finds no face is left out, counted, and named in meta.json.
+"""
+# Where ArcFace's aligned 112 px sets have the eyes, the nose and the mouth: x, y from the upper left pixel's centre.
+TEMPLATE = np.array(
+    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+)
+COLUMNS = ("source", *(f"{axis}{point}" for point in range(1, 6) for axis in "xy"))
+Detector = Callable[[np.ndarray], Any]
+
+
+def template(size: int) -> np.ndarray:
+    """(5,2) landmarks of an aligned face of size px."""
+    return (TEMPLATE + 0.5) * size / 112 - 0.5
+
+
+def similarity(points: np.ndarray, size: int) -> np.ndarray:
+    """(5,2) landmarks -> (2,3): from a pixel of the aligned face to one of the photograph.
+
+    The inverse of the least squares similarity (Umeyama 1991). Raises ValueError for points that fix none.
+    """
+    from skimage.transform import SimilarityTransform
+
+    found = SimilarityTransform.from_estimate(points, template(size)) if np.isfinite(points).all() else None
+    if not found or not np.isfinite(found.params).all() or not 1e-4 < found.scale < 1e4:
+        raise ValueError("these landmarks fix no similarity: five points that are not all one are right")
+    return np.linalg.inv(found.params)[:2]
+
+
+def warp(image: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
+    """RGB photograph, (5,2) landmarks in its pixels -> (S,S,3) uint8; black where the photograph ends.
+
+    Bilinear; a face that is more than twice as large is first averaged over blocks of whole pixels.
+    """
+    matrix = similarity(np.asarray(points, dtype=np.float64), size)
+    block = max(1, min(math.floor(math.hypot(matrix[0, 0], matrix[1, 0])), *image.size))
+    turn, shift = matrix[:, :2] / block, (matrix[:, 2] - (block - 1) / 2) / block
+    shift = shift + 0.5 - turn @ (0.5, 0.5)  # Pillow counts from the upper left pixel's corner
+    small = image.reduce(block) if block > 1 else image
+    data = (*turn[0], shift[0], *turn[1], shift[1])
+    return np.asarray(small.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))
+
+
+def read_landmarks(path: Path) -> dict[str, np.ndarray | None]:
+    """source -> (5,2), or None where the fields are empty. Raises DataError naming the line."""
+    rows = csv.reader(io.StringIO("\n".join(layout.lines(path))), strict=True)
+    found: dict[str, np.ndarray | None] = {}
+    try:
+        for row in rows:
+            if rows.line_num == 1:
+                if tuple(row) != COLUMNS:
+                    raise DataError(f"{path} line 1: {','.join(row)[:80]!r}: {','.join(COLUMNS)} is right")
+                continue
+            if len(row) != len(COLUMNS) or row[0] in found:
+                wrong = f"{len(row)} fields" if len(row) != len(COLUMNS) else f"{row[0]!r} comes twice"
+                raise DataError(f"{path} line {rows.line_num}: {wrong}: one line of {len(COLUMNS)} an image is right")
+            try:
+                points = np.array(row[1:], dtype=np.float64).reshape(5, 2) if any(row[1:]) else None
+            except ValueError:
+                points = np.full((5, 2), np.nan)
+            if points is not None and not (np.abs(points) < 1e6).all():
+                raise DataError(f"{path} line {rows.line_num}: {','.join(row[1:])[:80]!r}: ten numbers are right")
+            found[row[0]] = points
+    except csv.Error as error:
+        raise DataError(f"{path} line {rows.line_num}: cannot be read as CSV: {error}") from error
+    if not found:
+        raise DataError(f"{path}: no landmarks: {','.join(COLUMNS)} and a line an image are right")
+    return found
+
+
+def nearest(faces: Any, height: int, width: int) -> np.ndarray:
+    """(n,5,2) -> the (5,2) nearest to the middle of the image. Raises NoFace for n = 0, ValueError for other shapes."""
+    found = np.asarray(faces, dtype=np.float64)
+    if found.size == 0:
+        raise layout.NoFace("the detector found no face")
+    if found.ndim != 3 or found.shape[1:] != (5, 2):
+        raise ValueError(f"the detector returned {found.shape}: landmarks (n,5,2) are right")
+    return found[np.argmin(np.linalg.norm(found.mean(1) - ((width - 1) / 2, (height - 1) / 2), axis=1))]
+
+
+def framing(
+    size: int, landmarks: Mapping[str, np.ndarray | None] | None = None, detector: Detector | None = None
+) -> dict[str, Any]:
+    """What `layout.write` needs to align instead of to crop: by the landmarks of each source, or by a detector."""
+    if (landmarks is None) == (detector is None):
+        raise ConfigError("landmarks, or a detector: one of the two is right")
+
+    def decode(photo: layout.Photo, data: bytes) -> np.ndarray:
+        if landmarks is not None:
+            points = landmarks.get(photo.source)
+            if points is None:
+                raise layout.NoFace("no landmarks")
+            return warp(layout.upright(data), points, size)
+        image = layout.upright(data)
+        assert detector is not None
+        return warp(image, nearest(detector(np.asarray(image)), image.height, image.width), size)
+
+    by: dict[str, Any] = {"by": "detector"}
+    if landmarks is not None:
+        told = sorted((source, None if points is None else points.tolist()) for source, points in landmarks.items())
+        by = {"by": "landmarks", "sha256": hashlib.sha256(repr(told).encode()).hexdigest()}
+    return {"crop": {"kind": "five points", **by}, "decode": decode}
+
+
+def add_frame(parser: argparse.ArgumentParser, crop: float | None = None) -> None:
+    """The options of the tools that can crop or align."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--crop",
+        type=layout.share,
+        default=crop,
+        metavar="P",
+        help="side of the middle square, as a share of the shorter side (default: "
+        + ("the whole image, black around it)" if crop is None else f"{crop})"),
+    )
+    group.add_argument(
+        "--landmarks", type=Path, metavar="CSV", help="align by these instead (see python -m data_prep.align --help)"
+    )
+
+
+def frame(size: int, crop: float | None, landmarks: Path | None) -> dict[str, Any]:
+    """`crop`, `box` and `decode` of `layout.write` from the options of `add_frame`."""
+    if landmarks is not None:
+        return framing(size, read_landmarks(landmarks))
+    if crop is None:
+        return {"crop": {"kind": "whole"}, "box": layout.whole_padded}
+    return {"crop": {"kind": "centre", "share": crop}, "box": layout.centre_share(crop)}
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    landmarks: Path | None = None,
+    detector: Detector | None = None,
+    size: int = 112,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write the prepared folder and return its meta; `options` go to `folder.prepare`."""
+    told = None if landmarks is None else read_landmarks(landmarks)
+    made = framing(size, told, detector)
+    meta = folder.prepare(source, out, size=size, framing=made, tool="data_prep.align", **options)
+    if lost := meta["counts"]["no_face"]:
+        print(f"{lost} images without a face were left out, the first {meta['no_face'][0]}", file=sys.stderr)
+    return meta
+
+
+def _named(text: str) -> Detector:
+    """argparse type: MODULE:FUNCTION."""
+    try:
+        found = pkgutil.resolve_name(text)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}: MODULE:FUNCTION is right") from error
+    if not callable(found):
+        raise argparse.ArgumentTypeError(f"{text}: not a function")
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.align", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    layout.add_options(parser)
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--landmarks", type=Path, metavar="CSV", help="five landmarks an image")
+    group.add_argument("--detector", type=_named, metavar="MODULE:FUNCTION", help="your function that finds them")
+    folder.add_pairs(parser)
+    options = vars(parser.parse_args(argv))
+    print(layout.summary(options["out"], prepare(**options)))
+
+
+if __name__ == "__main__":
+    sys.exit(layout.run(main))

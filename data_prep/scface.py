@@ -1,0 +1,129 @@
+"""`python -m data_prep.scface --source DIR --out DIR`: SCface -> a prepared folder with roles by distance."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep import align, layout
+from data_prep.tinyface import photo
+from lrkd.errors import DataError
+
+LICENCE = (
+    "SCface, University of Zagreb (Grgic, Delac and Grgic 2011): given to research institutions that sign the release "
+    "agreement; do not pass the images on, and publish only what the agreement allows."
+)
+HELP = """\
+Turn SCface (130 people, a mugshot each, five surveillance cameras at three distances) into a folder that lrkd reads.
+
+  python -m data_prep.scface --source downloads/SCface_database --out data/scface-112
+
+DIR holds mugshot_frontal_cropped_all/001_frontal.jpg ... (or, with --mugshots original, mugshot_frontal_original_all)
+and surveillance_cameras_all/001_cam1_1.jpg ..., the last number being the distance:
+  mugshots                     -> role gallery
+  distance 1, 2, 3             -> roles distance1 (4.20 m), distance2 (2.60 m), distance3 (1.00 m)
+Cameras 6 and 7 see infrared and are left out unless --cameras names them. Splits: --test people (80), drawn with
+--seed, are for testing and the others (50) for training; no list of the people of the usual split comes with the set.
+Images keep their shape: black fills the square.
+"""
+_MUGSHOT = re.compile(r"(\d{3})_frontal\.jpe?g", re.IGNORECASE)
+_CAMERA = re.compile(r"(\d{3})_cam([1-7])_([1-3])\.jpe?g", re.IGNORECASE)
+
+
+def find(source: Path, mugshots: str, cameras: tuple[int, ...]) -> list[layout.Photo]:
+    """Mugshots, then the cameras' images by distance, camera and person."""
+    root = next((d for d in (source, source / "SCface_database") if (d / "surveillance_cameras_all").is_dir()), None)
+    if root is None:
+        raise DataError(f"--source {source}: no surveillance_cameras_all in it: what the archive unpacks to is right")
+    gallery, probes = {}, []
+    for file in layout.pictures(root / f"mugshot_frontal_{mugshots}_all"):
+        match = _MUGSHOT.fullmatch(file.name)
+        if match is None or match[1] in gallery:
+            raise DataError(f"{file}: one 001_frontal.jpg a person is right")
+        gallery[match[1]] = photo(root, file, f"person-{match[1]}", "gallery")
+    for file in layout.pictures(root / "surveillance_cameras_all"):
+        match = _CAMERA.fullmatch(file.name)
+        if match is None:
+            if re.fullmatch(r"\d{3}_cam8\.jpe?g", file.name, re.IGNORECASE):
+                continue  # infrared mugshots, in some copies of the set
+            raise DataError(f"{file}: PERSON_CAMERA_DISTANCE.jpg, as in 001_cam1_1.jpg, is right")
+        if match[1] not in gallery:
+            raise DataError(f"{file}: person {match[1]} has no mugshot")
+        if int(match[2]) in cameras:
+            where = photo(root, file, f"person-{match[1]}", f"distance{match[3]}")
+            probes.append(((match[3], match[2], match[1]), where))
+    if not gallery or not probes:
+        raise DataError(
+            f"{root}: {len(gallery)} mugshots and {len(probes)} images of cameras {cameras}: both are needed"
+        )
+    return [*gallery.values(), *(where for _, where in sorted(probes, key=lambda item: item[0]))]
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    size: int = 112,
+    crop: float | None = None,
+    landmarks: Path | None = None,
+    mugshots: str = "cropped",
+    cameras: tuple[int, ...] = (1, 2, 3, 4, 5),
+    test: int = 80,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
+    layout.check_out(out)
+    photos = find(source, mugshots, cameras)
+    people = sorted({p.name for p in photos})
+    if not test < len(people):
+        raise DataError(f"--test {test}: {source} has {len(people)} people: fewer for testing are right")
+    tested = set(np.random.default_rng(seed).permutation(people)[:test].tolist())
+
+    def extras(sources: list[str], names: list[str], labels: list[int]) -> layout.Extras:
+        parts = {"train": lambda name: name not in tested, "test": lambda name: name in tested}
+        return layout.Extras(splits={s: [k for k, n in enumerate(names) if part(n)] for s, part in parts.items()})
+
+    return layout.write(
+        out,
+        photos,
+        len(photos),
+        extras,
+        name="scface",
+        size=size,
+        licence=LICENCE,
+        tool="data_prep.scface",
+        **align.frame(size, crop, landmarks),
+        **options,
+    )
+
+
+def _cameras(text: str) -> tuple[int, ...]:
+    """argparse type: 1,2,3."""
+    words = text.split(",")
+    if not all(word in tuple("1234567") for word in words):
+        raise argparse.ArgumentTypeError(f"{text}: numbers of cameras from 1 to 7, as in 1,2,3, are right")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.scface", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    layout.add_options(parser)
+    align.add_frame(parser)
+    parser.add_argument("--mugshots", choices=("cropped", "original"), default="cropped", help="default: cropped")
+    parser.add_argument("--cameras", type=_cameras, default=(1, 2, 3, 4, 5), metavar="LIST", help="default: 1,2,3,4,5")
+    parser.add_argument("--test", type=layout.positive, default=80, metavar="N", help="people to test with (80)")
+    parser.add_argument("--seed", type=int, default=0, help="draws them (default 0)")
+    options = vars(parser.parse_args(argv))
+    print(layout.summary(options["out"], prepare(**options)))
+
+
+if __name__ == "__main__":
+    sys.exit(layout.run(main))

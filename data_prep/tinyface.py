@@ -1,0 +1,133 @@
+"""`python -m data_prep.tinyface --source DIR --out DIR`: TinyFace -> a prepared folder with roles."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_prep import align, layout, matlab
+from lrkd.errors import DataError
+
+LICENCE = (
+    "TinyFace, Queen Mary University of London (Cheng, Zhu and Gong 2018): for research that is not commercial; do not "
+    "pass the images on."
+)
+HELP = """\
+Turn TinyFace (native low-resolution faces, about 20 px) into a folder that lrkd reads.
+
+  python -m data_prep.tinyface --source downloads/tinyface --out data/tinyface-112
+
+DIR is what the archive unpacks to, with
+  Training_Set/ID/*.jpg                                                      -> role train, split train
+  Testing_Set/Gallery_Match/*.jpg,  gallery_match_img_ID_pairs.mat beside it -> role gallery
+  Testing_Set/Probe/*.jpg,          probe_img_ID_pairs.mat beside it         -> role probe
+  Testing_Set/Gallery_Distractor/*.jpg                                       -> role distractor, a person each
+The training set and the distractors may be left out. Images keep their shape: black fills the square.
+"""
+LISTS = {
+    "gallery": ("Gallery_Match", "gallery_match_img_ID_pairs.mat", "gallery_set", "gallery_ids"),
+    "probe": ("Probe", "probe_img_ID_pairs.mat", "probe_set", "probe_ids"),
+}
+
+
+def listed(folder: Path, file: Path, names_key: str, ids_key: str) -> list[tuple[Path, int]]:
+    """The images that a .mat file lists, with their ids. Raises DataError where list and folder disagree."""
+    names = [name for (name,) in matlab.names(file, names_key)]
+    ids = matlab.numbers(file, ids_key)
+    if len(names) != len(ids):
+        raise DataError(f"{file}: {len(names)} names and {len(ids)} ids: one id an image is right")
+    if len(set(names)) != len(names):
+        raise DataError(f"{file}: {next(n for n in names if names.count(n) > 1)} comes twice: once is right")
+    there = {path.name: path for path in layout.pictures(folder)}
+    if gone := [name for name in names if name not in there]:
+        raise DataError(f"{file}: {gone[0]} is not in {folder} ({len(gone)} such names)")
+    if extra := sorted(set(there) - set(names)):
+        raise DataError(f"{folder}: {extra[0]} is not in {file.name} ({len(extra)} such images)")
+    return [(there[name], number) for name, number in zip(names, ids, strict=True)]
+
+
+def training(folder: Path, root: Path, prefix: str = "train-") -> list[layout.Photo]:
+    """A folder of people's folders, which are numbers, as photographs of role train; none where it is not there."""
+    photos = []
+    for person in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if person.is_symlink() or not person.is_dir() or person.name.startswith("."):
+            continue
+        if not (person.name.isascii() and person.name.isdigit()):
+            raise DataError(f"{person}: folders named by a person's number are right")
+        name = f"{prefix}{int(person.name):06d}"
+        photos += [photo(root, file, name, "train") for file in layout.pictures(person)]
+    return photos
+
+
+def photo(root: Path, file: Path, name: str, role: str) -> layout.Photo:
+    return layout.Photo(name, file.relative_to(root).as_posix(), file.read_bytes, role=role)
+
+
+def find(source: Path) -> list[layout.Photo]:
+    """Training images, gallery, probes and distractors, in that order."""
+    root = next((d for d in (source, source / "tinyface", source / "tinyface" / "tinyface") if holds(d)), None)
+    if root is None:
+        raise DataError(f"--source {source}: no Testing_Set in it: what TinyFace's archive unpacks to is right")
+    photos = training(root / "Training_Set", root)
+    test = root / "Testing_Set"
+    for role, (folder, file, names_key, ids_key) in LISTS.items():
+        images = listed(test / folder, test / file, names_key, ids_key)
+        photos += [photo(root, path, f"test-{number:06d}", role) for path, number in images]
+    distractors = test / "Gallery_Distractor"
+    if distractors.is_dir():
+        photos += [photo(root, path, f"unknown-{path.name}", "distractor") for path in layout.pictures(distractors)]
+    else:
+        print(f"no {distractors}: the gallery has no distractors", file=sys.stderr)
+    return photos
+
+
+def holds(folder: Path) -> bool:
+    return (folder / "Testing_Set").is_dir()
+
+
+def splits(names: list[str]) -> dict[str, list[int]]:
+    """Labels of the people to train and to test with, by their prefix; people known to nobody are in neither."""
+    found = {s: [k for k, name in enumerate(names) if name.startswith(f"{s}-")] for s in ("train", "test")}
+    return found if all(found.values()) else {}
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    *,
+    size: int = 112,
+    crop: float | None = None,
+    landmarks: Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
+    layout.check_out(out)
+    photos = find(source)
+    return layout.write(
+        out,
+        photos,
+        len(photos),
+        lambda sources, names, labels: layout.Extras(splits=splits(names)),
+        name="tinyface",
+        size=size,
+        licence=LICENCE,
+        tool="data_prep.tinyface",
+        **align.frame(size, crop, landmarks),
+        **options,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.tinyface", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    layout.add_options(parser)
+    align.add_frame(parser)
+    options = vars(parser.parse_args(argv))
+    print(layout.summary(options["out"], prepare(**options)))
+
+
+if __name__ == "__main__":
+    sys.exit(layout.run(main))
