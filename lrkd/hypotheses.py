@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lrkd.errors import DataError
-from lrkd.stats import COMPARISON, compare, holm
+from lrkd.stats import COMPARISON, Mixed, compare, holm, mixed_model, paired_differences, spelled
 
 COLUMNS = ("id", "claim", "endpoint", "method", "baseline", "test", "expected")
 ENDPOINTS = ("accuracy", "auc", "information")
@@ -31,6 +31,14 @@ class Registration(NamedTuple):
         if not found:
             raise DataError(f"hypotheses: setting {name!r} is {self.settings[name]!r}, which is no number")
         return float(found[0])
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds each claim is to have: of the setting "seeds", written "10-15"."""
+        found = re.fullmatch(r"(\d+)\D+(\d+)", self.settings.get("seeds", ""))
+        if not found or int(found[2]) <= int(found[1]):
+            raise DataError(f"hypotheses: setting 'seeds' is {self.settings.get('seeds')!r}; right is, say, 10-15")
+        return int(found[2]) - int(found[1]) + 1
 
     @property
     def smallest(self) -> dict[str, float]:
@@ -203,6 +211,29 @@ def by_pair(
     return found
 
 
+def crossed(registered: Registration, runs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Mixed | None]:
+    """The primary comparison with its teachers, in three ways: `analysis, mean, low, high, p, n`, and the mixed model.
+
+    The mixed model (unit: a run), the t test over seeds of their means over teachers (unit: a seed), and the t test
+    that takes runs of one seed under two teachers for independent (unit: a seed and teacher). Without runs: no rows.
+    """
+    columns = ["analysis", "mean", "low", "high", "p", "n"]
+    found = [one for one in _registered(registered, runs) if one[2]]
+    if not found:
+        return pd.DataFrame(columns=columns), None
+    one, there, _ = found[0]
+    there = there.dropna(subset="teacher_seed")
+    mixed = mixed_model(there, one["method"], one["baseline"], "value")
+    rows = [("mixed model: seed, teacher, seed by method", *mixed[:4], mixed.n)]
+    for name, unit, frame in (
+        ("t test, unit: a seed", ["seed"], by_seed(there, crossed=True)),
+        ("t test, unit: a seed and teacher", ["seed", "teacher_seed"], there),
+    ):
+        row = paired_differences(frame[["method", *unit, "value"]], one["baseline"], unit, (), "value").iloc[:1]
+        rows += [(name, *cells) for cells in row[columns[1:]].itertuples(index=False)]
+    return pd.DataFrame(rows, columns=columns), mixed
+
+
 def correctness(pairs: pd.DataFrame, count: int) -> dict[str, np.ndarray]:
     """The file of whether each test pair was right -> {config: (count,) bool}, in the order of the pairs."""
     found = {}
@@ -260,3 +291,37 @@ def _verdict(row: pd.Series, alpha: float, smallest: float | None) -> tuple[str,
     if negligible:
         return "refuted", "less than the smallest effect that matters"
     return "undecided", "neither shown to be there nor to be too small to matter"
+
+
+def told(judged: pd.DataFrame) -> pd.DataFrame:
+    """`judge` -> the same with text columns: `label`, `difference`, `corrected` and `said`.
+
+    difference: "+4.1 [+3.2, +5.0]" in points (information as it is); corrected: the adjusted p; said: the end of a
+    sentence that begins with the claim.
+    """
+    inner = judged["endpoint"] == "information"
+    points, plain = spelled(judged, sign=True), spelled(judged, factor=1, digits=3, sign=True)
+    table = judged.assign(
+        label=judged["id"] + ": " + judged["method"] + " − " + judged["baseline"],
+        n=judged["n"].fillna(0).astype(int),
+        lost=judged["lost"].fillna(0).astype(int),
+        difference=points.where(~inner, plain),
+        corrected=["–" if np.isnan(p) else "< .001" if p < 0.0005 else f"{p:.3f}" for p in judged["adjusted"]],
+    )
+    table["said"] = [
+        f"is {row.verdict} ({row.difference}{'' if row.endpoint == 'information' else ' points'}, corrected p "
+        f"{row.corrected}, {row.n} seeds)"
+        if row.n > 1
+        else "is undecided for want of data"
+        for row in table.itertuples()
+    ]
+    return table
+
+
+def state(registered: Registration, judged: pd.DataFrame) -> str:
+    """Whether the runs that were planned are there, as a sentence."""
+    short = judged.loc[~(judged["n"] >= registered.seeds), "id"]
+    if short.empty:
+        return f"Every claim has all of its {registered.seeds} seeds."
+    which = "all claims" if len(short) == len(judged) else ", ".join(short)
+    return f"Not complete: fewer than the planned {registered.seeds} seeds for {which}, whose verdicts are provisional."

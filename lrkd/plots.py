@@ -218,6 +218,39 @@ def interactive(figure: Any, alt: str, caption: str = "", static: Figure | Axes 
     return Interactive(figure.to_json(), said, caption, None if static is None else show(static, said))
 
 
+def moving_forest(
+    labels: Sequence[str],
+    steps: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    start: int = 0,
+    name: str = "",
+    xlabel: str = "",
+) -> Any:
+    """`forest` with a slider, for `interactive`: {a step's label: ((n,) estimates, (n,) half widths)} of n labels.
+
+    start: the step that is shown first; name: what the slider moves. The axis suits the narrower half of the steps.
+    """
+    import plotly.graph_objects as go
+
+    shown = [(np.asarray(x, np.float64).tolist(), np.asarray(half, np.float64).tolist()) for x, half in steps.values()]
+    ends = sorted(float(np.max(np.abs(x) + np.asarray(half), initial=0.0)) for x, half in map(np.asarray, shown))
+    moves = [
+        {"method": "restyle", "label": label, "args": [{"x": [x], "error_x.array": [half]}]}
+        for label, (x, half) in zip(steps, shown, strict=True)
+    ]
+    x, half = shown[start]
+    bars = {"type": "data", "array": half, "thickness": 3, "color": BLUE}
+    dots = go.Scatter(x=x, y=list(labels), error_x=bars, mode="markers", marker={"size": 9, "color": BLUE})
+    layout = go.Layout(
+        sliders=[{"active": start, "currentvalue": {"prefix": name}, "steps": moves}],
+        height=110 + 40 * len(labels),
+        template="simple_white",
+        margin={"l": 10, "r": 10, "t": 10, "b": 50},
+    )
+    reach = 1.3 * ends[len(ends) // 2] or 1.0
+    figure = go.Figure(dots, layout).update_yaxes(autorange="reversed", automargin=True)
+    return figure.update_xaxes(range=[-reach, reach], zeroline=True, showgrid=True, title=xlabel)
+
+
 class Table(NamedTuple):
     """A table as a page or JupyterLab shows it, with its caption below."""
 

@@ -1,7 +1,8 @@
 """Statistics of the study: arrays in, numbers out. Every docstring names the unit that is taken to be independent."""
 
+import itertools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -307,6 +308,19 @@ def by_unit(values: ArrayLike, baseline: ArrayLike, level: float = 0.95) -> pd.D
     found = {"item": _estimate((a - b).ravel(), level), "seed": _estimate((a - b).mean(1), level)}
     rows = [(unit, e.n, e.mean, e.low, e.high, e.p) for unit, e in found.items()]
     return pd.DataFrame(rows, columns=["unit", "n", "mean", "low", "high", "p"])
+
+
+def against_itself(runs: Mapping[str, Sequence[ArrayLike]]) -> pd.DataFrame:
+    """{method: [(P,) a run]} -> the test over items for each two runs of one method: `method, a, b, p`. Unit: an item.
+
+    No method is better than itself, so every p below alpha is a false alarm of a test that took items for replicates.
+    """
+    rows = [
+        (method, a, b, by_unit(values[a], values[b])["p"].iloc[0])
+        for method, values in runs.items()
+        for a, b in itertools.combinations(range(len(values)), 2)
+    ]
+    return pd.DataFrame(rows, columns=["method", "a", "b", "p"])
 
 
 class Mixed(NamedTuple):
