@@ -6,15 +6,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from lrkd import __version__, evidence, methods, runs, study
 from lrkd.data import load_prepared, resized_faces
 from lrkd.degrade import PRESETS
 from lrkd.errors import ConfigError, DataError, LrkdError, RunError
-from lrkd.verify import embed, kfold_verification, tar_at_far
+from lrkd.models import Foreign, IResNet, load_foreign
+from lrkd.verify import embed, fuse, identification, kfold_verification, tar_at_far
 
 EPILOG = """\
 a first hour:
@@ -22,6 +24,7 @@ a first hour:
   lrkd train --method none --side 6               a student without distillation, at 6 x 6 pixels
   lrkd train --method fskd --side 6               one taught by an HR teacher (trained first, once)
   lrkd verify runs/procedural-cpu-fskd-6-s0-t0-*  its accuracy at every resolution
+  lrkd verify last_net.ckpt --data agedb30        a published network's, on data of yours
   lrkd study core --out results.csv               every method, side and seed: hours; Ctrl-C and go on any time
 
 Runs are kept in --runs (default: $LRKD_RUNS, else ./runs), one folder each; none is trained twice, and a run that was
@@ -72,15 +75,36 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--preset", default="area-bicubic", help=f"degradation: {', '.join(PRESETS)}")
     what(sub)
 
-    sub = command("verify", _verify, "accuracy of a finished run at every resolution, by the 10-fold protocol")
-    sub.add_argument("run", type=Path, metavar="RUN", help="a folder of the run store")
-    sub.add_argument("--side", type=int, action="append", metavar="PX", help="only this side; may be given again")
-    sub.add_argument("--preset", help="degradation (default: the run's)")
+    def network(sub: argparse.ArgumentParser, sides: str) -> None:
+        sub.add_argument(
+            "network",
+            type=Path,
+            metavar="NETWORK",
+            help="a folder of the run store, or a checkpoint of A-SKD, F-SKD or insightface's arcface_torch",
+        )
+        sub.add_argument("--side", type=int, action="append", metavar="PX", help=f"side; may be given again ({sides})")
+        sub.add_argument(
+            "--degrade",
+            "--preset",
+            dest="preset",
+            metavar="PRESET",
+            help=f"{', '.join(PRESETS)} (default: the run's, or the publication's)",
+        )
+        sub.add_argument("--channels", choices=("RGB", "BGR"), help="that a checkpoint expects (default: its family's)")
+        sub.add_argument("--device", help="cpu or cuda (default: cuda where it is there)")
+        sub.add_argument("--out", type=_output, metavar="CSV", help="also write the table")
+
+    sub = command("verify", _verify, "accuracy of a network at every resolution, by the 10-fold protocol")
+    network(sub, "default: all of the network's scale")
     sub.add_argument(
-        "--data", metavar="PATH", help="another prepared folder (default: the test split of the run's data)"
+        "--data", metavar="PATH", help="a prepared folder (default for a run: the test split of its own data)"
     )
     sub.add_argument("--protocol", help="with --data: a protocol of its pairs.csv (default: the only one)")
-    sub.add_argument("--out", type=_output, metavar="CSV", help="also write the table")
+
+    sub = command("identify", _identify, "ranks, distances and open sets by the roles of a prepared set")
+    network(sub, "default: the images as they are")
+    sub.add_argument("--data", metavar="PATH", required=True, help="a prepared folder with roles: TinyFace, SCface ...")
+    sub.add_argument("--split", help="only these people, as in SCface's test (default: all)")
 
     sub = command("study", _study, "train a whole grid of runs and write its results table")
     sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}")
@@ -160,32 +184,67 @@ def _train(arguments: argparse.Namespace) -> None:
     )
 
 
-def _verify(arguments: argparse.Namespace) -> None:
-    run = runs.load_run(arguments.run)
+class Subject(NamedTuple):
+    """A network to be measured, and how it is usually tested; `run` where the store has trained it."""
+
+    network: IResNet | Foreign
+    name: str
+    sides: tuple[int, ...]
+    preset: str
+    mirror_first: bool = False
+    run: runs.Run | None = None
+
+
+def _subject(arguments: argparse.Namespace) -> Subject:
+    if arguments.network.is_file():
+        found = load_foreign(arguments.network, channels=arguments.channels)
+        family, name = found.family, f"{found.family.name} IResNet-{found.depth} ({found.channels})"
+        return Subject(found, name, (found.size, 56, 28, 14), family.degradation, family.mirror_first)
+    if arguments.channels:
+        raise ConfigError(f"channels is {arguments.channels!r}: it goes with a checkpoint; runs of lrkd see RGB")
+    run = runs.load_run(arguments.network)
     try:
-        source, scale_name = run.result["source"], run.config["scale"]
-        trained_preset, digest = run.config["preset"], run.config["data"]["test"]
+        scale_name, preset, _ = run.config["scale"], run.config["preset"], run.config["data"]["test"]
+        _ = run.result["source"]
     except (KeyError, TypeError) as error:
         raise RunError(f"{run.path}: config.json or result.json is not as lrkd wrote it: no {error}") from error
     network, _head = study.load(run)
-    size = network.size
-    scale = study.scale(scale_name)
-    if arguments.data is None:
-        if arguments.protocol is not None:
-            raise ConfigError(f"protocol is {arguments.protocol!r}: it goes with --data only")
-        faces = study.splits(scale, source).test
-        if faces.digest != digest:
-            raise DataError(f"{source}: is not the data that {run.path} was tested on; give --data and --protocol")
-    else:
+    return Subject(network, run.path.name, (network.size, *study.scale(scale_name).sides), preset, run=run)
+
+
+def _embed(subject: Subject, images: Any, side: int | None, preset: str, device: str) -> np.ndarray:
+    return embed(
+        subject.network,
+        images,
+        side=None if side == subject.network.size else side,
+        preset=preset,
+        mirror_first=subject.mirror_first,
+        device=device,
+        progress=not os.environ.get("TQDM_DISABLE"),
+    )
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    device = study.device_of(arguments.device)
+    subject = _subject(arguments)
+    if arguments.data is not None:
         whole = load_prepared(arguments.data)
         name = arguments.protocol or (next(iter(whole.protocols)) if len(whole.protocols) == 1 else "")
-        faces = resized_faces(whole.protocol(name), size)
+        faces = resized_faces(whole.protocol(name), subject.network.size)
+    elif subject.run is None:
+        raise ConfigError("data is not given: a published network needs --data, a prepared folder")
+    elif arguments.protocol is not None:
+        raise ConfigError(f"protocol is {arguments.protocol!r}: it goes with --data only")
+    else:
+        run, source = subject.run, subject.run.result["source"]
+        faces = study.splits(study.scale(run.config["scale"]), source).test
+        if faces.digest != run.config["data"]["test"]:
+            raise DataError(f"{source}: is not the data that {run.path} was tested on; give --data and --protocol")
     pairs = study.pairs_of(faces)
-    sides = arguments.side or [size, *scale.sides]
-    preset = study.evaluation_preset(arguments.preset or trained_preset)
-    table, bars = [], not os.environ.get("TQDM_DISABLE")
-    for side in sides:
-        features = embed(network, faces.images, side=None if side == size else side, preset=preset, progress=bars)
+    preset = study.evaluation_preset(arguments.preset or subject.preset)
+    table = []
+    for side in arguments.side or subject.sides:
+        features = _embed(subject, faces.images, side, preset, device)
         found = kfold_verification(features[pairs.left], features[pairs.right], pairs.same, pairs.fold)
         rate = tar_at_far(found.scores, pairs.same, (0.01,))[0]
         table.append(
@@ -197,11 +256,39 @@ def _verify(arguments: argparse.Namespace) -> None:
                 "threshold": found.threshold.mean(),
                 "tar_at_far_1e-2": rate,
                 "pairs": len(pairs),
+                "degradation": "none" if side == subject.network.size else preset,
+                "network": subject.name,
             }
         )
-    _show(pd.DataFrame(table))
-    if arguments.out:
-        study.write_table(arguments.out, pd.DataFrame(table))
+    _finish(pd.DataFrame(table), arguments.out)
+
+
+def _identify(arguments: argparse.Namespace) -> None:
+    device = study.device_of(arguments.device)
+    subject = _subject(arguments)
+    whole = load_prepared(arguments.data)
+    rows = {role: whole.rows(role, arguments.split) for role in whole.roles if role not in ("train", "verification")}
+    if not any(map(len, rows.values())):
+        raise DataError(f"{arguments.data}: has no roles: gallery, probe and so on are needed to identify")
+    ends = np.cumsum([0, *map(len, rows.values())])
+    roles = {role: np.arange(*ends[k : k + 2]) for k, role in enumerate(rows) if ends[k] < ends[k + 1]}
+    faces = whole.faces.subset(np.concatenate(list(rows.values())), relabel=False)
+    faces = resized_faces(faces, subject.network.size)
+    preset = study.evaluation_preset(arguments.preset or subject.preset)
+    tables = []
+    for side in arguments.side or [None]:
+        features = fuse(_embed(subject, faces.images, side, preset, device))
+        table = identification(features, faces.labels, roles)
+        table.insert(0, "data", faces.name)
+        table.insert(1, "side", side or subject.network.size)
+        tables.append(table.assign(degradation=preset if side else "none", network=subject.name))
+    _finish(pd.concat(tables, ignore_index=True), arguments.out)
+
+
+def _finish(table: pd.DataFrame, out: Path | None) -> None:
+    _show(table)
+    if out:
+        study.write_table(out, table)
 
 
 def _study(arguments: argparse.Namespace) -> None:

@@ -43,18 +43,18 @@ _ALLOWED = re.compile(
 class Family(NamedTuple):
     """A publication's habits: the channel order that its networks expect, and how it tests.
 
-    degradation: a preset of `lrkd.degrade`. mirror: of `lrkd.verify.embed`; "first" mirrors before it degrades.
+    degradation: a preset of `lrkd.degrade`. mirror_first: whether the mirror image is taken before it is degraded.
     """
 
     name: str
     channels: str
     degradation: str
-    mirror: bool | str
+    mirror_first: bool
 
 
-ASKD = Family("A-SKD", "BGR", "askd-compat", "first")
-FSKD = Family("F-SKD", "BGR", "fskd-test", True)
-ARCFACE = Family("arcface_torch", "RGB", "area-bicubic", True)
+ASKD = Family("A-SKD", "BGR", "askd-compat", True)
+FSKD = Family("F-SKD", "BGR", "fskd-test", False)
+ARCFACE = Family("arcface_torch", "RGB", "area-bicubic", False)
 
 
 class Checkpoint(NamedTuple):

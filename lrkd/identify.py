@@ -8,7 +8,7 @@ have D numbers each. They are read in blocks and never copied whole: 160,000 dis
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ from scipy import sparse
 from lrkd.errors import ConfigError, DataError
 
 __all__ = [
-    "OpenSet", "Search", "Templates", "cmc", "fuse", "open_set", "probe_ranks", "rank_k", "rank_table",
-    "read_templates", "search", "template_scores", "templates",
+    "OpenSet", "Search", "Templates", "cmc", "fuse", "identification", "open_set", "probe_ranks", "rank_k",
+    "rank_table", "read_templates", "search", "template_scores", "templates",
 ]  # fmt: skip
 
 RANKS = (1, 5, 10, 20)
@@ -120,6 +120,42 @@ def rank_table(
         raise DataError(f"group: shape {groups.shape} is not {found.shape}, one a probe")
     table = pd.DataFrame({f"rank{k}": found <= k for k in wanted}).groupby(groups)
     return table.mean().assign(probes=table.size())[["probes", *(f"rank{k}" for k in wanted)]].rename_axis("group")
+
+
+def identification(
+    features: ArrayLike,
+    labels: ArrayLike,
+    roles: Mapping[str, np.ndarray],
+    *,
+    ranks: Sequence[int] = RANKS,
+    fpir: Sequence[float] = (0.3, 0.2, 0.1),
+) -> pd.DataFrame:
+    """The protocol that the roles of a prepared set say: `(N,D), (N,), {role: rows}` -> a row a kind of probe.
+
+    gallery, and distractor (TinyFace): what is searched. probe, and distance1, distance2, ... (SCface): whose ranks are
+    counted. unmated (SurvFace): probes that should not be found; with them comes the open set, whose gallery holds one
+    template a person, the mean of its unit features. Columns: probes, gallery, rank1, ..., tpir20_at_fpir_0.3, ...
+
+    Raises DataError for roles without a gallery or without probes.
+    """
+    array, names = rows(features, "features"), np.asarray(labels)
+    kinds = [role for role in roles if role == "probe" or role.startswith("distance")]
+    if "gallery" not in roles or not kinds:
+        raise DataError(
+            f"roles: {', '.join(roles) or 'none'}: gallery, and probe or distance1, ..., are needed to identify"
+        )
+    shelf = np.concatenate([roles["gallery"], roles.get("distractor", np.empty(0, np.int64))])
+    who = np.concatenate([np.full(len(roles[kind]), kind) for kind in kinds])
+    asked = np.concatenate([roles[kind] for kind in kinds])
+    table = rank_table(array[shelf], names[shelf], array[asked], names[asked], who, ranks)
+    table.insert(1, "gallery", len(shelf))
+    if "unmated" in roles:
+        own, asked = roles["gallery"], np.concatenate([roles["probe"], roles["unmated"]])
+        pool = templates(unit(array[own]), names[own], names[own])
+        found = open_set(pool.features, pool.subjects, array[asked], names[asked], fpir=fpir)
+        for rate, share in zip(fpir, found.tpir, strict=True):
+            table.loc["probe", f"tpir20_at_fpir_{rate:g}"] = share
+    return table.rename_axis("probe_role").reset_index()
 
 
 def cmc(ranks: ArrayLike, length: int = 20) -> np.ndarray:

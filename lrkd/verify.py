@@ -26,6 +26,7 @@ from lrkd.identify import (
     Templates,
     cmc,
     fuse,
+    identification,
     open_set,
     probe_ranks,
     rank_k,
@@ -36,13 +37,13 @@ from lrkd.identify import (
     template_scores,
     templates,
     unit,
-)  # fmt: skip
+)
 
 __all__ = [
     "Interval", "OpenSet", "Roc", "Search", "Separation", "Templates", "Verification", "best_threshold",
     "bootstrap_identities", "cmc", "cosine_scores", "cross_resolution", "d_prime", "eer", "embed", "fuse",
-    "kfold_verification", "open_set", "probe_ranks", "rank_k", "rank_table", "read_templates", "roc", "search",
-    "separation", "tar_at_far", "template_scores", "templates",
+    "identification", "kfold_verification", "open_set", "probe_ranks", "rank_k", "rank_table", "read_templates", "roc",
+    "search", "separation", "tar_at_far", "template_scores", "templates",
 ]  # fmt: skip
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -281,6 +282,7 @@ def embed(
     side: int | None = None,
     preset: str | Degradation = "area-bicubic",
     mirror: bool = True,
+    mirror_first: bool = False,
     batch: int = 256,
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -292,7 +294,9 @@ def embed(
 
     images: an array, a memory map, or anything with a length and slices that are such arrays; read `batch` at a time.
     side: degrade to this side first (None: as they are); `preset` as in `degrade`, with random draws from `seed`.
-    mirror: False gives (N,D). device: where to run; None: where the model is (else the model is moved, and stays).
+    mirror: False gives (N,D). mirror_first: degrade the mirror image itself, as A-SKD does, instead of mirroring the
+    degraded image; only kernels that are not symmetric, such as nearest, tell the two apart.
+    device: where to run; None: where the model is (else the model is moved, and stays).
     amp: autocast to this dtype. channels_last: memory format of the network's input. progress: show a bar.
 
     The network sees RGB in [-1,1]. It runs in eval mode without gradients; every submodule's own mode is put back. It
@@ -315,10 +319,12 @@ def embed(
             if block.dtype != np.uint8 or block.ndim != 4 or block.shape[3] != 3:
                 raise DataError(f"images: {block.dtype} {block.shape} is not uint8 (N,H,W,3)")
             x = torch.from_numpy(block).permute(0, 3, 1, 2).to(place).float() / 255
+            if mirror and mirror_first:
+                x = torch.cat([x, x.flip(3)])
             if side is not None:
                 x = degrade(x, side, preset=preset, generator=generator)
             x = (x - 0.5) / 0.5
-            if mirror:
+            if mirror and not mirror_first:
                 x = torch.cat([x, x.flip(3)])
             if channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)

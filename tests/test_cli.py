@@ -29,7 +29,7 @@ from lrkd.study import SCALES, Spec
 
 ROOT = Path(__file__).parent.parent
 SMOKE = SCALES["smoke"]
-COMMANDS = ["methods", "train", "verify", "study", "runs"]
+COMMANDS = ["methods", "train", "verify", "identify", "study", "runs"]
 pytestmark = pytest.mark.usefixtures("smoke")
 
 
@@ -116,7 +116,7 @@ def test_version(lrkd_):
 
 def test_the_commands_of_the_help_are_commands(lrkd_):
     shown = re.findall(r"^  (lrkd .*?)  ", lrkd_("--help")[1], re.M)
-    assert len(shown) == 5
+    assert len(shown) == 6
     for line in shown:
         parser().parse_args(line.split()[1:])
 
@@ -190,6 +190,61 @@ def test_a_study_lists_trains_and_writes_its_tables(lrkd_, tmp_path, monkeypatch
     assert [line.split()[1] for line in out.splitlines()[1:]] == ["True"] * 3
 
 
+def observed(scale, source):
+    """A teacher, and a student that looks at itself while it trains."""
+    plain = Spec(methods.get("none"), 6, 7, scale, source)
+    return [study.teacher_spec(scale, 1, source), plain, replace(plain, method=methods.get("fskd"), observations=1)]
+
+
+def test_a_study_writes_pairs_and_traces_and_keeps_what_the_store_lacks(lrkd_, tmp_path, monkeypatch):
+    monkeypatch.setitem(study.STUDIES, "observed", observed)
+    files = {name: tmp_path / f"{name}.csv" for name in ("out", "pairs", "traces")}
+    words = (
+        "study",
+        "observed",
+        "--workers",
+        1,
+        *(word for name, path in files.items() for word in (f"--{name}", path)),
+    )
+    assert lrkd_(*words, runs=tmp_path / "r")[0] == 0
+    first = {name: path.read_bytes() for name, path in files.items()}
+    pairs, traces = pd.read_csv(files["pairs"]), pd.read_csv(files["traces"])
+    assert set(pairs["config"].astype(str)) == set(pd.read_csv(files["out"])["config"].astype(str))
+    assert list(pairs) == ["config", "correct"]
+    assert set(traces["method"]) == {"fskd"}, "the only run that looked"
+    assert lrkd_(*words, runs=tmp_path / "empty")[0] == 0
+    assert {name: path.read_bytes() for name, path in files.items()} == first, "known runs stay"
+    assert not (tmp_path / "empty").exists()
+
+
+def test_scores_that_would_lose_runs_are_refused_before_training(lrkd_, refused, tmp_path, monkeypatch):
+    monkeypatch.setitem(study.STUDIES, "observed", observed)
+    words = ("study", "observed", "--workers", 1, "--out", tmp_path / "t.csv", "--scores", tmp_path / "s.csv")
+    assert lrkd_(*words, runs=tmp_path / "r")[0] == 0
+    before = (tmp_path / "s.csv").read_bytes()
+    assert lrkd_(*words, runs=tmp_path / "r")[0] == 0, "a store that has them all loses none"
+    refused(2, r"s\.csv: would lose 3 runs, which .*t\.csv has and the store has not", *words, runs=tmp_path / "empty")
+    assert (tmp_path / "s.csv").read_bytes() == before
+
+
+def test_hypotheses_take_their_weights_from_a_ladder(lrkd_, refused, tmp_path):
+    refused(2, "takes its weights from study ladder: give its table by --ladder", "study", "hypotheses")
+    (tmp_path / "l.csv").write_text("a\n1\n")
+    refused(1, r"l\.csv: is no such table", "study", "hypotheses", "--ladder", tmp_path / "l.csv")
+    names = [f"{name}@{k}" for k, name in enumerate(methods.RACE, 1)]
+    rows = [
+        {"method": name, "protocol": "validation", "accuracy": 0.7, "config": name, "side": 6, "seed": 0}
+        for name in names
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "l.csv", index=False)
+    status, out, _ = lrkd_("study", "hypotheses", "--ladder", tmp_path / "l.csv", "--list", runs=tmp_path / "none")
+    assert status == 0
+    assert all(f"-{name}-" in out for name in names), "the weights of the table"
+    assert not (tmp_path / "none").exists()
+    pd.DataFrame(rows[1:]).to_csv(tmp_path / "l.csv", index=False)
+    refused(1, "ladder: has no validation row of cosine", "study", "hypotheses", "--ladder", tmp_path / "l.csv")
+
+
 def test_runs_lists_finished_open_and_broken_ones(lrkd_, copied):
     open_one = copied.with_name("procedural-smoke-open")
     open_one.mkdir()
@@ -245,7 +300,7 @@ def test_cuda_where_there_is_none(refused):
         ("argument --side: invalid int value: 'six'", "train --side six"),
         ("argument --seed: invalid int value: '1.5'", "train --seed 1.5"),
         ("required: NAME", "study"),
-        ("required: RUN", "verify"),
+        ("required: NETWORK", "verify"),
         ("unrecognized arguments: --sides", "train --sides 6"),
         ("argument --out: nowhere/t.csv: a file in a folder that is there", "study book --out nowhere/t.csv"),
         ("argument --scores: /: a file in a folder", "study book --scores /"),
@@ -273,7 +328,7 @@ def test_the_environment_is_checked_too(refused, monkeypatch, tmp_path):
 def test_verify_wants_a_finished_run(refused, trained, tmp_path, monkeypatch):
     refused(1, r"nowhere/config\.json: no such file, so this is not a run", "verify", tmp_path / "nowhere")
     refused(1, r"config\.json: no such file, so this is not a run", "verify", tmp_path)
-    refused(1, r"config\.json: no such file, so this is not a run", "verify", trained / "config.json")
+    refused(1, r"config\.json: cannot be read as a checkpoint of weights only", "verify", trained / "config.json")
     unfinished = runs.open_run(tmp_path, "r", runs.load_run(trained).config)
     refused(1, "this run has not finished; train it first", "verify", unfinished.path)
     refused(2, "side", "verify", trained, "--side", 99)

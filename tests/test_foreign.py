@@ -3,18 +3,26 @@
 import collections
 import contextlib
 import pickle
+import re
+import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+import toys
 from test_models import naive_forward, naive_norm, naive_prelu, norm_names, published_names
 from torch import Tensor
 from torch.nn import functional as F
 
 from lrkd import foreign, models
+from lrkd.cli import main
+from lrkd.data import load_prepared
 from lrkd.errors import ConfigError, DataError
 from lrkd.models import load_foreign
+from lrkd.verify import embed, fuse, kfold_verification, rank_k
 
 State = dict[str, Tensor]
 DEPTHS = {
@@ -341,3 +349,113 @@ def test_a_flipped_byte_is_an_error_or_a_network(tmp_path, narrow):
         (tmp_path / "bad.pth").write_bytes(broken)
         with contextlib.suppress(DataError):
             assert isinstance(load_foreign(tmp_path / "bad.pth"), models.Foreign)
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> Path:
+    """Eight pictures of 112 px, two a person, through data_prep's own writer."""
+    return toys.photographs(tmp_path_factory.mktemp("people"), people=4, images=2, size=112)
+
+
+@pytest.fixture
+def called(capsys, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(word) for word in words])
+        return (status, *capsys.readouterr())
+
+    return call
+
+
+def a_skd_sees(picture: np.ndarray, side: int) -> Tensor:
+    """(H,W,3) RGB -> (2,3,H,W): the image and its mirror image as A-SKD's test degrades them, from the facts."""
+    both = np.stack([picture, picture[:, ::-1]])[..., ::-1]  # to BGR
+    x = torch.from_numpy(both.copy()).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    x = F.interpolate(F.interpolate(x, side), len(picture))  # nearest, down and up
+    weights = torch.exp(-0.5 * (torch.arange(-2.0, 3.0) / 2.0) ** 2)
+    blur = (weights / weights.sum()).view(1, 1, 5, 1).expand(3, 1, 5, 1)  # along the vertical only
+    return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="reflect"), blur, groups=3)
+
+
+def test_verify_evaluates_an_a_skd_checkpoint_by_its_published_protocol(tmp_path, people, called):
+    path = saved(tmp_path / "last_net.ckpt", {"net_state_dict": filled(narrow_askd_names(DEPTHS[50]))})
+    out = tmp_path / "table.csv"
+    status, shown, err = called(
+        *("verify", path, "--data", people, "--side", 14, "--degrade", "askd-compat", "--device", "cpu", "--out", out)
+    )
+    assert (status, err) == (0, "")
+    table = pd.read_csv(out)
+    assert len(table) == 1
+    assert len(shown.splitlines()) == 2
+    row = table.iloc[0]
+    assert (row["degradation"], row["network"], row["side"]) == ("askd-compat", "A-SKD IResNet-50 (BGR)", 14)
+    whole = load_prepared(people)
+    pairs, network = whole.protocols["generated"], load_foreign(path).network
+    with torch.inference_mode():
+        rows = [network(a_skd_sees(picture, 14)).embedding.flatten() for picture in np.asarray(whole.faces.images)]
+    features = torch.stack(rows).numpy()
+    expected = kfold_verification(features[pairs.left], features[pairs.right], pairs.same, pairs.fold)
+    assert row["threshold"] == pytest.approx(expected.threshold.mean(), abs=1e-5)
+    assert row["accuracy"] == pytest.approx(expected.mean, abs=1e-5)
+
+
+def test_verify_takes_four_sides_and_the_publications_own_degradation(tmp_path, people, called, narrow):
+    path = saved(tmp_path / "net.ckpt", {"net_state_dict": narrow})
+    assert called("verify", path, "--data", people, "--out", tmp_path / "a.csv")[0] == 0
+    table = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)
+    assert list(table["side"]) == [112, 56, 28, 14]
+    assert list(table["degradation"]) == ["none", *["fskd-test"] * 3]
+    assert called("verify", path, "--data", people, "--channels", "RGB", "--out", tmp_path / "b.csv")[0] == 0
+    other = pd.read_csv(tmp_path / "b.csv")
+    assert set(other["network"]) == {"F-SKD IResNet-18 (RGB)"}
+    assert not np.allclose(table["threshold"], other["threshold"])
+
+
+def test_identify_measures_by_roles(tmp_path, people, called, narrow):
+    path = saved(tmp_path / "net.pth", narrow)
+    folder = Path(shutil.copytree(people, tmp_path / "people"))
+    status, shown, err = called("identify", path, "--data", people)
+    assert (status, shown) == (1, "")
+    assert "has no roles" in err
+    manifest = pd.read_csv(folder / "manifest.csv")
+    manifest["role"] = ["gallery", "probe"] * 3 + ["distractor"] * 2
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    status, shown, err = called(
+        "identify", path, "--data", folder, "--out", tmp_path / "t.csv", "--side", 112, "--side", 28
+    )
+    assert (status, err) == (0, "")
+    table = pd.read_csv(tmp_path / "t.csv", keep_default_na=False)
+    assert list(table["side"]) == [112, 28]
+    assert table["probes"].eq(3).all()
+    assert table["gallery"].eq(5).all()
+    faces = load_prepared(folder).faces
+    features = fuse(embed(load_foreign(path), faces.images))
+    shelf = [0, 2, 4, 6, 7]
+    expected = rank_k(features[shelf], faces.labels[shelf], features[[1, 3, 5]], faces.labels[[1, 3, 5]])
+    np.testing.assert_allclose(table.loc[0, ["rank1", "rank5", "rank10", "rank20"]].astype(float), expected, atol=1e-6)
+
+
+def test_the_command_line_says_what_is_missing(tmp_path, people, called, narrow):
+    path = saved(tmp_path / "net.pth", narrow)
+    wrong = saved(tmp_path / "wrong.pth", without(narrow, "fc.bias"))
+    small = toys.photographs(tmp_path / "small", people=4, images=2, size=28)
+    for status, said, words in (
+        (2, "a published network needs --data", ("verify", path)),
+        (1, r"missing: fc\.bias", ("verify", wrong, "--data", people)),
+        (1, "its images are 28 x 28 px and this scale needs 112 px", ("verify", path, "--data", small)),
+        (
+            2,
+            "preset: unknown degradation 'nope'",
+            ("verify", path, "--data", people, "--degrade", "nope", "--side", 14),
+        ),
+        (2, "device is 'tpu'", ("verify", path, "--data", people, "--device", "tpu")),
+    ):
+        found, shown, err = called(*words)
+        assert (found, shown) == (status, "")
+        assert re.fullmatch(r"lrkd: [^\n]+\n", err)
+        assert re.search(said, err), err

@@ -18,6 +18,7 @@ from lrkd import identify, verify
 from lrkd.errors import ConfigError, DataError
 from lrkd.identify import (
     fuse,
+    identification,
     open_set,
     probe_ranks,
     rank_k,
@@ -155,6 +156,34 @@ def test_open_set_lies_on_scikit_learns_curve(seed, fpir, rank):
     allowed = (far <= fpir + 1e-12) & (threshold > -5)
     assert found.tpir[0] == pytest.approx(tar[allowed].max(), abs=1e-12)
     assert found.fpir[0] <= fpir + 1e-12
+
+
+def test_roles_of_a_prepared_set_say_the_protocol():
+    gallery, labels = at(0, 4, 90, 92), np.array([0, 0, 1, 1])
+    probe, wanted = at(3, 60, 88), np.array([0, 0, 1])
+    other, nobody = at(40, 200), np.array([7, 8])
+    features = np.concatenate([gallery, probe, other])
+    everyone = np.concatenate([labels, wanted, nobody])
+    roles = {"gallery": np.arange(4), "probe": np.arange(4, 7)}
+    plain = identification(features, everyone, roles, ranks=(1, 2, 3))
+    assert plain.to_dict("records") == [
+        {"probe_role": "probe", "probes": 3, "gallery": 4, "rank1": 2 / 3, "rank2": 2 / 3, "rank3": 1.0}
+    ]
+    far = identification(features, everyone, roles | {"distractor": np.arange(7, 9)}, ranks=(1, 3, 4))
+    assert far.loc[0, ["gallery", "rank1", "rank3", "rank4"]].tolist() == [6, 2 / 3, 2 / 3, 1]  # 40 is nearer to 60
+    # Templates at 2 and 91 degrees; strangers are 38 and 109 off; mates 1, 58 and 3 off.
+    found = identification(features, everyone, roles | {"unmated": np.arange(7, 9)}, fpir=(0.0, 0.5, 1.0))
+    assert found.loc[0, [f"tpir20_at_fpir_{rate}" for rate in ("0", "0.5", "1")]].tolist() == [2 / 3, 1, 1]
+    by = {"gallery": np.arange(4), "distance1": np.array([5, 6]), "distance3": np.array([4])}
+    table = identification(features, everyone, by, ranks=(1,))
+    assert table[["probe_role", "probes", "rank1"]].to_numpy().tolist() == [
+        ["distance1", 2, 0.5],
+        ["distance3", 1, 1.0],
+    ]
+    with pytest.raises(DataError, match="roles: gallery: gallery, and probe or distance1"):
+        identification(features, everyone, {"gallery": np.arange(4)})
+    with pytest.raises(DataError, match="roles: none"):
+        identification(features, everyone, {})
 
 
 def test_open_set_refuses():

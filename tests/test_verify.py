@@ -441,6 +441,18 @@ def test_embed_of_mirror_images_swaps_the_halves():
     np.testing.assert_allclose(first, np.concatenate([second[:, 5:], second[:, :5]], 1), atol=1e-5)
 
 
+def test_embed_mirrors_before_or_after_it_degrades():
+    model, images = Small(), faces()
+    kwargs = {"side": 4, "preset": "askd-compat"}
+    after, before = embed(model, images, **kwargs), embed(model, images, mirror_first=True, **kwargs)
+    mirrored = embed(model, images[:, :, ::-1], mirror=False, **kwargs)
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    np.testing.assert_allclose(before[:, 5:], mirrored, atol=1e-5)
+    assert np.abs(before[:, 5:] - after[:, 5:]).max() > 0.01, "nearest is not symmetric"
+    area = embed(model, images, side=4, mirror_first=True)
+    np.testing.assert_allclose(area, embed(model, images, side=4), atol=1e-5)
+
+
 def test_embed_puts_every_mode_back_and_changes_nothing():
     model = Small().train()
     model.body[0].eval()
