@@ -9,7 +9,7 @@ import torch
 from scipy.spatial import distance as reference
 from torch import Tensor
 
-from lrkd.distances import cosine, euclidean, lp, norm_angle_split, on_unit, smooth_l1, unit
+from lrkd.distances import cosine, euclidean, gradient_split, lp, norm_angle_split, on_unit, smooth_l1, unit
 from lrkd.errors import ConfigError
 
 ALL = [cosine, lp(1), lp(2), lp(3), smooth_l1, euclidean, on_unit(euclidean), on_unit(lp(2))]
@@ -108,3 +108,68 @@ def test_norm_and_angle_are_the_two_summands_of_the_squared_distance():
 def test_lp_below_one_is_refused(p):
     with pytest.raises(ConfigError, match=r"p is .*p >= 1"):
         lp(p)
+
+
+def gradient(distance, a: Tensor, b: Tensor) -> Tensor:
+    x = a.clone().requires_grad_()
+    return torch.autograd.grad(distance(x, b).sum(), x)[0]
+
+
+@EACH
+def test_a_gradients_two_parts_sum_to_its_square(distance):
+    a, b = two(6, 3, 2, 2, scale=2.0)
+    g = gradient(distance, a, b)
+    split = gradient_split(g, a)
+    assert split.norm.shape == split.angle.shape == (6,)
+    torch.testing.assert_close(split.norm + split.angle, g.square().flatten(1).sum(1))
+    for k in range(6):
+        along = float((g[k].flatten() @ a[k].flatten()) / a[k].norm())
+        assert split.norm[k].item() == pytest.approx(along**2, abs=1e-12)
+
+
+def test_a_step_along_the_parts_changes_length_or_direction_alone():
+    a, b = two(5, 7)
+    g = gradient(lp(2), a, b)
+    along = (g * unit(a)).sum(1, keepdim=True) * unit(a)
+    split = gradient_split(along, a)
+    torch.testing.assert_close(split.angle, torch.zeros(5, dtype=a.dtype), rtol=0, atol=1e-12)
+    torch.testing.assert_close(cosine(a - 0.1 * along, a), torch.zeros(5, dtype=a.dtype), rtol=0, atol=1e-12)
+    rest = gradient_split(g - along, a)
+    torch.testing.assert_close(rest.norm, torch.zeros(5, dtype=a.dtype), rtol=0, atol=1e-12)
+    moved = (a - 1e-6 * (g - along)).norm(dim=1) - a.norm(dim=1)
+    assert moved.abs().max() < 1e-10, "to first order"
+
+
+def test_cosine_turns_and_half_the_squared_norm_only_shortens():
+    a, b = two(6, 9)
+    torch.testing.assert_close(
+        gradient_split(gradient(cosine, a, b), a).norm, torch.zeros(6, dtype=a.dtype), rtol=0, atol=1e-20
+    )
+    whole = gradient_split(gradient(lambda x, _: x.square().sum(1) / 2, a, b), a)
+    torch.testing.assert_close(whole.norm, a.square().sum(1))
+    torch.testing.assert_close(whole.angle, torch.zeros(6, dtype=a.dtype), rtol=0, atol=1e-10)
+
+
+@EACH
+def test_behind_a_normalisation_no_distance_pulls_at_the_length(distance):
+    a, b = two(6, 9, scale=3.0)
+    split = gradient_split(gradient(on_unit(distance), a, b), a)
+    assert (split.norm <= 1e-20 * split.angle + 1e-28).all()
+    assert (split.angle > 1e-12).all()
+
+
+def test_squared_l2_pulls_at_the_length_unless_it_has_followed_the_angle():
+    a, b = two(6, 9)
+    follows = unit(a) * (unit(a) * b).sum(1, keepdim=True)  # |s| = |t| cos(s, t)
+    assert (gradient_split(gradient(lp(2), a, b), a).norm > 1e-6).all()
+    at = gradient_split(gradient(lp(2), follows, b), follows)
+    torch.testing.assert_close(at.norm, torch.zeros(6, dtype=a.dtype), rtol=0, atol=1e-20)
+
+
+def test_at_zero_there_is_no_direction_and_all_of_a_gradient_is_length():
+    g, at = two(3, 4)
+    at[1] = 0
+    split = gradient_split(g, at)
+    assert split.angle[1] == 0
+    assert split.norm[1].item() == pytest.approx(g[1].square().sum().item())
+    assert split.angle[0] > 0

@@ -255,6 +255,27 @@ def test_centred_attention_does_not_see_a_map_common_to_all_images_and_the_plain
     assert found.item() == pytest.approx(naive, abs=1e-12)
 
 
+def test_a_constant_target_is_the_teachers_mean_map_and_says_nothing_of_the_image():
+    s, t = view(1), view(0)
+    constant = losses.attention(constant=True).function
+    other = t._replace(channel=[x.roll(1, 0) for x in t.channel], spatial=[x.flip(0) for x in t.spatial])
+    torch.testing.assert_close(constant(s, other), constant(s, t))
+    assert abs(losses.attention().function(s, other) - losses.attention().function(s, t)) > 0.01
+    a, b = s.channel[0].numpy(), t.channel[0].numpy()
+    naive = np.mean([flat_cosine_distance(a[i], b.mean(0)) for i in range(B)])
+    found = losses.attention_loss([s.channel[0]], [t.channel[0]], constant=True)
+    assert found.item() == pytest.approx(naive, abs=1e-12)
+    mean = [x.mean(0, keepdim=True).expand_as(x) for x in t.channel]
+    torch.testing.assert_close(losses.attention_loss(mean, t.channel, constant=True), torch.zeros(()).double())
+
+
+def test_a_constant_target_is_part_of_the_description_and_cannot_be_centred():
+    assert dict(losses.attention(constant=True).describe())["constant"] is True
+    assert "constant" not in losses.attention().describe(), "older runs keep their names"
+    with pytest.raises(ConfigError, match=r"centred and constant are both set: .* is zero; choose one"):
+        losses.attention(centred=True, constant=True)
+
+
 def test_at_is_the_mse_of_unit_energy_maps_summed_over_stages():
     s, t = view(1), view(0)
     wanted = 0.0

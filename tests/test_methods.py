@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from lrkd.distances import lp
+from lrkd.distances import cosine, lp
 from lrkd.errors import ConfigError
 from lrkd.losses import attention, feature, logits
-from lrkd.methods import METHODS, Method, get
+from lrkd.methods import METHODS, RACE, Method, get, weighed
 
 NAMES = [
     *("none", "logit-kd", "fitnet", "at", "rkd", "sp", "embedding-cos"),
     *("fskd", "fskd-cross", "fskd-l1", "fskd-l2", "fskd-unit-l2", "askd", "askd-centred"),
+    "askd-constant",
     *("random-teacher", "shuffled-teacher"),
 ]
 
@@ -29,6 +30,7 @@ PUBLISHED = {
     "fskd-cross": {"feature": 20.0, "cross": 4.0},
     "askd": {"attention": 5.0},
     "askd-centred": {"attention": 5.0},
+    "askd-constant": {"attention": 5.0},
     "random-teacher": {"feature": 20.0},
     "shuffled-teacher": {"feature": 20.0},
 }
@@ -115,3 +117,31 @@ def test_a_name_like_none_other_gets_no_guess():
     with pytest.raises(ConfigError) as error:
         get("zzz")
     assert not re.search("did you mean", str(error.value))
+
+
+def test_the_race_holds_each_distance_once_under_its_own_name():
+    assert list(RACE) == [
+        *("cosine", "lp(1)", "lp(1.5)", "lp(2)", "lp(3)", "lp(4)", "smooth_l1", "on_unit(euclidean)")
+    ]  # fmt: skip
+    assert all(distance.__name__ == name and weight > 0 for name, (distance, weight) in RACE.items())
+
+
+@pytest.mark.parametrize(("name", "weight"), [("lp(2)", 8.0), ("lp(1.5)", 0.875), ("cosine", 1280.0)])
+def test_a_weighed_distance_is_fskd_with_that_distance_and_weight(name, weight):
+    method = weighed(name, weight)
+    assert method.name.rpartition("@")[::2] == (name, f"{weight:g}")
+    (term,) = method.terms
+    (fskd,) = METHODS["fskd"].terms
+    assert term.describe() == {**fskd.describe(), "distance": name, "weight": weight}
+    assert (method.teacher, term.hint) == ("trained", True)
+    assert pickle.loads(pickle.dumps(method)) == method
+
+
+def test_the_races_cosine_at_20_trains_as_fskd_does():
+    assert weighed("cosine", 20).describe()["terms"] == METHODS["fskd"].describe()["terms"]
+    assert feature(cosine, weight=20.0).describe() == weighed("cosine", 20.0).terms[0].describe()
+
+
+def test_a_distance_that_does_not_race_is_refused():
+    with pytest.raises(ConfigError, match=r"distance is 'lp\(5\)': those that race are cosine, lp\(1\), "):
+        weighed("lp(5)", 1)

@@ -116,9 +116,9 @@ def test_core_is_every_method_side_and_six_seeds_over_two_teachers(scale):
     wanted = set(itertools.product(methods.METHODS, scale.sides, range(6)))
     wanted |= {("none", None, seed) for seed in range(6)}
     assert Counter((s.method.name, s.side, s.seed) for s in students) == Counter(wanted)
-    assert len(grid) == 2 + 16 * 3 * 6 + 6
-    assert {s.side for s in students[: 16 * 6]} == {scale.sides[-1]}, "the strongest degradation first"
-    assert len({s.method.name for s in students[:16]}) == 16, "seed by seed"
+    assert len(grid) == 2 + 17 * 3 * 6 + 6
+    assert {s.side for s in students[: 17 * 6]} == {scale.sides[-1]}, "the strongest degradation first"
+    assert len({s.method.name for s in students[:17]}) == 17, "seed by seed"
 
 
 def test_book_is_what_is_trained_live():
@@ -484,7 +484,7 @@ def test_a_table_stands_in_for_a_store_that_is_gone(studied, tmp_path, monkeypat
 
 def test_a_file_that_is_no_table_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DataError, match=r"t\.csv: is no results table of `lrkd study`: it has no column accuracy"):
+    with pytest.raises(DataError, match=r"t\.csv: is no such table of `lrkd study`: it has no column accuracy"):
         study.read_table(tmp_path / "t.csv")
 
 

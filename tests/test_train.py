@@ -432,19 +432,39 @@ def test_seconds_are_the_steps_over_their_speed():
     assert fitted.seconds == pytest.approx(sum(parts))
 
 
-def test_after_epoch_counts_epochs_and_training_mode_comes_back():
+def test_observe_is_told_steps_and_hints_and_training_mode_comes_back():
     network, head = toys.pair()
     done = []
 
-    def note(epoch: int) -> None:
-        assert network.training or epoch == 1
-        done.append(epoch)
+    def note(step: int, hints: nn.Module | None) -> None:
+        assert network.training, "whatever the last look left"
+        assert hints is None, "no term needs them"
+        done.append(step)
         network.eval()
 
     fit(network, head, toys.faces(), schedule=Schedule(3, 16), progress=False, observe=note)
-    assert done == [1, 2, 3]
+    assert done == [4, 8, 12], "after every epoch of four steps"
+    done.clear()
+    fit(network, head, toys.faces(), schedule=Schedule(3, 16), progress=False, observe=note, observe_every=5)
+    assert done == [5, 10]
     assert not network.training
     assert not head.training
+
+
+def test_a_run_that_is_looked_at_ends_on_the_same_bits():
+    seen = []
+
+    def look(step: int, hints: nn.Module | None) -> None:
+        assert hints is not None
+        features = [torch.ones(2, 4, 4, 4), torch.ones(2, 8, 2, 2)]
+        seen.append((step, [stage.shape for stage in hints.eval()(features)]))
+
+    plain, fitted = toys.train()
+    looked, again = toys.train(observe=look, observe_every=3)
+    assert [step for step, _ in seen] == [3, 6]
+    assert seen[0][1] == [(2, 4, 4, 4), (2, 8, 2, 2)], "the hint layers, as they are"
+    assert toys.equal(looked, plain)
+    assert [{**row, "images_per_s": 0} for row in again.rows] == [{**row, "images_per_s": 0} for row in fitted.rows]
 
 
 # ------------------------------------------------------------------------------------------------------------- stops
