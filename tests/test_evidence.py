@@ -1,6 +1,7 @@
 """What is measured of trained runs: the columns' laws, the arrays that a page reads, and the command."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from lrkd.train import normalise
 
 SMOKE = study.SCALES["smoke"]
 SIDE = SMOKE.sides[-1]
+PROBES = evidence.probes
 WANTED = [
     study.teacher_spec(SMOKE),
     *(study.Spec(methods.get(name), SIDE, 0, SMOKE) for name in ("none", "askd", "fskd")),
@@ -22,15 +24,19 @@ WANTED = [
 
 
 @pytest.fixture(scope="module")
-def gathered(smoke: Path) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Three finished runs at scale smoke; the fourth, fskd, is not trained."""
-    study.run_study(WANTED[:3], workers=1, device="cpu", progress=False)
-    return evidence.gather(WANTED)
+def shown(smoke: Path) -> Iterator[evidence.Probes]:
+    """The probes at scale smoke, which `gather` is given too: their derivatives are taken once."""
+    found = PROBES(study.splits(SMOKE).test, SMOKE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence, "probes", lambda faces, scale: found)
+        yield found
 
 
 @pytest.fixture(scope="module")
-def shown(smoke: Path) -> evidence.Probes:
-    return evidence.probes(study.splits(SMOKE).test, SMOKE)
+def gathered(shown: evidence.Probes) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Three finished runs at scale smoke; the fourth, fskd, is not trained."""
+    study.run_study(WANTED[:3], workers=1, device="cpu", progress=False)
+    return evidence.gather(WANTED)
 
 
 def test_a_row_for_each_run_kind_and_block(gathered):
@@ -57,7 +63,7 @@ def test_the_teacher_is_like_itself_and_truth_like_truth(gathered):
     parts = [
         name for name in table if name.startswith("on_") and name != "on_top" and not name.endswith(("low", "high"))
     ]
-    np.testing.assert_allclose(area[parts].sum(1), 1, atol=0.02)
+    np.testing.assert_allclose(area[parts].sum(axis=1), 1, atol=0.02)
     assert len(parts) == 7
 
 
@@ -145,4 +151,44 @@ def test_without_a_teacher_there_is_nothing_to_compare(gathered, tmp_path):
 
 def test_photographs_have_no_ground_truth(photographs):
     with pytest.raises(DataError, match="was not rendered here, so nobody knows"):
-        evidence.probes(study.splits(SMOKE, photographs).test, SMOKE)
+        PROBES(study.splits(SMOKE, photographs).test, SMOKE)
+
+
+@pytest.fixture(scope="module")
+def gallery(gathered, tmp_path_factory) -> evidence.Gallery:
+    path = tmp_path_factory.mktemp("gallery") / "maps.npz"
+    evidence.save_maps(path, gathered[1])
+    return evidence.Gallery(path)
+
+
+def test_the_gallery_shows_what_was_gathered(gathered, gallery, shown):
+    arrays = gathered[1]
+    assert (gallery.size, gallery.sides, gallery.blocks) == (SMOKE.size, list(SMOKE.sides), [*"1234"])
+    assert gallery.has("askd", SIDE)
+    assert not gallery.has("fskd", SIDE)
+    np.testing.assert_array_equal(gallery.maps("askd", SIDE, block="2"), arrays[f"askd/{SIDE}/cbam/2"][:, 0])
+    blocks = [torch.from_numpy(arrays[f"askd/{SIDE}/gradcam/{b}"]).float() for b in "1234"]
+    np.testing.assert_allclose(gallery.maps("askd", SIDE, "gradcam"), attention.fuse(blocks, SMOKE.size), atol=1e-6)
+    np.testing.assert_allclose(gallery.truth(SIDE), shown.information[SIDE], atol=0.004 * shown.information[SIDE].max())
+    np.testing.assert_array_equal(gallery.seen(SMOKE.size)[:, ::3, ::3], arrays["examples"])
+    assert (gallery.picture("fskd", SIDE) == 255).all()
+    assert gallery.picture("askd", SIDE).shape == (len(gallery.picked), 3 * SMOKE.size, 3 * SMOKE.size, 3)
+
+
+def test_the_pictures_are_complete_and_stored_once(gallery):
+    """Every combination, in the order of the lists; whatever does not depend on the network is one object."""
+    pictures = gallery.pictures(["none", "askd"], faces=2)
+    count = min(2, len(gallery.picked))
+    assert len(pictures) == count * 3 * len(SMOKE.sides) * 8
+    low = [pictures["face 1", name, f"{SIDE} px", "the image"] for name in ("none", "askd")]
+    assert low[0] is low[1]
+    teacher = [pictures["face 1", "teacher", f"{side} px", "fused"] for side in SMOKE.sides]
+    assert all(one is teacher[0] for one in teacher)
+    np.testing.assert_array_equal(pictures["face 1", "askd", f"{SIDE} px", "fused"], gallery.picture("askd", SIDE)[0])
+
+
+def test_another_file_is_no_gallery(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.zeros(3))
+    for name in ("x.npz", "nowhere.npz"):
+        with pytest.raises(DataError, match=f"{name}: is no file of maps"):
+            evidence.Gallery(tmp_path / name)
