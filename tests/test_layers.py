@@ -33,6 +33,7 @@ MORE = {
     "stats": {"statsmodels"},
     "attention": {"captum"},
     "viewers": {"matplotlib"},
+    "align": {"skimage"},
 }
 # The one place that may read a pickle that is not torch's: insightface's pair sets have no other form.
 UNPICKLER = Path("data_prep/pairs_bin.py")
