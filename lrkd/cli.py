@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lrkd import __version__, evidence, methods, runs, study
-from lrkd.data import load_prepared, resized_faces
+from lrkd.data import load_prepared, make_pairs, resized_faces
 from lrkd.degrade import PRESETS
 from lrkd.errors import ConfigError, DataError, LrkdError, RunError
 from lrkd.models import Foreign, IResNet, load_foreign
@@ -99,7 +100,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--data", metavar="PATH", help="a prepared folder (default for a run: the test split of its own data)"
     )
-    sub.add_argument("--protocol", help="with --data: a protocol of its pairs.csv (default: the only one)")
+    sub.add_argument(
+        "--protocol",
+        help="with --data: a protocol of its pairs.csv (default: the only one; pairs are drawn where there is none)",
+    )
 
     sub = command("identify", _identify, "ranks, distances and open sets by the roles of a prepared set")
     network(sub, "default: the images as they are")
@@ -229,8 +233,12 @@ def _verify(arguments: argparse.Namespace) -> None:
     subject = _subject(arguments)
     if arguments.data is not None:
         whole = load_prepared(arguments.data)
-        name = arguments.protocol or (next(iter(whole.protocols)) if len(whole.protocols) == 1 else "")
-        faces = resized_faces(whole.protocol(name), subject.network.size)
+        if not whole.protocols and arguments.protocol is None:
+            faces = replace(whole.faces, pairs=make_pairs(whole.faces.labels))
+        else:
+            only = next(iter(whole.protocols)) if len(whole.protocols) == 1 else ""
+            faces = whole.protocol(arguments.protocol or only)
+        faces = resized_faces(faces, subject.network.size)
     elif subject.run is None:
         raise ConfigError("data is not given: a published network needs --data, a prepared folder")
     elif arguments.protocol is not None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lrkd import foreign, models
 from lrkd.cli import main
-from lrkd.data import load_prepared
+from lrkd.data import load_prepared, make_pairs
 from lrkd.errors import ConfigError, DataError
 from lrkd.models import load_foreign
 from lrkd.verify import embed, fuse, kfold_verification, rank_k
@@ -414,6 +414,18 @@ def test_verify_takes_four_sides_and_the_publications_own_degradation(tmp_path, 
     other = pd.read_csv(tmp_path / "b.csv")
     assert set(other["network"]) == {"F-SKD IResNet-18 (RGB)"}
     assert not np.allclose(table["threshold"], other["threshold"])
+
+
+def test_verify_draws_pairs_where_a_set_has_none(tmp_path, people, called, narrow):
+    path = saved(tmp_path / "net.pth", narrow)
+    folder = Path(shutil.copytree(people, tmp_path / "people"))
+    (folder / "pairs.csv").write_text((people / "pairs.csv").read_text().splitlines()[0] + "\n")
+    words = ("verify", path, "--side", 112, "--out", tmp_path / "t.csv")
+    assert called(*words, "--data", folder)[0] == 0
+    drawn = make_pairs(load_prepared(folder).faces.labels)
+    assert pd.read_csv(tmp_path / "t.csv")["pairs"].item() == len(drawn) > 0
+    status, _, err = called(*words, "--data", folder, "--protocol", "view2")
+    assert (status, err) == (2, "lrkd: protocol 'view2': people has none\n")
 
 
 def test_identify_measures_by_roles(tmp_path, people, called, narrow):
