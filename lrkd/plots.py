@@ -48,6 +48,7 @@ LOOKS: dict[str, Look] = {
     "fitnet": Look(SKY, "s"),
     "askd": Look(VERMILLION, "o"),
     "askd-centred": Look(VERMILLION, "D"),
+    "askd-constant": Look(VERMILLION, "s"),
     "at": Look(ORANGE, "^"),
     "embedding-cos": Look(GREEN, "s"),
     "logit-kd": Look(PURPLE, "o"),

@@ -21,6 +21,7 @@ PAGE = """# Claims
 | alpha | .05 |
 | Smallest effect on accuracy | 0.01 (a point) |
 | primary | `H1` |
+| seeds | 10-15 |
 
 ## Hypotheses
 
@@ -245,3 +246,50 @@ def test_correctness_comes_back_as_it_was_packed():
     assert (found["y"] == right[1]).all()
     with pytest.raises(DataError, match="config x has 24 bits, which 30 pairs"):
         h.correctness(pairs, 30)
+
+
+# The page's tables and words
+
+
+def test_the_crossed_runs_in_three_ways(results):
+    registered = h.read_hypotheses(PAGE)
+    table, mixed = h.crossed(registered, h.measured(results, EMPTY, EMPTY))
+    value = results[results["protocol"] == "test"].set_index(["method", "teacher_seed", "seed"])["accuracy"]
+    a, b = (value[m].unstack().to_numpy() for m in ("a@20", "b@3.5"))
+    ways = table.set_index("analysis")
+    assert ways["n"].tolist() == [24, 6, 12]
+    assert ways["p"].iloc[1] == pytest.approx(oracle.ttest_rel(a.mean(0), b.mean(0)).pvalue)
+    assert ways["p"].iloc[2] == pytest.approx(oracle.ttest_rel(a.ravel(), b.ravel()).pvalue)
+    assert ways["mean"].tolist() == pytest.approx([(a - b).mean()] * 3, rel=1e-4)
+    assert (mixed.seeds, mixed.teachers) == (6, 2)
+    table, mixed = h.crossed(registered, h.measured(EMPTY, EMPTY, EMPTY))
+    assert table.empty
+    assert mixed is None
+
+
+def test_told_in_points_and_in_words():
+    one = judged(0.02 + WIGGLE).to_frame().T
+    two = one.assign(endpoint="information", id="H9", verdict="refuted")
+    none = one.assign(id="H10", n=np.nan, lost=np.nan, mean=np.nan, low=np.nan, high=np.nan, adjusted=np.nan)
+    found = h.told(pd.concat([one, two, none], ignore_index=True).infer_objects()).set_index("id")
+    assert found["label"].iloc[0] == "H0: a − b"
+    assert found["difference"].tolist() == ["+2.0 [+1.8, +2.2]", "+0.020 [+0.018, +0.022]", "–"]
+    assert found["corrected"].tolist() == ["< .001", "< .001", "–"]
+    assert found["said"].iloc[0] == "is confirmed (+2.0 [+1.8, +2.2] points, corrected p < .001, 6 seeds)"
+    assert found["said"].iloc[1] == "is refuted (+0.020 [+0.018, +0.022], corrected p < .001, 6 seeds)"
+    assert found["said"].iloc[2] == "is undecided for want of data"
+    assert found["n"].tolist() == [6, 6, 0]
+
+
+def test_state_says_what_is_missing(results):
+    registered = h.read_hypotheses(PAGE)
+
+    def said(part):
+        found = h.comparisons(registered, h.measured(part, EMPTY, EMPTY))
+        return h.state(registered, h.judge(registered.hypotheses, found, alpha=0.05, smallest=registered.smallest))
+
+    assert said(results) == "Every claim has all of its 6 seeds."
+    assert "fewer than the planned 6 seeds for H2, whose" in said(results[results["config"] != "c102"])
+    assert "for all claims, whose verdicts are provisional" in said(EMPTY)
+    with pytest.raises(DataError, match="'seeds' is '6'"):
+        _ = h.read_hypotheses(PAGE.replace("10-15", "6")).seeds

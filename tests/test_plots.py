@@ -141,6 +141,18 @@ def test_an_interactive_figure_loads_the_pages_own_plotly_and_nothing_else(ax):
         plots.interactive(moving(), " ")
 
 
+def test_a_moving_forest_starts_at_its_step_and_has_them_all():
+    steps = {"2 seeds": ([1.0, -1.0], [9.0, 9.0]), "3 seeds": (np.array([0.5, -0.5]), [0.4, 0.3])}
+    figure = plots.moving_forest(["a", "b"], steps, 1, "seeds", "points")
+    (dots,) = figure.data
+    assert (list(dots.x), list(dots.y), list(dots.error_x.array)) == ([0.5, -0.5], ["a", "b"], [0.4, 0.3])
+    (slider,) = figure.layout.sliders
+    assert (slider.active, slider.currentvalue.prefix) == (1, "seeds")
+    assert [step.label for step in slider.steps] == list(steps)
+    assert slider.steps[0].args[0] == {"x": [[1.0, -1.0]], "error_x.array": [[9.0, 9.0]]}
+    assert plots.moving_forest([], {"2 seeds": ([], [])}).to_json(), "nothing to show is no error"
+
+
 def test_a_table_has_its_index_its_formats_and_its_caption():
     frame = pd.DataFrame(
         {"gain": [1.25, -0.5], "p": [0.0123, np.nan], "n": [6, 1]}, pd.Index(["a<b", "c"], name="method")

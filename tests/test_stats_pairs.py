@@ -261,6 +261,15 @@ def test_items_of_one_run_are_no_replicates():
     assert 0.01 < seed < 0.1
 
 
+def test_against_itself_is_every_two_runs_of_a_method():
+    rng = np.random.default_rng(2)
+    runs = {"a": [*rng.normal(size=(3, 40))], "b": [rng.normal(size=40)], "c": []}
+    table = stats.against_itself(runs)
+    assert list(zip(table["method"], table["a"], table["b"], strict=True)) == [("a", 0, 1), ("a", 0, 2), ("a", 1, 2)]
+    assert table["p"].iloc[1] == pytest.approx(oracle.ttest_rel(runs["a"][0], runs["a"][2]).pvalue)
+    assert stats.against_itself({}).empty
+
+
 # The mixed model
 
 
