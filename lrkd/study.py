@@ -294,6 +294,14 @@ def _start_worker(event: Any) -> None:
     global _stop
     _stop = event
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_the_study, daemon=True).start()
+
+
+def _leave_with_the_study() -> None:
+    """A worker whose study was killed would wait for its next run for ever; the run that it has resumes elsewhere."""
+    if study := multiprocessing.parent_process():
+        study.join()
+        os._exit(1)
 
 
 def _train_quietly(spec: Spec, where: Path, device: str, progress: bool) -> None:

@@ -2,8 +2,12 @@
 
 import itertools
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -490,3 +494,21 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
 
 def test_one_teacher_serves_students_of_every_degradation():
     assert spec("fskd", preset="fskd").teacher == spec("fskd").teacher
+
+
+def test_workers_of_a_killed_study_do_not_stay(tmp_path):
+    words = ["study", "book", "--scale", "smoke", "--workers", "2", "--runs", str(tmp_path)]
+    killed = subprocess.Popen([sys.executable, "-m", "lrkd", *words], stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children")
+    wait_until(lambda: len(children.read_text().split()) >= 3)  # a tracker of resources, and two workers
+    workers = [Path(f"/proc/{pid}/stat") for pid in children.read_text().split()]
+    killed.kill()
+    killed.wait()
+    wait_until(lambda: not any(worker.exists() and ") Z " not in worker.read_text() for worker in workers))
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
