@@ -192,7 +192,7 @@ def read_layout(path: str | os.PathLike[str], checksum: bool = False) -> Layout:
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
     if not isinstance(meta, dict) or (missing := [key for key in META if key not in meta]):
         raise DataError(f"{path}: {missing if isinstance(meta, dict) else 'an object'} is missing: {META} are needed")
@@ -211,7 +211,7 @@ def _read_images(folder: Path, meta: dict[str, Any], checksum: bool) -> Shards:
     for file in files:
         try:
             part = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # numpy's reader of headers raises nearly anything
             raise DataError(f"{file}: cannot be read as .npy, broken or cut short: {error}") from error
         if part.dtype != np.uint8 or part.ndim != 4 or part.shape[1:] != (side, side, 3):
             raise DataError(f"{file}: {part.dtype} {part.shape}: uint8 (n, {side}, {side}, 3) is right by meta.json")

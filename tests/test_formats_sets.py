@@ -362,7 +362,7 @@ BAD = [
         lambda w: [f.unlink() for f in w.glob("*_[57]*_f.jpg") if "_5_" not in f.name],
         "pairs 30 years apart: .*--pairs",
     ),
-    (agedb, lambda w: [f.unlink() for f in w.iterdir()], "no images in it"),
+    (agedb, lambda w: [f.unlink() for f in list(w.iterdir())], "no images in it"),
     (cfp, remove("Protocol/Pair_list_P.txt"), "Pair_list_P.txt: no such file"),
     (cfp, remove("Protocol/Split/FP"), "FP: no folds in it"),
     (cfp, remove("Protocol/Split/FP/02/diff.txt"), "diff.txt: no such file"),
@@ -430,7 +430,7 @@ BAD = [
     (scface, remove("mugshot_frontal_cropped_all/002_frontal.JPG"), "person 002 has no mugshot"),
     (scface, add("surveillance_cameras_all/002_cam9_1.jpg"), "PERSON_CAMERA_DISTANCE.jpg"),
     (scface, add("mugshot_frontal_cropped_all/ada.jpg"), "001_frontal.jpg a person is right"),
-    (scface, lambda w: [p.unlink() for p in w.rglob("00[3-5]_*")], "--test 3: .* has 2 people"),
+    (scface, lambda w: [p.unlink() for p in list(w.rglob("00[3-5]_*"))], "--test 3: .* has 2 people"),
 ]
 
 
