@@ -147,7 +147,7 @@ def _decoded(
     try:
         for photo in photos:
             waiting.append(pool.submit(work, photo))
-            if len(waiting) > 8 * workers:
+            if len(waiting) > 4 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
