@@ -1,6 +1,7 @@
 """The house around the package: the lock, make, the book's settings, and what the repository may not contain."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -245,3 +246,10 @@ def test_readme_points_at_what_is_there():
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL))
 def test_readme_runs(block):
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_cells_of_pages_are_short():
+    for page in sorted((ROOT / "book").glob("*.ipynb")):
+        for cell in json.loads(page.read_text())["cells"]:
+            lines = [line for line in "".join(cell["source"]).splitlines() if line.strip()]
+            assert cell["cell_type"] != "code" or len(lines) < 15, f"{page.name}: {cell['id']} has {len(lines)} lines"
