@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -705,3 +706,69 @@ def test_the_real_lfw_lists_and_first_images():
         assert image.shape == (48, 48, 3)
         assert image.std() > 15
     stream.close()
+
+
+# --------------------------------------------------------------------------------------------------- roles and bombs
+
+
+def with_roles(where: Path, change=lambda text: text) -> Path:
+    photos = [
+        layout.Photo(f"p{k % 2}", f"{k}", lambda k=k: jpeg(k), role=("probe", "gallery")[k % 2]) for k in range(4)
+    ]
+    layout.write(
+        where,
+        photos,
+        4,
+        lambda *_: layout.Extras(splits={"train": [0], "test": [1]}),
+        name="x",
+        size=8,
+        crop={},
+        licence="",
+        tool="x",
+        box=layout.whole_padded,
+    )
+    (where / "manifest.csv").write_text(change((where / "manifest.csv").read_text()))
+    return where
+
+
+def test_roles_are_handed_out_as_rows(tmp_path):
+    whole = load_prepared(with_roles(tmp_path / "a"))
+    assert {role: rows.tolist() for role, rows in whole.roles.items()} == {"gallery": [1, 3], "probe": [0, 2]}
+    assert whole.rows("probe").tolist() == [0, 2]
+    assert whole.rows("probe", "train").tolist() == [0, 2]
+    assert whole.rows("probe", "test").tolist() == []
+    assert whole.faces.age is None
+
+
+@pytest.mark.parametrize("role", ["", "Probe", "a b", "../x", "1st"])
+def test_a_role_is_a_word(tmp_path, role):
+    folder = with_roles(tmp_path / "a", lambda text: text.replace(",probe", f",{role}", 1))
+    with pytest.raises(DataError, match=rf"manifest.csv line 2: role is '{role}': a word of a-z"):
+        load_prepared(folder)
+
+
+def test_bombs_take_less_than_a_gigabyte(tmp_path):
+    """Two images just below Pillow's limit, two threads; one that claims far more; one in a format of programs."""
+    bomb = encoded(Image.new("L", (9400, 9400)), "PNG", compress_level=1)
+    head = b"IHDR" + (200_000).to_bytes(4, "big") * 2 + bomb[24:29]
+    claims = bomb[:12] + head + zlib.crc32(head).to_bytes(4, "big") + bomb[33:]
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
+    for k, data in enumerate((bomb, bomb, claims, script)):
+        (tmp_path / str(k)).write_bytes(data)
+    code = """
+        import resource, sys
+        from pathlib import Path
+        from data_prep import layout
+        where = Path(sys.argv[1])
+        photos = [layout.Photo("p", str(k), (where / str(k)).read_bytes) for k in range(4)]
+        options = dict(name="x", size=8, crop={}, licence="", tool="x", max_broken=0.5)
+        layout.write(where / "out", photos, 4, lambda *_: layout.Extras(), **options)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    """
+    out, err = start(code, tmp_path).communicate(timeout=300)
+    assert int(out) < 1024, err
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    broken = {row["source"]: row["reason"] for row in meta["broken"]}
+    assert "DecompressionBomb" in broken["2"]
+    assert "no image in JPEG, PNG, BMP, WEBP" in broken["3"]
+    assert len(broken) == 2
