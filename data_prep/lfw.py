@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -139,7 +138,9 @@ def _archived(archive: Path, read: bool) -> Iterator[layout.Photo]:
                     data = file.read(layout.MAX_FILE + 1) if file is not None else b""
                 name = PurePosixPath(member.name).name
                 yield layout.Photo(person, f"{person}/{name}", lambda data=data: data)  # type: ignore[misc]
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except OSError:
+        raise
+    except Exception as error:  # tarfile raises nearly anything on a damaged header, TypeError among it
         raise DataError(f"{archive}: broken or cut short ({error}): download it again") from error
 
 

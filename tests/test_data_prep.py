@@ -282,6 +282,15 @@ def test_bad_lfw_downloads_are_one_clear_error(archived, tmp_path, change, says)
     assert [p.name for p in tmp_path.iterdir()] == ["download"]
 
 
+def test_whatever_tarfile_raises_is_one_clear_error(archived, tmp_path, monkeypatch):
+    def wrong(*_, **__):
+        raise TypeError("ord() expected a character")  # as it does on a header that damage found with fuzzing had
+
+    monkeypatch.setattr(tarfile, "open", wrong)
+    with pytest.raises(DataError, match=r"lfw-deepfunneled.tgz: broken or cut short \(ord"):
+        lfw.prepare(archived, tmp_path / "out")
+
+
 def test_lists_that_are_not_there_are_left_out(archived, tmp_path, capsys):
     for file in archived.glob("*.txt"):
         if file.name != "pairs.txt":
