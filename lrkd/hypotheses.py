@@ -309,8 +309,8 @@ def told(judged: pd.DataFrame) -> pd.DataFrame:
         corrected=["–" if np.isnan(p) else "< .001" if p < 0.0005 else f"{p:.3f}" for p in judged["adjusted"]],
     )
     table["said"] = [
-        f"is {row.verdict} ({row.difference}{'' if row.endpoint == 'information' else ' points'}, corrected p "
-        f"{row.corrected}, {row.n} seeds)"
+        f"is {row.verdict} ({row.reason}: {row.difference}{'' if row.endpoint == 'information' else ' points'}, "
+        f"corrected p {row.corrected}, {row.n} seeds)"
         if row.n > 1
         else "is undecided for want of data"
         for row in table.itertuples()

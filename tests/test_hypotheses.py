@@ -269,14 +269,15 @@ def test_the_crossed_runs_in_three_ways(results):
 
 def test_told_in_points_and_in_words():
     one = judged(0.02 + WIGGLE).to_frame().T
-    two = one.assign(endpoint="information", id="H9", verdict="refuted")
+    two = one.assign(endpoint="information", id="H9", verdict="refuted", reason="too small")
     none = one.assign(id="H10", n=np.nan, lost=np.nan, mean=np.nan, low=np.nan, high=np.nan, adjusted=np.nan)
     found = h.told(pd.concat([one, two, none], ignore_index=True).infer_objects()).set_index("id")
     assert found["label"].iloc[0] == "H0: a − b"
     assert found["difference"].tolist() == ["+2.0 [+1.8, +2.2]", "+0.020 [+0.018, +0.022]", "–"]
     assert found["corrected"].tolist() == ["< .001", "< .001", "–"]
-    assert found["said"].iloc[0] == "is confirmed (+2.0 [+1.8, +2.2] points, corrected p < .001, 6 seeds)"
-    assert found["said"].iloc[1] == "is refuted (+0.020 [+0.018, +0.022], corrected p < .001, 6 seeds)"
+    told = "is confirmed (the expected sign: +2.0 [+1.8, +2.2] points, corrected p < .001, 6 seeds)"
+    assert found["said"].iloc[0] == told
+    assert found["said"].iloc[1] == "is refuted (too small: +0.020 [+0.018, +0.022], corrected p < .001, 6 seeds)"
     assert found["said"].iloc[2] == "is undecided for want of data"
     assert found["n"].tolist() == [6, 6, 0]
 
