@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -71,9 +70,7 @@ def prepare(
             made = make_pairs(np.array(labels), pairs, folds, seed, age=ages, min_age_gap=gap)
         except DataError as error:
             raise DataError(f"{source}: pairs {gap} years apart: {error} (--pairs, --folds, --gap)") from error
-        columns = (made.left, made.right, made.same.astype(int), made.fold)
-        rows = zip(*(column.tolist() for column in columns), [f"agedb{gap}"] * len(made), strict=True)
-        return layout.Extras(pairs=list(rows))
+        return layout.Extras.drawn(made, f"agedb{gap}")
 
     return layout.write(
         out,
@@ -90,10 +87,7 @@ def prepare(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.agedb", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    layout.add_options(parser)
+    parser = layout.parser("agedb", HELP)
     align.add_frame(parser, 1.0)
     parser.add_argument("--gap", type=layout.positive, default=30, metavar="YEARS", help="least age gap (default 30)")
     parser.add_argument("--pairs", type=layout.positive, default=6000, metavar="N", help="how many (default 6000)")

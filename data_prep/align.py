@@ -188,10 +188,7 @@ def _named(text: str) -> Detector:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.align", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    layout.add_options(parser)
+    parser = layout.parser("align", HELP)
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--landmarks", type=Path, metavar="CSV", help="five landmarks an image")
     group.add_argument("--detector", type=_named, metavar="MODULE:FUNCTION", help="your function that finds them")

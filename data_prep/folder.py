@@ -82,9 +82,7 @@ def prepare(
             pairs = make_pairs(np.array(labels), None, folds, seed, max_genuine=max_genuine)
         except DataError as error:
             raise DataError(f"{source}: {error}") from error
-        columns = (pairs.left, pairs.right, pairs.same.astype(int), pairs.fold)
-        rows = zip(*(column.tolist() for column in columns), [pairs.protocol] * len(pairs), strict=True)
-        return layout.Extras(pairs=list(rows))
+        return layout.Extras.drawn(pairs, pairs.protocol)
 
     return layout.write(
         out,
@@ -116,10 +114,7 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.folder", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    layout.add_options(parser)
+    parser = layout.parser("folder", HELP)
     parser.add_argument(
         "--crop", type=layout.share, default=1.0, metavar="P", help="side of the crop, as a share of the shorter side"
     )

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from lrkd.errors import DataError, LrkdError
 from lrkd.layout import MANIFEST, PAIRS, NpyWriter, file_sha256
+from lrkd.pairs import Pairs
 
 VERSION = "1"
 SHARD_BYTES = 2**31 - 2**20  # under 2 GB with its header
@@ -61,6 +62,13 @@ class Extras:
     pairs: list[tuple[int, int, int, int, str]] = field(default_factory=list)  # left, right, same, fold, protocol
     splits: dict[str, list[int]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def drawn(cls, pairs: Pairs, protocol: str) -> Extras:
+        """Pairs that `lrkd.pairs.make_pairs` drew, under a protocol's name."""
+        columns = (pairs.left, pairs.right, pairs.same.astype(int), pairs.fold)
+        rows = zip(*(column.tolist() for column in columns), [protocol] * len(pairs), strict=True)
+        return cls(pairs=list(rows))
 
 
 class NoFace(Exception):
@@ -470,8 +478,11 @@ def share(text: str) -> float:
     return value
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that all tools share."""
+def parser(tool: str, text: str) -> argparse.ArgumentParser:
+    """The command line of `python -m data_prep.<tool>`, with the options that all tools share."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m data_prep.{tool}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="what you downloaded")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="prepared folder to make")
     parser.add_argument("--size", type=positive, default=112, metavar="S", help="output side in pixels (default 112)")
@@ -483,6 +494,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="share of images that may be broken and skipped before it is an error (default 0.01)",
     )
     parser.add_argument("--workers", type=positive, default=2, metavar="N", help="decoding threads (default 2)")
+    return parser
 
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:

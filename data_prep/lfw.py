@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
@@ -229,10 +228,7 @@ def _check(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.lfw", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    layout.add_options(parser)
+    parser = layout.parser("lfw", HELP)
     parser.add_argument(
         "--crop", type=layout.positive, default=114, metavar="N", help="side of the crop in pixels of 250 (default 114)"
     )

@@ -8,7 +8,6 @@ an unpickler loads it that knows a handful of names, none of which is numpy's ow
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import mmap
 import pickle
@@ -291,10 +290,7 @@ def prepare(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.pairs_bin", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    layout.add_options(parser)
+    parser = layout.parser("pairs_bin", HELP)
     parser.add_argument("--folds", type=layout.positive, default=10, metavar="N", help="folds (default 10)")
     parser.add_argument("--name", help="name of the data set and of its protocol (default: the file's)")
     parser.add_argument("--licence", default=LICENCE, help="note on the terms of use, kept in meta.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -138,10 +137,7 @@ def prepare(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.qmul", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    layout.add_options(parser)
+    parser = layout.parser("qmul", HELP)
     align.add_frame(parser)
     options = vars(parser.parse_args(argv))
     print(layout.summary(options["out"], prepare(**options)))

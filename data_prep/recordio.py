@@ -11,7 +11,6 @@ the first and of one past the last record of identities, which have none either;
 
 from __future__ import annotations
 
-import argparse
 import mmap
 import struct
 import sys
@@ -248,10 +247,7 @@ def prepare(source: Path, out: Path, *, size: int = 112, name: str | None = None
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.recordio", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    layout.add_options(parser)
+    parser = layout.parser("recordio", HELP)
     parser.add_argument("--name", help="name of the data set (default: the folder's)")
     parser.add_argument("--licence", default=LICENCE, help="note on the terms of use, kept in meta.json")
     options = vars(parser.parse_args(argv))

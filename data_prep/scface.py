@@ -112,10 +112,7 @@ def _cameras(text: str) -> tuple[int, ...]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.scface", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    layout.add_options(parser)
+    parser = layout.parser("scface", HELP)
     align.add_frame(parser)
     parser.add_argument("--mugshots", choices=("cropped", "original"), default="cropped", help="default: cropped")
     parser.add_argument("--cameras", type=_cameras, default=(1, 2, 3, 4, 5), metavar="LIST", help="default: 1,2,3,4,5")

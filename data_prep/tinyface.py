@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -120,10 +119,7 @@ def prepare(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.tinyface", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    layout.add_options(parser)
+    parser = layout.parser("tinyface", HELP)
     align.add_frame(parser)
     options = vars(parser.parse_args(argv))
     print(layout.summary(options["out"], prepare(**options)))

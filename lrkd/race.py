@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lrkd.errors import DataError
-from lrkd.stats import holm, paired_differences, spelled
+from lrkd.stats import check_columns, holm, paired_differences, spelled
 
 CHANCE = 0.5
 RUN = ("config", "method", "seed", "teacher_seed")
@@ -26,7 +25,7 @@ def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
     accuracy: on the validation people, nan for a run that diverged. The teacher's rows, and all whose method has no
     weight in its name ("lp(2)@8"), are left out.
     """
-    _columns(ladder, ["method", "seed", "status", "protocol", "accuracy"])
+    check_columns(ladder, ["method", "seed", "status", "protocol", "accuracy"])
     kept = ladder["method"].astype(str).str.contains("@")
     kept &= (ladder["protocol"] == "validation") | (ladder["status"] != "ok")
     found = ladder[kept]
@@ -52,7 +51,7 @@ def brackets(found: pd.DataFrame, matched: Mapping[str, float] | None = None) ->
     `lead` (over the best other rung), `spread` (best minus worst finished rung). Distances come in the order of
     `matched`, or else of the table. Unit: a rung, one run each: a lead of less than the noise of a run chooses nothing.
     """
-    _columns(found, ["distance", "weight", "accuracy", "status"])
+    check_columns(found, ["distance", "weight", "accuracy", "status"])
     named = list(dict.fromkeys(found["distance"]))
     rows = []
     for distance in [name for name in matched or named if name in named]:
@@ -88,7 +87,7 @@ def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFram
     that the table lacks.
     """
     keys = list(RUN)
-    _columns(traces, [*keys, "step", "accuracy"])
+    check_columns(traces, [*keys, "step", "accuracy"])
     rows = []
     for key, part in traces.sort_values("step").groupby(keys, sort=False, dropna=False):
         step, accuracy = part["step"].to_numpy(), part["accuracy"].to_numpy(np.float64)
@@ -110,7 +109,7 @@ def entrants(
     none, whose teacher counts not). A run that diverged counts with chance, in accuracy, final and auc, and reaches no
     level. Unit: a run.
     """
-    _columns(results, [*RUN, "status", "protocol", "accuracy"])
+    check_columns(results, [*RUN, "status", "protocol", "accuracy"])
     raced = results["method"].astype(str).str.contains("@") | (results["method"] == "none")
     if "role" in results:
         raced &= results["role"] == "student"
@@ -190,8 +189,3 @@ def told(table: pd.DataFrame) -> dict[str, str]:
         name: text + more.rstrip()
         for name, text, more in zip(table["method"], spelled(table, sign=True), p, strict=True)
     }
-
-
-def _columns(frame: pd.DataFrame, wanted: Sequence[str]) -> None:
-    if missing := [name for name in wanted if name not in frame]:
-        raise DataError(f"table: has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")

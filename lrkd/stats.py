@@ -47,7 +47,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "accuracy", *
     run that diverged) is left out of the mean and counted in `missing`; a cell of one value has no interval. Cells come
     in the order in which the frame names them. Raises DataError for columns that the frame lacks.
     """
-    _columns(frame, [*by, value])
+    check_columns(frame, [*by, value])
     table = []
     for key, part in frame.groupby(list(by), sort=False, dropna=False):
         values = part[value].to_numpy(np.float64)
@@ -78,7 +78,7 @@ def paired_differences(
     and for columns that the frame lacks.
     """
     unit, by = list(unit), list(by)
-    _columns(frame, ["method", *by, *unit, value])
+    check_columns(frame, ["method", *by, *unit, value])
     rows = frame.drop_duplicates(ignore_index=True)
     twice = rows.duplicated(["method", *by, *unit])
     if twice.any():
@@ -260,7 +260,7 @@ def compare(
     frame: columns method, *unit and `value`, one row a run. Raises DataError for a method without rows, for columns
     that the frame lacks, and for two rows of one method and unit.
     """
-    _columns(frame, ["method", *unit, value])
+    check_columns(frame, ["method", *unit, value])
     if frame.duplicated(["method", *unit]).any():
         first = frame.loc[frame.duplicated(["method", *unit]).idxmax(), ["method", *unit]].to_dict()
         raise DataError(f"frame: more than one row of {first}; choose one protocol, side and teacher before comparing")
@@ -357,7 +357,7 @@ def mixed_model(frame: pd.DataFrame, method: str, baseline: str, value: str = "a
     from statsmodels.regression.mixed_linear_model import VCSpec
     from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
-    _columns(frame, ["method", "seed", "teacher_seed", value])
+    check_columns(frame, ["method", "seed", "teacher_seed", value])
     rows = frame[frame["method"].isin([method, baseline])].dropna(subset=value)
     is_method = (rows["method"] == method).to_numpy(np.float64)
     counts = (len(rows), int(rows["seed"].nunique()), int(rows["teacher_seed"].nunique()))
@@ -436,7 +436,7 @@ def provenance(frame: pd.DataFrame) -> dict[str, int | str]:
     commit, each with its values in their order, joined by commas.
     """
     texts = ("data", "scale", "device", "torch", "commit")
-    _columns(frame, ["config", "seed", "teacher_seed", "status", *texts])
+    check_columns(frame, ["config", "seed", "teacher_seed", "status", *texts])
     found: dict[str, int | str] = {
         "runs": int(frame["config"].nunique()),
         "seeds": int(frame["seed"].nunique()),
@@ -461,7 +461,8 @@ def _estimate(values: np.ndarray, level: float) -> Estimate:
     return Estimate(mean, np.nan, np.nan, np.nan, len(values))
 
 
-def _columns(frame: pd.DataFrame, wanted: Iterable[str]) -> None:
+def check_columns(frame: pd.DataFrame, wanted: Iterable[str]) -> None:
+    """DataError that names the first of these columns that the frame lacks, and what it has."""
     missing = [name for name in wanted if name not in frame]
     if missing:
         raise DataError(f"frame: has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from lrkd import methods, runs
+from lrkd import methods, race, runs
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.experiment import (
     PROCEDURAL,
@@ -163,15 +163,12 @@ def winners(ladder: pd.DataFrame) -> dict[str, float]:
 
     A run that diverged loses. Raises DataError where a distance of the race has no finished run in the table.
     """
-    rows = ladder[(ladder["protocol"] == "validation") & ladder["method"].str.contains("@")]
-    parts = rows["method"].str.rsplit("@", n=1, expand=True)
-    found = rows.assign(distance=parts[0], weight=parts[1].astype(float)) if len(rows) else rows.assign(distance="")
-    if missing := set(methods.RACE) - set(found["distance"]):
+    chosen = race.brackets(race.rungs(ladder)).dropna(subset="weight").set_index("distance")["weight"]
+    if missing := set(methods.RACE) - set(chosen.index):
         raise DataError(
             f"ladder: has no validation row of {', '.join(sorted(missing))}: finish `lrkd study ladder` first"
         )
-    mean = found.groupby(["distance", "weight"])["accuracy"].mean()
-    return {name: float(mean[name].idxmax()) for name in methods.RACE}
+    return {name: float(chosen[name]) for name in methods.RACE}
 
 
 STUDIES: dict[str, Callable[..., list[Spec]]] = {
