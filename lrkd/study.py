@@ -272,15 +272,23 @@ def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, pr
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C is ignored in the block, and by processes that start there from their first instruction on."""
+    """Ctrl-C waits until the block has ended; a process that starts in it never sees one, from its first instruction on.
+
+    A process inherits what is blocked, but no handler. Another thread may take the signal all the same: hence both.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
+        if noted:
+            signal.raise_signal(signal.SIGINT)
 
 
 _stop: Any = None

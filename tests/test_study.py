@@ -507,6 +507,23 @@ def test_workers_of_a_killed_study_do_not_stay(tmp_path):
     wait_until(lambda: not any(worker.exists() and ") Z " not in worker.read_text() for worker in workers))
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_while_a_worker_starts_waits_and_is_not_lost(times):
+    code = f"""
+import signal
+from lrkd.study import _uninterrupted
+try:
+    with _uninterrupted():
+        for _ in range({times}):
+            signal.raise_signal(signal.SIGINT)
+        print("whole")
+except KeyboardInterrupt:
+    print("then stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["whole", "then stopped", ""]
+
+
 def wait_until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
