@@ -272,7 +272,7 @@ def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, pr
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block has ended; a process that starts in it never sees one, from its first instruction on.
+    """Ctrl-C waits until the block has ended; a process that starts in it never sees one, not in its first instruction.
 
     A process inherits what is blocked, but no handler. Another thread may take the signal all the same: hence both.
     """

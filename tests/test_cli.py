@@ -233,7 +233,15 @@ def test_hypotheses_take_their_weights_from_a_ladder(lrkd_, refused, tmp_path):
     refused(1, r"l\.csv: is no such table", "study", "hypotheses", "--ladder", tmp_path / "l.csv")
     names = [f"{name}@{k}" for k, name in enumerate(methods.RACE, 1)]
     rows = [
-        {"method": name, "protocol": "validation", "accuracy": 0.7, "config": name, "side": 6, "seed": 0}
+        {
+            "method": name,
+            "protocol": "validation",
+            "accuracy": 0.7,
+            "config": name,
+            "side": 6,
+            "seed": 0,
+            "status": "ok",
+        }
         for name in names
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "l.csv", index=False)
