@@ -1,0 +1,32 @@
+"""What `make book` does before Sphinx: execute the pages that jupyter-cache lacks, one on each core at a time.
+
+Sphinx would execute them one after another. A page that fails here is left to it, which says where and why.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import yaml
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
+
+
+def main() -> None:
+    root = Path(__file__).resolve().parent.parent
+    settings = yaml.safe_load((root / "_config.yml").read_text())["execute"]
+    cache = get_cache(root / settings["cache"])
+    pages = [str(page) for page in sorted((root / "book").glob("*.ipynb"))]
+    for page in pages:
+        cache.add_nb_to_project(page)
+    # More threads than cores wait for each other: a page would take many times longer than with one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.basicConfig(format="%(message)s")
+    log = logging.getLogger("pages")
+    log.setLevel(logging.INFO)
+    executor = load_executor("local-parallel", cache, log)
+    executor.run_and_cache(filter_uris=pages, timeout=settings["timeout"])
+
+
+if __name__ == "__main__":
+    main()
