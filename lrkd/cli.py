@@ -16,7 +16,7 @@ from lrkd import __version__, evidence, methods, runs, study
 from lrkd.data import load_prepared, make_pairs, resized_faces
 from lrkd.degrade import PRESETS
 from lrkd.errors import ConfigError, DataError, LrkdError, RunError
-from lrkd.models import Foreign, IResNet, load_foreign
+from lrkd.models import Foreign, Network, load_foreign
 from lrkd.verify import embed, fuse, identification, kfold_verification, tar_at_far
 
 EPILOG = """\
@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--teacher-seed", type=int, default=0, metavar="N", help="which teacher (default: 0)")
     sub.add_argument("--teacher", action="store_true", help="train the HR teacher itself, on its longer schedule")
     sub.add_argument("--preset", default="area-bicubic", help=f"degradation: {', '.join(PRESETS)}")
+    sub.add_argument(
+        "--design",
+        default="",
+        help=f"a student for LR images at their own size: {', '.join(study.DESIGNS)} (default: the scale's)",
+    )
     what(sub)
 
     def network(sub: argparse.ArgumentParser, sides: str) -> None:
@@ -178,20 +183,21 @@ def _train(arguments: argparse.Namespace) -> None:
         teacher_seed=arguments.teacher_seed,
         role="teacher" if arguments.teacher else "student",
         preset=arguments.preset,
+        design=arguments.design,
     )
     run = study.train(spec, arguments.runs, device=arguments.device)
     measures = run.result["measures"]
-    print(
-        f"{run.path}\n"
-        f"accuracy {measures['test']['accuracy']:.2%} (test), {measures['validation']['accuracy']:.2%} (validation), "
-        f"{measures['test-hr-lr']['accuracy']:.2%} (HR against LR), rank-1 {measures['identification']['rank1']:.2%}"
-    )
+    told = [f"{measures['test']['accuracy']:.2%} (test)", f"{measures['validation']['accuracy']:.2%} (validation)"]
+    if "test-hr-lr" in measures:
+        told += [f"{measures['test-hr-lr']['accuracy']:.2%} (HR against LR)"]
+        told += [f"rank-1 {measures['identification']['rank1']:.2%}"]
+    print(f"{run.path}\naccuracy {', '.join(told)}")
 
 
 class Subject(NamedTuple):
     """A network to be measured, and how it is usually tested; `run` where the store has trained it."""
 
-    network: IResNet | Foreign
+    network: Network | Foreign
     name: str
     sides: tuple[int, ...]
     preset: str

@@ -109,6 +109,7 @@ def degrade(
     *,
     preset: str | Degradation = "area-bicubic",
     generator: torch.Generator | None = None,
+    enlarge: bool = True,
 ) -> Tensor:
     """LR versions at HR size: `(B,C,H,H) -> (B,C,H,H)`, the same dtype and device.
 
@@ -118,6 +119,8 @@ def degrade(
     preset: a name of `PRESETS` or a `Degradation`.
     generator: every random draw comes from here, in the order side, down, up, noise level, noise, quality; wanted
         only if something is drawn. Draws are made on its own device.
+    enlarge: False gives the LR images themselves, (B,C,side,side), for a network that takes them at that size; there is
+        then one side for all, and no blur after the enlargement that does not happen.
 
     Differentiable in float images, except through JPEG. Computed in float32 (float64 for float64), also under autocast.
 
@@ -127,6 +130,11 @@ def degrade(
     spec = _spec(preset)
     _check_images(images)
     sides, which = _sides(side, images, generator)
+    if not enlarge and (which is not None or (any(spec.blur) and spec.blur_at == "up")):
+        raise ConfigError(
+            f"enlarge: False, but {'sides differ' if which is not None else 'the blur comes after enlarging'}: "
+            "LR images of one size need one side, and a degradation that ends at it"
+        )
     down = _draw(len(spec.downs), images, generator, "down kernel")
     up = _draw(len(spec.ups), images, generator, "up kernel")
     dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
@@ -134,7 +142,10 @@ def degrade(
         x = images.to(dtype, memory_format=torch.contiguous_format)
         if images.dtype == torch.uint8:
             x = x / 255
-        if which is down is up is None or not spec.linear:
+        if not enlarge:
+            noise, quality = _draw_noise(x, spec, generator), _draw_quality(x, spec, generator)
+            x = _low(x, sides[0], down, spec, noise, quality)
+        elif which is down is up is None or not spec.linear:
             x = _by_side(x, sides, which, down, up, spec, generator)
         else:
             index = _flat(_flat(which, len(spec.downs), down), len(spec.ups), up)
@@ -276,15 +287,21 @@ def _at_side(
     quality: Tensor | None,
 ) -> Tensor:
     size = x.shape[-1]
-    changes = side < size or any(spec.blur)
-    low = _resample(x, size, "down", (side,), down, spec) if changes else x
+    low = _low(x, side, down, spec, noise, quality)
+    return _resample(low, size, "up", (side,), up, spec) if side < size or any(spec.blur) else low
+
+
+def _low(
+    x: Tensor, side: int, down: Tensor | None, spec: Degradation, noise: Tensor | None, quality: Tensor | None
+) -> Tensor:
+    """The LR images themselves, `(B,C,H,H) -> (B,C,side,side)`."""
+    changes = side < x.shape[-1] or any(spec.blur)
+    low = _resample(x, x.shape[-1], "down", (side,), down, spec) if changes else x
     if noise is not None:
         low = low + noise[..., :side, :side]
     if spec.quantise:
         low = low + ((low.clamp(0, 1) * 255).round() / 255 - low).detach()
-    if quality is not None:
-        low = _jpeg(low, quality)
-    return _resample(low, size, "up", (side,), up, spec) if changes else low
+    return low if quality is None else _jpeg(low, quality)
 
 
 def _jpeg(x: Tensor, quality: Tensor) -> Tensor:

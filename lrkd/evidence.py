@@ -29,7 +29,7 @@ from lrkd.experiment import (
 )
 from lrkd.faces import PARTS, FaceModel
 from lrkd.information import Maps, face_derivatives, information
-from lrkd.models import IResNet
+from lrkd.models import Network
 from lrkd.runs import Run
 from lrkd.scales import Scale
 from lrkd.train import normalise
@@ -109,7 +109,7 @@ class Seen(NamedTuple):
     gradcam: dict[str, Tensor]
 
 
-def look(network: IResNet, side: int | None, faces: data.Faces, shown: Probes) -> Seen:
+def look(network: Network, side: int | None, faces: data.Faces, shown: Probes) -> Seen:
     """The network's own attention on the probes at a side, and Grad-CAM of those with ground truth.
 
     Grad-CAM explains the cosine of an image's embedding with the mean embedding of the person's other images.

@@ -4,7 +4,7 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.losses import View
 from lrkd.methods import Method
 from lrkd.runs import Run
-from lrkd.scales import SCALES, Recipe, Scale
+from lrkd.scales import DESIGNS, SCALES, Recipe, Scale
 from lrkd.train import Options, Schedule, Teacher, fit, load_model, normalise, save_model, threads
 
 PROCEDURAL = "procedural"
@@ -38,6 +38,7 @@ class Spec:
     """One run of the study. side None is HR; teacher_seed tells teachers apart; role "teacher" takes its schedule.
 
     observations: how often the run looks at validation images while it trains, which leaves a trace.csv beside it.
+    design: a student of `scales.DESIGNS`, which takes LR images at their own size; "" is the scale's own network.
     """
 
     method: Method
@@ -49,8 +50,13 @@ class Spec:
     role: str = "student"
     preset: str = "area-bicubic"
     observations: int = 0
+    design: str = ""
 
     def __post_init__(self) -> None:
+        if self.design and self.design not in DESIGNS:
+            raise ConfigError(f"design is {self.design!r}: the designs are {', '.join(DESIGNS)}")
+        if self.design and not isinstance(self.side, int):
+            raise ConfigError(f"side is {self.side}: design {self.design!r} takes LR images of one side")
         if self.preset not in PRESETS:
             raise ConfigError(f"preset is {self.preset!r}: the degradations are {', '.join(PRESETS)}")
         for name, seed in (("seed", self.seed), ("teacher-seed", self.teacher_seed)):
@@ -81,6 +87,24 @@ class Spec:
         if self.method.teacher in ("none", "random"):
             return None
         return teacher_spec(self.scale, self.teacher_seed, self.source)
+
+    @property
+    def start(self) -> "Spec | None":
+        """The run whose weights this one begins with."""
+        return None if self.method.start is None else replace(self, method=methods.get(self.method.start))
+
+    @property
+    def needs(self) -> "dict[str, Spec]":
+        """The runs that must be there before this one: "teacher" and "start", where it has them."""
+        return {name: spec for name, spec in (("teacher", self.teacher), ("start", self.start)) if spec is not None}
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The student's arguments for `models.build`."""
+        scale = self.scale
+        if self.design:
+            return {"size": self.side, "embedding": scale.embedding, **DESIGNS[self.design]}
+        return {"name": scale.model, "size": scale.size, "embedding": scale.embedding, **scale.model_options}
 
 
 def teacher_spec(scale: Scale, seed: int = 0, source: str = PROCEDURAL) -> Spec:
@@ -117,12 +141,7 @@ def config(spec: Spec) -> dict[str, Any]:
         "seed": spec.seed,
         "teacher": None if spec.teacher is None else runs.digest(config(spec.teacher)),
         "teacher_seed": None if spec.method.teacher == "none" else spec.teacher_seed,
-        "model": {
-            "name": spec.scale.model,
-            "size": spec.scale.size,
-            "embedding": spec.scale.embedding,
-            **spec.scale.model_options,
-        },
+        "model": spec.model,
         "head": dict(spec.scale.head),
         "schedule": asdict(spec.schedule),
         "options": asdict(spec.options),
@@ -131,6 +150,7 @@ def config(spec: Spec) -> dict[str, Any]:
             **{part: getattr(faces, part).digest for part in data.SPLITS},
         },
         **({"observations": spec.observations} if spec.observations else {}),
+        **({"start": runs.digest(config(spec.start))} if spec.start else {}),
     }
 
 
@@ -143,7 +163,7 @@ def run_name(spec: Spec) -> str:
     """The readable part of a run's folder name."""
     sides = [spec.side] if not isinstance(spec.side, tuple) else spec.side
     where = "-".join("hr" if side is None else str(side) for side in sides)
-    what = "teacher" if spec.role == "teacher" else spec.method.name
+    what = "teacher" if spec.role == "teacher" else spec.method.name + (f"-{spec.design}" if spec.design else "")
     taught = "" if spec.method.teacher == "none" else f"-t{spec.teacher_seed}"
     return f"{source_name(spec)}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
 
@@ -174,42 +194,41 @@ def train(
     device = device_of(device)
     run = runs.open_run(store(where), run_name(spec), config(spec))
     if not run.finished:
-        teacher = (
-            None if spec.teacher is None else train(spec.teacher, where, device=device, progress=progress, stop=stop)
-        )
+        lent = {
+            name: train(need, where, device=device, progress=progress, stop=stop) for name, need in spec.needs.items()
+        }
         with run.lock(on_wait=lambda: tqdm.write(f"{run.path}: waiting for another process that trains this run")):
             if not run.finished:
-                _train(spec, run, teacher, device, progress, checkpoint_every, stop)
+                _train(spec, run, lent, device, progress, checkpoint_every, stop)
     if run.result["status"] != "ok":
         raise TrainingError(f"{run.path}: {run.result['reason']}")
     return run
 
 
-def _build(spec: Spec, seed: int, classes: int) -> tuple[models.IResNet, heads.Head]:
-    scale = spec.scale
-    network = models.build(
-        scale.model, size=scale.size, embedding=scale.embedding, seed=seed, **dict(scale.model_options)
-    )
-    options = {key: value for key, value in scale.head.items() if key != "name"}
-    return network, heads.build(scale.head["name"], classes, scale.embedding, seed=seed, **options)
+def _build(spec: Spec, seed: int, classes: int) -> tuple[models.Network, heads.Head]:
+    options = {key: value for key, value in spec.scale.head.items() if key != "name"}
+    head = heads.build(spec.scale.head["name"], classes, spec.scale.embedding, seed=seed, **options)
+    return models.build(**spec.model, seed=seed), head
 
 
 def _train(
     spec: Spec,
     run: Run,
-    teacher_run: Run | None,
+    lent: Mapping[str, Run],
     device: str,
     progress: bool,
     every: int,
     stop: Callable[[], bool] | None,
 ) -> None:
     faces = splits(spec.scale, spec.source)
-    network, head = _build(spec, spec.seed, faces.train.classes)
+    network, head = load(lent["start"]) if "start" in lent else _build(spec, spec.seed, faces.train.classes)
     teacher = None
-    if teacher_run is not None:
-        teacher = Teacher(*load(teacher_run), shuffled=spec.method.teacher == "shuffled")
+    if "teacher" in lent:
+        chosen = _chosen(spec, lent["teacher"], device)
+        teacher = Teacher(*load(lent["teacher"]), shuffled=spec.method.teacher == "shuffled", chosen=chosen)
     elif spec.method.teacher == "random":
-        teacher = Teacher(*_build(spec, 1000 + spec.teacher_seed, faces.train.classes))
+        untaught = teacher_spec(spec.scale, spec.teacher_seed, spec.source)
+        teacher = Teacher(*_build(untaught, 1000 + spec.teacher_seed, faces.train.classes))
     stamp = {"source": spec.source, "device": device_name(device), "torch": torch.__version__, "commit": commit()}
     try:
         fitted = fit(
@@ -242,7 +261,35 @@ def _train(
     (run.path / "state.pt").unlink(missing_ok=True)
 
 
-def _observed(spec: Spec, run: Run, network: models.IResNet, teacher: Teacher | None, device: str) -> dict[str, Any]:
+def _chosen(spec: Spec, teacher: Run, device: str) -> Tensor | None:
+    """(N,) bool: the training images of which the teacher's features are learned, None for all."""
+    choice = spec.method.choice
+    if choice is None:
+        return None
+    faces = splits(spec.scale, spec.source).train
+    if choice.kind != "random":
+        return torch.from_numpy(selection(choice, faces, teacher, device)[1].chosen)
+    drawn = np.random.default_rng(spec.seed).permutation(len(faces)) < max(1, round(choice.fraction * len(faces)))
+    return torch.from_numpy(drawn)
+
+
+@functools.lru_cache(maxsize=8)
+def selection(choice: methods.Choice, faces: data.Faces, teacher: Run, device: str = "cpu") -> tuple[np.ndarray, Any]:
+    """How informative the teacher's feature of each image is (N,), and which of them `lrkd.select` chooses.
+
+    The images are embedded as they are, without their mirror images.
+    """
+    from lrkd import select
+
+    network, _ = load(teacher)
+    features = verify.embed(network, faces.images, mirror=False, device=device)
+    unary = select.unaries(features, faces.labels)
+    edges = select.graph(features, faces.labels, choice.neighbours)
+    beta = choice.beta if choice.kind == "graph" else 0.0
+    return unary, select.select_count(unary, edges, max(1, round(choice.fraction * len(faces))), beta)
+
+
+def _observed(spec: Spec, run: Run, network: models.Network, teacher: Teacher | None, device: str) -> dict[str, Any]:
     """The arguments with which `fit` writes the run's trace.csv, a row an observation; none for a run without."""
     if not spec.observations:
         return {}
@@ -260,7 +307,7 @@ def _observed(spec: Spec, run: Run, network: models.IResNet, teacher: Teacher | 
 
 
 def observation(
-    spec: Spec, faces: data.Faces, network: models.IResNet, teacher: Teacher | None, hints: Any, device: str
+    spec: Spec, faces: data.Faces, network: models.Network, teacher: Teacher | None, hints: Any, device: str
 ) -> dict[str, float]:
     """Accuracy on the pairs of `faces`, and for a method with a term on the hinted features how each stage stands.
 
@@ -277,7 +324,7 @@ def observation(
     if teacher is None or hints is None:
         return measures
     x = faces.batch(np.linspace(0, len(faces) - 1, min(256, len(faces))).astype(np.int64)).to(device).float() / 255
-    y = x if side is None else degrade(x, side, preset=spec.preset)
+    y = x if side is None else degrade(x, side, preset=spec.preset, enlarge=network.size != side)
     with torch.no_grad():
         s, t = network.eval()(normalise(y)), teacher.network(normalise(x))
         mapped = hints.eval()(s.features)
@@ -301,7 +348,7 @@ def observation(
     return measures
 
 
-def load(run: Run) -> tuple[models.IResNet, heads.Head]:
+def load(run: Run) -> tuple[models.Network, heads.Head]:
     """Network and head of a finished run, in evaluation mode.
 
     Raises RunError for a run that has not finished or has diverged, and where the file does not fit its config.
@@ -332,24 +379,24 @@ def evaluation_preset(preset: str) -> str:
 
 
 def evaluate(
-    spec: Spec, network: models.IResNet, teacher: Teacher | None, hints: Any, device: str
+    spec: Spec, network: models.Network, teacher: Teacher | None, hints: Any, device: str
 ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
     """Measures by protocol, and (4,P) float32 of the test pairs: LR-LR scores and correctness, HR-LR the same.
 
     Protocols: "validation" and "test" with both images at the run's side, "test-hr-lr" with the left image HR,
     "identification" with an HR gallery of each test person's first image and LR probes of the rest; for a teacher also
-    "test-at-24" and so on, both images at a side that it was not trained for.
+    "test-at-24" and so on, both images at a side that it was not trained for. A network that takes LR images at their
+    own size cannot be shown HR ones: its teacher's features, which it learns, stand in for them; without a teacher the
+    two protocols with HR images are left out, and their scores are nan.
     """
     faces = splits(spec.scale, spec.source)
     side = max(spec.side) if isinstance(spec.side, tuple) else spec.side
     preset = evaluation_preset(spec.preset)
 
-    def features(part: data.Faces, at: int | None) -> np.ndarray:
+    def features(part: data.Faces, at: int | None, by: models.Network = network) -> np.ndarray:
         amp = torch.bfloat16 if spec.options.precision == "bfloat16" else None
         with threads(spec.options.threads):
-            return verify.embed(
-                network, part.images, side=at, preset=preset, device=device, amp=amp, channels_last=True
-            )
+            return verify.embed(by, part.images, side=at, preset=preset, device=device, amp=amp, channels_last=True)
 
     def verification(a: np.ndarray, b: np.ndarray, pairs: data.Pairs) -> tuple[verify.Verification, dict[str, float]]:
         found = verify.kfold_verification(a[pairs.left], b[pairs.right], pairs.same, pairs.fold)
@@ -365,29 +412,26 @@ def evaluate(
             "d_prime": verify.d_prime(found.scores, pairs.same),
         }
 
-    low = features(faces.test, side)
-    high = low if side is None else features(faces.test, None)
-    pairs = pairs_of(faces.test)
+    pairs, native = pairs_of(faces.test), network.size != spec.scale.size
+    low, tuned = (features(part, side) for part in (faces.test, faces.validation))
     both, test = verification(low, low, pairs)
-    mixed, cross = verification(high, low, pairs)
-    tuned = features(faces.validation, side)
-    _, validation = verification(tuned, tuned, pairs_of(faces.validation))
-    first = np.unique(faces.test.labels, return_index=True)[1]
-    rest = np.setdiff1d(np.arange(len(faces.test.labels)), first)
-    ranks = verify.rank_k(high[first], faces.test.labels[first], low[rest], faces.test.labels[rest], (1, 5))
-    measures = {
-        "validation": validation,
-        "test": test,
-        "test-hr-lr": cross,
-        "identification": {"rank1": float(ranks[0]), "rank5": float(ranks[1])},
-    }
+    measures = {"validation": verification(tuned, tuned, pairs_of(faces.validation))[1], "test": test}
+    scores = [both.scores, both.correct, *np.full((2, len(pairs)), np.nan)]
+    if not native or teacher is not None:
+        high = low if side is None else features(faces.test, None, teacher.network if native and teacher else network)
+        mixed, measures["test-hr-lr"] = verification(high, low, pairs)
+        scores[2:] = [mixed.scores, mixed.correct]
+        first = np.unique(faces.test.labels, return_index=True)[1]
+        rest = np.setdiff1d(np.arange(len(faces.test.labels)), first)
+        ranks = verify.rank_k(high[first], faces.test.labels[first], low[rest], faces.test.labels[rest], (1, 5))
+        measures["identification"] = {"rank1": float(ranks[0]), "rank5": float(ranks[1])}
     if spec.role == "teacher":
         for at in spec.scale.sides:
             fed = features(faces.test, at)
             measures[f"test-at-{at}"] = verification(fed, fed, pairs)[1]
     if teacher is not None:
         measures["test"] |= agreement(network, teacher.network, hints, faces.test.images, side, preset, device)
-    return measures, np.stack([both.scores, both.correct, mixed.scores, mixed.correct]).astype(np.float32)
+    return measures, np.stack(scores).astype(np.float32)
 
 
 def pairs_of(faces: data.Faces) -> data.Pairs:
@@ -398,8 +442,8 @@ def pairs_of(faces: data.Faces) -> data.Pairs:
 
 
 def agreement(
-    network: models.IResNet,
-    teacher: models.IResNet,
+    network: models.Network,
+    teacher: models.Network,
     hints: Any,
     images: Any,
     side: int | None,
@@ -410,19 +454,20 @@ def agreement(
     """Mean cosine of student and teacher on `count` evenly spaced images: features (hinted), maps, embedding."""
     index = np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)
     x = torch.from_numpy(np.ascontiguousarray(images[index])).to(device).permute(0, 3, 1, 2).float() / 255
-    y = x if side is None else degrade(x, side, preset=preset, generator=torch.Generator().manual_seed(0))
+    native, drawn = network.size != x.shape[-1], torch.Generator().manual_seed(0)
+    y = x if side is None else degrade(x, side, preset=preset, generator=drawn, enlarge=not native)
 
     def mean(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
         return float(torch.stack([(1 - cosine(s, t)).mean() for s, t in zip(a, b, strict=True)]).mean())
 
     with torch.inference_mode():
         s, t = network.eval()(normalise(y)), teacher.eval()(normalise(x))
+        alike = {"cosine_embedding": mean([s.embedding], [t.embedding])}
+        if native:  # no map of it is as large as the teacher's
+            return alike
         mapped = s.features if hints is None else hints.eval()(s.features)
-        return {
-            "cosine_features": mean(mapped, t.features),
-            "cosine_attention": mean([*s.channel, *s.spatial], [*t.channel, *t.spatial]),
-            "cosine_embedding": mean([s.embedding], [t.embedding]),
-        }
+        alike["cosine_attention"] = mean([*s.channel, *s.spatial], [*t.channel, *t.spatial])
+        return alike | {"cosine_features": mean(mapped, t.features)}
 
 
 def rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:

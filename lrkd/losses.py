@@ -27,6 +27,7 @@ class View(NamedTuple):
     spatial: Sequence[Tensor]  # a block each, (B,1,h,w)
     logits: Tensor  # (B,classes), cosine times scale
     labels: Tensor  # (B,)
+    chosen: Tensor | None = None  # (B,) bool: of which images the teacher's features are learned; None: of all
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], distance: Distance) -> Tensor:
@@ -259,3 +260,19 @@ def embedding(distance: Distance = cosine, weight: float = 20.0) -> Term:
 
 def _embedding(student: View, teacher: View, distance: Distance) -> Tensor:
     return distance(student.embedding, teacher.embedding).mean()
+
+
+def regression(distance: Distance = cosine, weight: float = 20.0) -> Term:
+    """The embeddings of the chosen images by a distance: SKD (arXiv 1811.09998), see `lrkd.select`.
+
+    Averaged over the chosen images of the batch, not over the batch, so that a smaller choice weighs no less; zero in a
+    batch without any.
+    """
+    return Term("regression", weight, partial(_regression, distance=distance), (("distance", distance.__name__),))
+
+
+def _regression(student: View, teacher: View, distance: Distance) -> Tensor:
+    each = distance(student.embedding, teacher.embedding)
+    if teacher.chosen is None:
+        return each.mean()
+    return (each * teacher.chosen).sum() / teacher.chosen.sum().clamp_min(1)

@@ -1,7 +1,7 @@
 """The named methods of the study, as data: which teacher, which terms. `METHODS[name]`, or `replace` one of them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from lrkd.losses import (
     embedding,
     feature,
     logits,
+    regression,
     relational,
     similarity_preserving,
 )
@@ -23,12 +24,31 @@ TeacherKind = Literal["none", "trained", "random", "shuffled"]
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Of which training images the teacher's features are learned.
+
+    kind: "graph" (`lrkd.select`, by informativeness less redundancy), "top" (the most informative ones, without the
+    graph) or "random". fraction: how many of all. beta: weight of the graph's edges. neighbours: edges a node.
+    """
+
+    kind: Literal["graph", "top", "random"]
+    fraction: float
+    beta: float = 1.0
+    neighbours: int = 10
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("graph", "top", "random") or not 0 < self.fraction <= 1:
+            raise ConfigError(f"{self}: kind is graph, top or random, and fraction above 0 and at most 1")
+
+
+@dataclass(frozen=True)
 class Method:
     """A method of the study.
 
     teacher: "trained" (on HR images), "random" (the same network, untrained), "shuffled" (the trained one, shown each
-    image's neighbour in the batch) or "none". terms: what is added to the margin head's cross-entropy. source: where it
-    is from; note: how ours deviates.
+    image's neighbour in the batch) or "none". terms: what is added to the margin head's cross-entropy. start: the
+    method whose finished run, of the same seed, lends its weights to begin with. choice: of which images the teacher's
+    features are learned, None for all. source: where it is from; note: how ours deviates.
     """
 
     name: str
@@ -37,6 +57,8 @@ class Method:
     teacher: TeacherKind = "trained"
     source: str = ""
     note: str = ""
+    start: str | None = None
+    choice: Choice | None = None
 
     def __post_init__(self) -> None:
         if (self.teacher == "none") != (not self.terms):
@@ -44,10 +66,14 @@ class Method:
 
     def describe(self) -> dict[str, Any]:
         """What determines the training, in plain values; titles and notes do not."""
-        return {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
+        told = {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
+        more = {"start": self.start, "choice": None if self.choice is None else asdict(self.choice)}
+        return told | {key: value for key, value in more.items() if value is not None}
 
 
 FSKD = (feature(cosine, weight=20.0),)
+SKD = (regression(cosine, weight=20.0),)
+SKD_FRACTION = 0.5
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -102,8 +128,50 @@ METHODS: dict[str, Method] = {
             source="control",
             note="the teacher sees each image's neighbour in the batch",
         ),
+        Method(
+            "skd",
+            "SKD, selected features",
+            SKD,
+            source="arXiv 1811.09998",
+            note="a re-derivation from the abstract: the energy, the solver and the layers are not known",
+            start="none",
+            choice=Choice("graph", SKD_FRACTION),
+        ),
+        Method("skd-all", "SKD, all features", SKD, source="control", note="nothing is selected", start="none"),
+        Method(
+            "skd-top",
+            "SKD, most informative",
+            SKD,
+            source="control",
+            note="as many, without regard to redundancy",
+            start="none",
+            choice=Choice("top", SKD_FRACTION),
+        ),
+        Method(
+            "skd-random",
+            "SKD, random features",
+            SKD,
+            source="control",
+            note="as many, at random",
+            start="none",
+            choice=Choice("random", SKD_FRACTION),
+        ),
+        Method(
+            "skd-none",
+            "SKD, no regression",
+            teacher="none",
+            source="control",
+            note="the second stage with classification alone",
+            start="none",
+        ),
     )
 }
+
+
+def skd(kind: Literal["graph", "top", "random"], fraction: float) -> Method:
+    """SKD with that choice, named "skd-top@0.25" and so on ("skd@0.25" for the graph's)."""
+    name = "skd" if kind == "graph" else f"skd-{kind}"
+    return replace(METHODS[name], name=f"{name}@{fraction:g}", choice=Choice(kind, fraction))
 
 
 # The distances between features that race each other, each with about the weight at which its gradient at an untrained

@@ -106,6 +106,14 @@ class Block(nn.Module):
         return shortcut + residual, channel, spatial
 
 
+def _check_input(x: Tensor, size: int) -> None:
+    if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
+        raise ConfigError(
+            f"this network takes images of shape (B,3,{size},{size}), not {tuple(x.shape)}: "
+            f"resize them, or build it with another size"
+        )
+
+
 class IResNet(nn.Module):
     """Improved residual network: (B,3,size,size) -> Output with embedding (B,embedding).
 
@@ -160,11 +168,7 @@ class IResNet(nn.Module):
         _initialise(self, seed)
 
     def forward(self, x: Tensor) -> Output:
-        if x.ndim != 4 or tuple(x.shape[1:]) != (3, self.size, self.size):
-            raise ConfigError(
-                f"this network takes images of shape (B,3,{self.size},{self.size}), not {tuple(x.shape)}: "
-                f"resize them, or build it with another size"
-            )
+        _check_input(x, self.size)
         features, channels, spatials = [], [], []
         x = self.input_layer(x)
         for name in self.stages:
@@ -175,6 +179,97 @@ class IResNet(nn.Module):
                     spatials.append(spatial)
             features.append(x)
         return Output(self.output_layer(x), tuple(features), tuple(channels), tuple(spatials))
+
+
+class Bottleneck(nn.Module):
+    """Inverted residual (arXiv 1801.04381) with MobileFaceNet's PReLU: (B,C,h,w) -> (B,C',h/s,w/s).
+
+    A 1x1 convolution to `expansion` times as many channels, a depthwise 3x3 one with the stride, a 1x1 one back, BN
+    after each; with a shortcut where the shape stays.
+    """
+
+    def __init__(self, inside: int, outside: int, stride: int = 1, *, expansion: int = 2) -> None:
+        super().__init__()
+        wide = inside * expansion
+        self.shortcut = stride == 1 and inside == outside
+        self.layers = nn.Sequential(
+            nn.Conv2d(inside, wide, 1, bias=False),
+            nn.BatchNorm2d(wide),
+            PReLU(wide),
+            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False),
+            nn.BatchNorm2d(wide),
+            PReLU(wide),
+            nn.Conv2d(wide, outside, 1, bias=False),
+            nn.BatchNorm2d(outside),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return x + out if self.shortcut else out
+
+
+class MobileFaceNet(nn.Module):
+    """A small network for small images, after MobileFaceNet (arXiv 1804.07573): (B,3,size,size) -> Output.
+
+    depths, widths, strides: blocks, channels and first stride of each stage of `Bottleneck`s. stem: channels of the 3x3
+    convolution before them (default widths[0]). last: channels of the 1x1 convolution after them, before the global
+    depthwise one, whose kernel is as large as the map. No attention. seed: of the initialisation, as in `IResNet`.
+    Deviations: fewer and narrower stages, and no stride in the stem, as the images are small already.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        *,
+        size: int = 16,
+        embedding: int = 128,
+        strides: Sequence[int] | None = None,
+        stem: int | None = None,
+        last: int = 128,
+        expansion: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        strides = (1,) + (2,) * (len(widths) - 1) if strides is None else strides
+        if not len(depths) == len(widths) == len(strides) > 0:
+            raise ConfigError(
+                f"depths {tuple(depths)}, widths {tuple(widths)}, strides {tuple(strides)}: give one entry a stage"
+            )
+        if min(*depths, *widths, *strides, size, embedding, last, expansion) < 1:
+            raise ConfigError("depths, widths, strides, size, embedding, last and expansion must be positive")
+        self.size, self.embedding, self.depths, self.widths = size, embedding, tuple(depths), tuple(widths)
+        stem = widths[0] if stem is None else stem
+        with torch.random.fork_rng(devices=[]):
+            self.input_layer = nn.Sequential(nn.Conv2d(3, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), PReLU(stem))
+            inside, side = stem, size
+            self.stages: list[str] = []
+            for number, (depth, width, stride) in enumerate(zip(depths, widths, strides, strict=True), 1):
+                blocks = [Bottleneck(inside, width, stride, expansion=expansion)]
+                blocks += [Bottleneck(width, width, expansion=expansion) for _ in range(depth - 1)]
+                self.stages.append(f"layer{number}")
+                self.add_module(self.stages[-1], nn.Sequential(*blocks))
+                inside, side = width, -(-side // stride)
+            self.output_layer = nn.Sequential(
+                nn.Conv2d(inside, last, 1, bias=False),
+                nn.BatchNorm2d(last),
+                PReLU(last),
+                nn.Conv2d(last, last, side, groups=last, bias=False),
+                nn.BatchNorm2d(last),
+                nn.Flatten(),
+                nn.Linear(last, embedding, bias=False),
+                nn.BatchNorm1d(embedding),
+            )
+        _initialise(self, seed)
+
+    def forward(self, x: Tensor) -> Output:
+        _check_input(x, self.size)
+        features = []
+        x = self.input_layer(x)
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+            features.append(x)
+        return Output(self.output_layer(x), tuple(features), (), ())
 
 
 class Hints(nn.Module):
@@ -224,10 +319,27 @@ def small(
     return IResNet((1,) * len(widths), widths, size=size, embedding=embedding, dropout=dropout, **options)
 
 
-BUILDERS: dict[str, Callable[..., IResNet]] = {"iresnet50": iresnet50, "iresnet18": iresnet18, "small": small}
+def mobile(
+    size: int = 16,
+    embedding: int = 128,
+    depths: Sequence[int] = (1, 2, 2),
+    widths: Sequence[int] = (24, 48, 64),
+    **options: Any,
+) -> MobileFaceNet:
+    """The student for small memories: (B,3,16,16), not enlarged, -> (B,128). `options` go to MobileFaceNet."""
+    return MobileFaceNet(depths, widths, size=size, embedding=embedding, **options)
 
 
-def build(name: str, size: int | None = None, embedding: int | None = None, **options: Any) -> IResNet:
+Network = IResNet | MobileFaceNet
+BUILDERS: dict[str, Callable[..., Network]] = {
+    "iresnet50": iresnet50,
+    "iresnet18": iresnet18,
+    "small": small,
+    "mobile": mobile,
+}
+
+
+def build(name: str, size: int | None = None, embedding: int | None = None, **options: Any) -> Network:
     """A network by its name in BUILDERS, for a checkpoint's config; None keeps the name's default.
 
     Raises ConfigError for an unknown name.

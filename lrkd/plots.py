@@ -56,6 +56,11 @@ LOOKS: dict[str, Look] = {
     "sp": Look(PURPLE, "D"),
     "random-teacher": Look(GREY, "X"),
     "shuffled-teacher": Look(GREY, "P"),
+    "skd": Look(BLUE, "*"),
+    "skd-all": Look(GREEN, "o"),
+    "skd-top": Look(ORANGE, "v"),
+    "skd-random": Look(GREY, "D"),
+    "skd-none": Look(BLACK, "X"),
 }
 
 STYLE: dict[str, Any] = {

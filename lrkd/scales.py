@@ -119,6 +119,12 @@ SCALES: dict[str, Scale] = {
 }
 
 
+# Students that take LR images at their own size, with models.build's options; which one is best is for validation.
+DESIGNS: dict[str, Mapping[str, Any]] = {
+    "mobile": {"name": "mobile"},
+}
+
+
 def scale(name: str | None = None) -> Scale:
     """The scale of that name; None reads LRKD_SCALE, else takes gpu where CUDA is there and cpu where not."""
     name = name or os.environ.get("LRKD_SCALE") or ("gpu" if torch.cuda.is_available() else "cpu")

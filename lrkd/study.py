@@ -32,16 +32,18 @@ from lrkd.experiment import (
     pairs_of,
     rows,
     run_name,
+    selection,
     source_name,
     splits,
     store,
     teacher_spec,
     train,
 )
-from lrkd.scales import SCALES, Scale, scale
+from lrkd.scales import DESIGNS, SCALES, Scale, scale
 
 # A page imports `study` alone: what it needs of one run and of the scales stands here too.
 __all__ = [
+    "DESIGNS",
     "LIVE_METHODS",
     "PHOTO_METHODS",
     "PROCEDURAL",
@@ -61,6 +63,7 @@ __all__ = [
     "run_study",
     "scale",
     "score_table",
+    "selection",
     "specs",
     "splits",
     "store",
@@ -86,10 +89,11 @@ CONFIRMING_TEACHERS = (2, 3)
 
 
 def _core(scale: Scale, source: str) -> list[Spec]:
-    """Every method, every side, 6 seeds over 2 teachers, the strongest degradation first; photographs: four methods."""
+    """Every method of one stage, every side, 6 seeds over 2 teachers, the hardest side first; photographs: four."""
     hardest, others = scale.sides[-1], (None, *scale.sides[:-1])
     if source == PROCEDURAL:
-        grid = _grid(methods.METHODS, (hardest,), 6) + _grid(methods.METHODS, scale.sides[-2::-1], 6)
+        compared = [name for name, method in methods.METHODS.items() if method.start is None]
+        grid = _grid(compared, (hardest,), 6) + _grid(compared, scale.sides[-2::-1], 6)
         grid += _grid(("none",), (None,), 6)
     else:
         grid = _grid(PHOTO_METHODS, (hardest,), 6) + _grid(("none",), others, 3)
@@ -231,7 +235,7 @@ def run_study(
 
 
 def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, progress: bool) -> Iterator[Spec]:
-    """The specs as their runs finish. They start in the given order, but for those whose teacher is being trained."""
+    """The specs as their runs finish. They start in the given order, but for those that wait for another."""
     workers = min(workers, len(missing))
     if workers <= 1:
         for spec in missing:
@@ -251,7 +255,7 @@ def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, pr
     try:
         while waiting or running:
             unfinished = {run_name(spec) for spec in (*waiting, *running.values())}
-            ready = [spec for spec in waiting if spec.teacher is None or run_name(spec.teacher) not in unfinished]
+            ready = [spec for spec in waiting if unfinished.isdisjoint(map(run_name, spec.needs.values()))]
             for spec in ready[: workers - len(running)]:
                 waiting.remove(spec)
                 with _uninterrupted():

@@ -26,7 +26,7 @@ from lrkd.degrade import degrade
 from lrkd.errors import ConfigError, RunError, TrainingError
 from lrkd.heads import Head
 from lrkd.losses import Term, View, cosine_logits
-from lrkd.models import Hints, IResNet
+from lrkd.models import Hints, Network
 
 
 class Images(Protocol):
@@ -93,11 +93,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen HR network and the class weights of its head. shuffled: it sees each image's neighbour in the batch."""
+    """A frozen HR network and the class weights of its head.
 
-    network: IResNet
+    shuffled: it sees each image's neighbour in the batch. chosen: (N,) bool, of which training images its features are
+    learned by a term that asks (`losses.regression`); None: of all.
+    """
+
+    network: Network
     head: Head
     shuffled: bool = False
+    chosen: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def fit(
-    network: IResNet,
+    network: Network,
     head: Head,
     faces: Images,
     *,
@@ -135,6 +140,8 @@ def fit(
     stop: Callable[[], bool] | None = None,
 ) -> Fitted:
     """Train network and head in place on `faces`, logging a row every `log_every` steps.
+
+    A network whose own size is the LR side is shown LR images as they are; any other, LR images at HR size.
 
     A teacher without terms is an error, as are terms without a teacher. With a directory, metrics.csv and state.pt are
     written there every `checkpoint_every` steps, and a state.pt that is there is resumed: on a CPU, with the same
@@ -187,6 +194,9 @@ def fit(
             step, rows = state.load(directory / "state.pt")
         images = _resident(faces, device)
         labels = torch.from_numpy(np.asarray(faces.labels)).to(device)
+        chosen = None if teacher is None or teacher.chosen is None else teacher.chosen.to(device)
+        if chosen is not None and tuple(chosen.shape) != (count,):
+            raise ConfigError(f"teacher.chosen: shape {tuple(chosen.shape)} is not ({count},), one entry an image")
         names = ["identity", *(term.name for term in terms)]
         pending: list[tuple[int, Tensor]] = []
         clock, since = time.perf_counter(), step
@@ -205,10 +215,11 @@ def fit(
                     order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
                 index = order[within * batch : (within + 1) * batch]
                 hr = _augment(images(index), options, generator)
-                y = labels[index.to(device)]
+                here = index.to(device)
+                y, picked = labels[here], None if chosen is None else chosen[here]
                 ramp = min(1.0, step / (schedule.ramp * steps)) if schedule.ramp else 1.0
                 with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-                    parts = _losses(trained, head, teacher, terms, hr, y, ramp, options, generator, memory)
+                    parts = _losses(trained, head, teacher, terms, hr, y, picked, ramp, options, generator, memory)
                 optimizer.zero_grad(set_to_none=True)
                 parts[0].sum().backward()
                 optimizer.step()
@@ -264,14 +275,17 @@ def _losses(
     terms: Sequence[Term],
     hr: Tensor,
     labels: Tensor,
+    chosen: Tensor | None,
     ramp: float,
     options: Options,
     generator: torch.Generator,
     memory: torch.memory_format,
 ) -> tuple[Tensor, Tensor]:
     """The weighted losses (1 + terms,), identity first, and the share of right labels (1,)."""
-    lr = hr if options.side is None else degrade(hr, options.side, preset=options.preset, generator=generator)
-    s = trained["network"](normalise(lr).contiguous(memory_format=memory))
+    network, side = trained["network"], options.side
+    if side is not None:
+        lr = degrade(hr, side, preset=options.preset, generator=generator, enlarge=network.size != side)
+    s = network(normalise(hr if side is None else lr).contiguous(memory_format=memory))
     logits = head(s.embedding, labels, ramp=ramp)
     losses = [F.cross_entropy(logits.float(), labels)]
     if teacher is not None:
@@ -282,7 +296,7 @@ def _losses(
         hinted = trained["hints"](s.features) if "hints" in trained else s.features
         plain = cosine_logits(s.embedding.float(), head.weight, head.scale)
         student_view = View(s.embedding, s.features, hinted, s.channel, s.spatial, plain, labels)
-        teacher_view = View(t.embedding, t.features, t.features, t.channel, t.spatial, target, labels)
+        teacher_view = View(t.embedding, t.features, t.features, t.channel, t.spatial, target, labels, chosen)
         with torch.autocast(hr.device.type, enabled=False):
             views = [_float(view) for view in (student_view, teacher_view)]
             losses += [term.weight * term.function(*views) for term in terms]
@@ -298,7 +312,9 @@ def _float(view: View) -> View:
     """The same view in float32: distances of bfloat16 tensors would lose what they measure."""
 
     def cast(x: Any) -> Any:
-        return tuple(cast(item) for item in x) if isinstance(x, tuple) else x.float() if x.is_floating_point() else x
+        if isinstance(x, tuple):
+            return tuple(cast(item) for item in x)
+        return x.float() if x is not None and x.is_floating_point() else x
 
     return View(*(cast(tuple(item) if isinstance(item, Sequence) else item) for item in view))
 
@@ -437,7 +453,7 @@ def _write(path: Path, content: bytes) -> None:
         ) from error
 
 
-def save_model(path: Path, network: IResNet, head: Head, config: dict[str, Any]) -> None:
+def save_model(path: Path, network: Network, head: Head, config: dict[str, Any]) -> None:
     """Network and head as one safetensors file that carries its config, from which it can be rebuilt alone."""
     tensors = {f"network.{key}": value.contiguous().cpu() for key, value in network.state_dict().items()}
     tensors |= {f"head.{key}": value.contiguous().cpu() for key, value in head.state_dict().items()}

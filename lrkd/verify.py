@@ -293,7 +293,8 @@ def embed(
     """Features of images: uint8 `(N,H,W,3) -> (N,2D)` float32, those of the image beside those of its mirror image.
 
     images: an array, a memory map, or anything with a length and slices that are such arrays; read `batch` at a time.
-    side: degrade to this side first (None: as they are); `preset` as in `degrade`, with random draws from `seed`.
+    side: degrade to this side first (None: as they are), and enlarge again unless it is the model's own `size`.
+    preset: as in `degrade`, with random draws from `seed`.
     mirror: False gives (N,D). mirror_first: degrade the mirror image itself, as A-SKD does, instead of mirroring the
     degraded image; only kernels that are not symmetric, such as nearest, tell the two apart.
     device: where to run; None: where the model is (else the model is moved, and stays).
@@ -322,7 +323,8 @@ def embed(
             if mirror and mirror_first:
                 x = torch.cat([x, x.flip(3)])
             if side is not None:
-                x = degrade(x, side, preset=preset, generator=generator)
+                enlarge = getattr(model, "size", None) != side
+                x = degrade(x, side, preset=preset, generator=generator, enlarge=enlarge)
             x = (x - 0.5) / 0.5
             if mirror and not mirror_first:
                 x = torch.cat([x, x.flip(3)])

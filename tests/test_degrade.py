@@ -299,6 +299,42 @@ def test_autocast_does_not_coarsen_it():
     assert torch.equal(out, degrade(x, 6))
 
 
+@pytest.mark.parametrize("side", [6, 16, 32])
+@pytest.mark.parametrize("preset", ["area-bicubic", "fskd-test", Degradation("bicubic", "area", quantise=True)])
+def test_what_is_not_enlarged_is_what_is_enlarged_otherwise(preset, side):
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    low = degrade(x, side, preset=preset, enlarge=False)
+    assert low.shape == (3, 3, side, side)
+    spec = PRESETS[preset] if isinstance(preset, str) else preset
+    up = torch.from_numpy(resampling_matrix(side, 32, spec.up))
+    if spec.down != "bicubic":  # which overshoots: clamped before and not after
+        torch.testing.assert_close((up @ low @ up.T).clamp(0, 1), degrade(x, side, preset=preset))
+    if side == 32 and not spec.quantise:
+        assert torch.equal(low, x)
+
+
+def test_images_that_are_not_enlarged_are_area_means():
+    x = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    low = degrade(x, 16, enlarge=False)
+    torch.testing.assert_close(low, torch.nn.functional.interpolate(x, size=16, mode="area"))
+
+
+def test_noise_and_kernels_of_images_that_are_not_enlarged_are_drawn_alike():
+    spec = Degradation(("area", "nearest"), "nearest", noise=0.1)
+    x = torch.full((8, 3, 32, 32), 0.5)
+    low = degrade(x, 8, preset=spec, generator=torch.Generator().manual_seed(3), enlarge=False)
+    high = degrade(x, 8, preset=spec, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(low.repeat_interleave(4, 2).repeat_interleave(4, 3), high)
+
+
+@pytest.mark.parametrize(
+    ("side", "preset", "said"), [((6, 8), "area-bicubic", "sides differ"), (8, "askd-compat", "blur")]
+)
+def test_what_cannot_stay_small_is_refused(side, preset, said):
+    with pytest.raises(ConfigError, match=f"enlarge: False, but .*{said}"):
+        degrade(torch.rand(2, 3, 32, 32), side, preset=preset, generator=torch.Generator(), enlarge=False)
+
+
 def test_empty_batch():
     for side in (6, (6, 12), torch.zeros(0, dtype=torch.int64)):
         assert degrade(images()[:0], side, preset=Degradation(jpeg=50), generator=rng()).shape == (0, 3, 24, 24)

@@ -364,3 +364,22 @@ def test_cosine_logits_are_scaled_cosines_with_the_class_weights():
     found = losses.cosine_logits(x, w, 16.0)
     for i, j in itertools.product(range(3), range(7)):
         assert found[i, j].item() == pytest.approx(16 * (1 - flat_cosine_distance(x[i].numpy(), w[j].numpy())))
+
+
+# -------------------------------------------------------------------------------------------------------- regression
+
+
+def test_regression_averages_over_the_chosen_images():
+    s, t = view(1), view(0)
+    function = losses.regression(lp(2)).function
+    each = [np.square(s.embedding[i].numpy() - t.embedding[i].numpy()).mean() for i in range(B)]
+    assert function(s, t).item() == pytest.approx(np.mean(each), rel=1e-6)
+    chosen = torch.arange(B) % 3 == 0
+    found = function(s, t._replace(chosen=chosen))
+    assert found.item() == pytest.approx(np.mean([each[i] for i in range(B) if i % 3 == 0]), rel=1e-6)
+    assert function(s, t._replace(chosen=torch.zeros(B, dtype=torch.bool))).item() == 0
+
+
+def test_regression_of_all_is_the_embedding_term():
+    s, t = view(1), view(0)
+    torch.testing.assert_close(losses.regression(cosine).function(s, t), losses.embedding(cosine).function(s, t))

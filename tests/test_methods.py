@@ -10,13 +10,14 @@ import pytest
 from lrkd.distances import cosine, lp
 from lrkd.errors import ConfigError
 from lrkd.losses import attention, feature, logits
-from lrkd.methods import METHODS, RACE, Method, get, weighed
+from lrkd.methods import METHODS, RACE, Choice, Method, get, skd, weighed
 
 NAMES = [
     *("none", "logit-kd", "fitnet", "at", "rkd", "sp", "embedding-cos"),
     *("fskd", "fskd-cross", "fskd-l1", "fskd-l2", "fskd-unit-l2", "askd", "askd-centred"),
     "askd-constant",
     *("random-teacher", "shuffled-teacher"),
+    *("skd", "skd-all", "skd-top", "skd-random", "skd-none"),
 ]
 
 # Weights as methods.md gives them: arXiv numbers and scripts of the authors.
@@ -61,7 +62,7 @@ def test_published_details():
 
 def test_teachers():
     kinds = {name: method.teacher for name, method in METHODS.items()}
-    special = {"none": "none", "random-teacher": "random", "shuffled-teacher": "shuffled"}
+    special = {"none": "none", "skd-none": "none", "random-teacher": "random", "shuffled-teacher": "shuffled"}
     assert kinds == {name: special.get(name, "trained") for name in NAMES}
     assert METHODS["random-teacher"].terms == METHODS["shuffled-teacher"].terms == METHODS["fskd"].terms
 
@@ -85,6 +86,10 @@ def test_a_description_changes_with_all_that_changes_training_and_with_nothing_e
         replace(base, terms=(*base.terms, attention())),
         replace(base, terms=(logits(1.0, 4.0),)),
         replace(base, terms=(logits(1.0, 2.0),)),
+        replace(base, start="none"),
+        replace(base, choice=Choice("top", 0.5)),
+        replace(base, choice=Choice("graph", 0.5)),
+        replace(base, choice=Choice("graph", 0.5, beta=2.0)),
     ]
     told = [json.dumps(method.describe(), sort_keys=True) for method in (base, *others)]
     assert len(set(told)) == len(told)
@@ -145,3 +150,28 @@ def test_the_races_cosine_at_20_trains_as_fskd_does():
 def test_a_distance_that_does_not_race_is_refused():
     with pytest.raises(ConfigError, match=r"distance is 'lp\(5\)': those that race are cosine, lp\(1\), "):
         weighed("lp(5)", 1)
+
+
+def test_skd_and_its_controls_differ_in_their_choice_alone():
+    bare = {
+        json.dumps({**METHODS[name].describe(), "name": "", "choice": None})
+        for name in ("skd", "skd-all", "skd-top", "skd-random")
+    }
+    assert len(bare) == 1
+    none = METHODS["skd-none"].describe()
+    assert (none["start"], none["terms"]) == (METHODS["skd"].start, [])
+    assert "start" not in METHODS["fskd"].describe(), "older runs keep their names"
+
+
+@pytest.mark.parametrize("kind", ["graph", "top", "random"])
+def test_a_fraction_makes_a_method_of_its_own(kind):
+    method = skd(kind, 0.25)
+    assert method.choice == Choice(kind, 0.25)
+    assert method.name == f"{'skd' if kind == 'graph' else 'skd-' + kind}@0.25"
+    assert method.terms == METHODS["skd"].terms
+
+
+@pytest.mark.parametrize("bad", [{"kind": "best"}, {"fraction": 0}, {"fraction": 1.1}, {"fraction": float("nan")}])
+def test_an_impossible_choice_is_refused(bad):
+    with pytest.raises(ConfigError, match="kind is graph, top or random, and fraction above 0 and at most 1"):
+        Choice(**({"kind": "top", "fraction": 0.5} | bad))

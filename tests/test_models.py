@@ -281,7 +281,7 @@ def test_a_network_built_by_name_is_the_one_that_its_config_says():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"unknown model 'resnet': choose one of iresnet18, iresnet50, small"):
+    with pytest.raises(ConfigError, match=r"unknown model 'resnet': choose one of iresnet18, iresnet50, mobile, small"):
         build("resnet", 112, 512)
 
 
@@ -289,6 +289,62 @@ def test_an_unknown_name_lists_the_known_ones():
 def test_an_impossible_shape_is_a_clear_error(bad):
     with pytest.raises(ConfigError, match="one positive entry a stage"):
         IResNet(**({"depths": (1, 1), "widths": (4, 4), "strides": (1, 2)} | bad))
+
+
+# ----------------------------------------------------------------------------------------------------- MobileFaceNet
+
+
+def naive_bottleneck(block: models.Bottleneck, x: Tensor) -> Tensor:
+    """The block in words: widen, filter each channel by itself, narrow; add where nothing changed shape."""
+    y = x
+    for layer in block.layers:
+        if isinstance(layer, torch.nn.Conv2d) and layer.groups > 1:
+            channels = y.split(1, 1)
+            kernels = layer.weight.split(1)
+            y = torch.cat([F.conv2d(c, k, None, layer.stride, 1) for c, k in zip(channels, kernels, strict=True)], 1)
+        elif isinstance(layer, torch.nn.Conv2d):
+            y = torch.einsum("bchw,oc->bohw", y, layer.weight[:, :, 0, 0])
+        elif isinstance(layer, torch.nn.BatchNorm2d):
+            mean, variance = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), unbiased=False, keepdim=True)
+            scale, shift = layer.weight[None, :, None, None], layer.bias[None, :, None, None]
+            y = (y - mean) / (variance + layer.eps).sqrt() * scale + shift
+        else:
+            y = torch.where(y > 0, y, y * layer.weight[None, :, None, None])
+    return x + y if x.shape == y.shape else y
+
+
+@pytest.mark.parametrize(("outside", "stride"), [(6, 1), (6, 2), (10, 1), (10, 2)])
+def test_a_bottleneck_equals_the_naive_one(outside, stride):
+    g = torch.Generator().manual_seed(0)
+    block = models.Bottleneck(6, outside, stride, expansion=3).double().train()
+    for p in block.parameters():
+        p.data = torch.randn(p.shape, generator=g, dtype=torch.float64)
+    x = torch.randn(5, 6, 9, 9, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(block(x), naive_bottleneck(block, x))
+
+
+@pytest.mark.parametrize("size", [6, 8, 12, 16, 24, 32])
+def test_the_mobile_network_takes_small_images_as_they_are(size):
+    model = build("mobile", size=size, seed=3).eval()
+    out = model(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    assert out.embedding.shape == (2, 128)
+    assert out.channel == out.spatial == ()
+    sides = [size, -(-size // 2), -(-(-(-size // 2)) // 2)]
+    assert [tuple(f.shape[1:]) for f in out.features] == [
+        (width, side, side) for width, side in zip((24, 48, 64), sides, strict=True)
+    ]
+    assert sum(p.numel() for p in model.parameters()) < 100_000
+    again = build("mobile", size=size, seed=3).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
+
+
+def test_the_mobile_network_refuses_what_cannot_be():
+    with pytest.raises(ConfigError, match=r"takes images of shape \(B,3,16,16\), not \(1, 3, 48, 48\)"):
+        build("mobile")(torch.zeros(1, 3, 48, 48))
+    with pytest.raises(ConfigError, match="give one entry a stage"):
+        build("mobile", depths=(1,))
+    with pytest.raises(ConfigError, match="must be positive"):
+        build("mobile", last=0)
 
 
 def test_hints_turn_student_widths_into_teacher_widths():
