@@ -195,10 +195,11 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 class Subject(NamedTuple):
-    """A network to be measured, and how it is usually tested; `run` where the store has trained it."""
+    """A network to be measured, and how it is usually tested: on images of `size`, at `sides`; `run` of the store."""
 
     network: Network | Foreign
     name: str
+    size: int
     sides: tuple[int, ...]
     preset: str
     mirror_first: bool = False
@@ -209,7 +210,7 @@ def _subject(arguments: argparse.Namespace) -> Subject:
     if arguments.network.is_file():
         found = load_foreign(arguments.network, channels=arguments.channels)
         family, name = found.family, f"{found.family.name} IResNet-{found.depth} ({found.channels})"
-        return Subject(found, name, (found.size, 56, 28, 14), family.degradation, family.mirror_first)
+        return Subject(found, name, found.size, (found.size, 56, 28, 14), family.degradation, family.mirror_first)
     if arguments.channels:
         raise ConfigError(f"channels is {arguments.channels!r}: it goes with a checkpoint; runs of lrkd see RGB")
     run = runs.load_run(arguments.network)
@@ -218,15 +219,16 @@ def _subject(arguments: argparse.Namespace) -> Subject:
         _ = run.result["source"]
     except (KeyError, TypeError) as error:
         raise RunError(f"{run.path}: config.json or result.json is not as lrkd wrote it: no {error}") from error
-    network, _head = study.load(run)
-    return Subject(network, run.path.name, (network.size, *study.scale(scale_name).sides), preset, run=run)
+    (network, _head), scale = study.load(run), study.scale(scale_name)
+    sides = (scale.size, *scale.sides) if network.size == scale.size else (network.size,)
+    return Subject(network, run.path.name, scale.size, sides, preset, run=run)
 
 
 def _embed(subject: Subject, images: Any, side: int | None, preset: str, device: str) -> np.ndarray:
     return embed(
         subject.network,
         images,
-        side=None if side == subject.network.size else side,
+        side=None if side == subject.size else side,
         preset=preset,
         mirror_first=subject.mirror_first,
         device=device,
@@ -244,7 +246,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         else:
             only = next(iter(whole.protocols)) if len(whole.protocols) == 1 else ""
             faces = whole.protocol(arguments.protocol or only)
-        faces = resized_faces(faces, subject.network.size)
+        faces = resized_faces(faces, subject.size)
     elif subject.run is None:
         raise ConfigError("data is not given: a published network needs --data, a prepared folder")
     elif arguments.protocol is not None:
@@ -270,7 +272,7 @@ def _verify(arguments: argparse.Namespace) -> None:
                 "threshold": found.threshold.mean(),
                 "tar_at_far_1e-2": rate,
                 "pairs": len(pairs),
-                "degradation": "none" if side == subject.network.size else preset,
+                "degradation": "none" if side == subject.size else preset,
                 "network": subject.name,
             }
         )
@@ -287,15 +289,15 @@ def _identify(arguments: argparse.Namespace) -> None:
     ends = np.cumsum([0, *map(len, rows.values())])
     roles = {role: np.arange(*ends[k : k + 2]) for k, role in enumerate(rows) if ends[k] < ends[k + 1]}
     faces = whole.faces.subset(np.concatenate(list(rows.values())), relabel=False)
-    faces = resized_faces(faces, subject.network.size)
+    faces = resized_faces(faces, subject.size)
     preset = study.evaluation_preset(arguments.preset or subject.preset)
     tables = []
-    for side in arguments.side or [None]:
+    for side in arguments.side or [subject.size if subject.size in subject.sides else subject.sides[0]]:
         features = fuse(_embed(subject, faces.images, side, preset, device))
         table = identification(features, faces.labels, roles)
         table.insert(0, "data", faces.name)
-        table.insert(1, "side", side or subject.network.size)
-        tables.append(table.assign(degradation=preset if side else "none", network=subject.name))
+        table.insert(1, "side", side)
+        tables.append(table.assign(degradation="none" if side == subject.size else preset, network=subject.name))
     _finish(pd.concat(tables, ignore_index=True), arguments.out)
 
 

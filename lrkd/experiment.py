@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrkd import data, heads, methods, models, runs, verify
+from lrkd import data, heads, methods, models, runs, select, verify
 from lrkd.degrade import PRESETS, degrade
 from lrkd.distances import cosine, gradient_split, norm_angle_split
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
@@ -274,13 +274,13 @@ def _chosen(spec: Spec, teacher: Run, device: str) -> Tensor | None:
 
 
 @functools.lru_cache(maxsize=8)
-def selection(choice: methods.Choice, faces: data.Faces, teacher: Run, device: str = "cpu") -> tuple[np.ndarray, Any]:
+def selection(
+    choice: methods.Choice, faces: data.Faces, teacher: Run, device: str = "cpu"
+) -> tuple[np.ndarray, select.Selection]:
     """How informative the teacher's feature of each image is (N,), and which of them `lrkd.select` chooses.
 
     The images are embedded as they are, without their mirror images.
     """
-    from lrkd import select
-
     network, _ = load(teacher)
     features = verify.embed(network, faces.images, mirror=False, device=device)
     unary = select.unaries(features, faces.labels)
@@ -482,6 +482,7 @@ def rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
         "side": spec.scale.size if spec.side is None else spec.side,
         "seed": spec.seed,
         "teacher_seed": teacher,
+        **({"design": spec.design} if spec.design else {}),
         "status": result["status"],
     }
     source = {

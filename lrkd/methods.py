@@ -28,12 +28,13 @@ class Choice:
     """Of which training images the teacher's features are learned.
 
     kind: "graph" (`lrkd.select`, by informativeness less redundancy), "top" (the most informative ones, without the
-    graph) or "random". fraction: how many of all. beta: weight of the graph's edges. neighbours: edges a node.
+    graph) or "random". fraction: how many of all. neighbours: of a node in the graph. beta: weight of its edges; at
+    1 / neighbours all edges of a face together weigh about as much as its informativeness.
     """
 
     kind: Literal["graph", "top", "random"]
     fraction: float
-    beta: float = 1.0
+    beta: float = 0.1
     neighbours: int = 10
 
     def __post_init__(self) -> None:
@@ -168,10 +169,17 @@ METHODS: dict[str, Method] = {
 }
 
 
-def skd(kind: Literal["graph", "top", "random"], fraction: float) -> Method:
-    """SKD with that choice, named "skd-top@0.25" and so on ("skd@0.25" for the graph's)."""
-    name = "skd" if kind == "graph" else f"skd-{kind}"
-    return replace(METHODS[name], name=f"{name}@{fraction:g}", choice=Choice(kind, fraction))
+def skd(choice: Choice) -> Method:
+    """SKD with that choice, named "skd-top@0.25" and so on; the graph's "skd@0.25", or "skd@0.25b0.3" with its beta."""
+    name = "skd" if choice.kind == "graph" else f"skd-{choice.kind}"
+    usual = choice == replace(choice, beta=Choice.beta)
+    told = f"{name}@{choice.fraction:g}" + ("" if usual else f"b{choice.beta:g}")
+    return replace(METHODS[name], name=told, choice=choice)
+
+
+def skd_weighed(weight: float) -> Method:
+    """SKD of all features at that weight of the regression, named "skd-all*5"."""
+    return replace(METHODS["skd-all"], name=f"skd-all*{weight:g}", terms=(regression(cosine, weight),))
 
 
 # The distances between features that race each other, each with about the weight at which its gradient at an untrained

@@ -119,9 +119,19 @@ SCALES: dict[str, Scale] = {
 }
 
 
-# Students that take LR images at their own size, with models.build's options; which one is best is for validation.
+# Students that take LR images at their own size, from small to larger than .15 MB: separable ("mobile") and plain
+# convolutions. `lrkd study designs` compares them on validation people.
+_PLAIN = {"name": "small", "cbam": False, "stem_stride": 1, "strides": (2, 2, 2)}
 DESIGNS: dict[str, Mapping[str, Any]] = {
-    "mobile": {"name": "mobile"},
+    "mobile-xs": {"name": "mobile", "depths": (1, 1, 1), "widths": (16, 24, 32), "last": 64},
+    "mobile-s": {"name": "mobile", "depths": (1, 2, 2), "widths": (16, 32, 48), "last": 96},
+    "mobile-m": {"name": "mobile", "depths": (1, 2, 2), "widths": (24, 48, 64), "last": 128},
+    "mobile-l": {"name": "mobile", "depths": (1, 2, 3), "widths": (24, 48, 72), "last": 144},
+    "mobile-xl": {"name": "mobile", "depths": (2, 3, 3), "widths": (32, 64, 96), "last": 192},
+    "plain-s": {**_PLAIN, "widths": (8, 16, 32), "strides": (1, 2, 2)},
+    "plain-m": {**_PLAIN, "widths": (16, 24, 48)},
+    "plain-l": {**_PLAIN, "widths": (16, 32, 64)},
+    "plain-xl": {**_PLAIN, "widths": (24, 48, 80)},
 }
 
 

@@ -85,6 +85,12 @@ LADDER_SEED = 100
 PRIMARY = ("cosine", "lp(2)")
 EXPLORATORY = ("lp(1.5)", "lp(3)", "lp(4)")  # in no hypothesis: last
 CONFIRMING_SEEDS = range(10, 16)
+# The small student: what was chosen on validation people, by the studies `designs` and `fractions`.
+SMALL_SIDE, SMALL_SIDES = 16, (6, 8, 12, 16, 24, 32)
+DESIGN = "mobile-l"
+CHOOSING_SEEDS = (100, 101)
+FRACTIONS, BETAS = (0.1, 0.25, 0.5, 0.75), (0.03, 0.3, 1.0)
+REGRESSION_WEIGHTS = (5.0, 20.0, 80.0)
 CONFIRMING_TEACHERS = (2, 3)
 
 
@@ -175,12 +181,57 @@ def winners(ladder: pd.DataFrame) -> dict[str, float]:
     return {name: float(chosen[name]) for name in methods.RACE}
 
 
+def _designs(scale: Scale, source: str) -> list[Spec]:
+    """Every design of the small student without a teacher, for validation; the chosen one at other sides too."""
+    none = methods.METHODS["none"]
+    return [
+        Spec(none, side, seed, scale, source, design=design)
+        for seed in CHOOSING_SEEDS
+        for design, side in (
+            *((design, SMALL_SIDE) for design in DESIGNS),
+            *((DESIGN, side) for side in SMALL_SIDES if side != SMALL_SIDE and side <= scale.size),
+        )
+    ]
+
+
+def _fractions(scale: Scale, source: str) -> list[Spec]:
+    """SKD's regression at several weights, its choice at several fractions and betas, for validation."""
+    weights = [methods.skd_weighed(weight) for weight in REGRESSION_WEIGHTS]
+    choices = [methods.Choice(kind, fraction) for fraction in FRACTIONS for kind in ("graph", "top", "random")]
+    choices += [methods.Choice("graph", methods.SKD_FRACTION, beta) for beta in BETAS]
+    others = [methods.METHODS[name] for name in ("none", "skd-none", "skd-all")]
+    return [
+        teacher_spec(scale, 0, source),
+        *(
+            Spec(method, SMALL_SIDE, seed, scale, source, design=DESIGN)
+            for seed in CHOOSING_SEEDS
+            for method in (*others, *weights, *map(methods.skd, choices))
+        ),
+    ]
+
+
+def _selection(scale: Scale, source: str) -> list[Spec]:
+    """SKD and its controls at the chosen fraction: 6 seeds over 2 teachers, for test people."""
+    names = ("none", *(name for name in methods.METHODS if name.startswith("skd")))
+    return [
+        *(teacher_spec(scale, seed, source) for seed in range(2)),
+        *(
+            Spec(methods.METHODS[name], SMALL_SIDE, seed, scale, source, seed % 2, design=DESIGN)
+            for seed in range(6)
+            for name in names
+        ),
+    ]
+
+
 STUDIES: dict[str, Callable[..., list[Spec]]] = {
     "core": _core,
     "book": _book,
     "attention": _attention,
     "ladder": _ladder,
     "hypotheses": _hypotheses,
+    "designs": _designs,
+    "fractions": _fractions,
+    "selection": _selection,
 }
 
 

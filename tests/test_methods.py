@@ -163,12 +163,18 @@ def test_skd_and_its_controls_differ_in_their_choice_alone():
     assert "start" not in METHODS["fskd"].describe(), "older runs keep their names"
 
 
-@pytest.mark.parametrize("kind", ["graph", "top", "random"])
-def test_a_fraction_makes_a_method_of_its_own(kind):
-    method = skd(kind, 0.25)
-    assert method.choice == Choice(kind, 0.25)
-    assert method.name == f"{'skd' if kind == 'graph' else 'skd-' + kind}@0.25"
-    assert method.terms == METHODS["skd"].terms
+@pytest.mark.parametrize(
+    ("choice", "name"),
+    [
+        (Choice("graph", 0.25), "skd@0.25"),
+        (Choice("graph", 0.5, 0.3), "skd@0.5b0.3"),
+        (Choice("top", 0.1), "skd-top@0.1"),
+        (Choice("random", 0.75), "skd-random@0.75"),
+    ],
+)
+def test_a_choice_makes_a_method_of_its_own(choice, name):
+    method = skd(choice)
+    assert (method.choice, method.name, method.terms) == (choice, name, METHODS["skd"].terms)
 
 
 @pytest.mark.parametrize("bad", [{"kind": "best"}, {"fraction": 0}, {"fraction": 1.1}, {"fraction": float("nan")}])

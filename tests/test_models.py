@@ -329,7 +329,7 @@ def test_the_mobile_network_takes_small_images_as_they_are(size):
     out = model(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
     assert out.embedding.shape == (2, 128)
     assert out.channel == out.spatial == ()
-    sides = [size, -(-size // 2), -(-(-(-size // 2)) // 2)]
+    sides = [math.ceil(size / shrunk) for shrunk in (1, 2, 4)]
     assert [tuple(f.shape[1:]) for f in out.features] == [
         (width, side, side) for width, side in zip((24, 48, 64), sides, strict=True)
     ]
