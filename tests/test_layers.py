@@ -14,7 +14,7 @@ ROOMS = (
     ("errors",),
     ("faces", "degrade", "distances", "stats", "pairs"),
     ("layout", "hypotheses", "race", "foreign", "identify"),
-    ("models", "heads", "losses", "data", "verify", "attention", "information", "plots", "viewers"),
+    ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "plots", "viewers"),
     ("train", "methods", "runs"),
     ("scales",),
     ("experiment",),
@@ -33,6 +33,7 @@ MORE = {
     "stats": {"statsmodels"},
     "attention": {"captum"},
     "viewers": {"matplotlib"},
+    "select": {"sklearn"},
     "align": {"skimage"},
 }
 # The one place that may read a pickle that is not torch's: insightface's pair sets have no other form.
