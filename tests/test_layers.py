@@ -16,7 +16,7 @@ ROOMS = (
     ("layout", "hypotheses", "race", "foreign", "identify"),
     ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "plots", "viewers"),
     ("train", "methods", "runs"),
-    ("scales",),
+    ("scales", "export"),
     ("experiment",),
     ("study", "evidence"),
     ("cli",),
@@ -33,6 +33,7 @@ MORE = {
     "stats": {"statsmodels"},
     "attention": {"captum"},
     "viewers": {"matplotlib"},
+    "export": {"onnx", "onnxruntime", "onnxscript"},
     "select": {"sklearn"},
     "align": {"skimage"},
 }
