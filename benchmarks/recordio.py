@@ -67,6 +67,11 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
+def _pixels(data: bytes) -> np.ndarray:
+    with layout.upright(data) as image:
+        return np.asarray(image)
+
+
 def main() -> None:
     """Measure, print, and with --out write the table."""
     parser = argparse.ArgumentParser(
@@ -106,7 +111,7 @@ def main() -> None:
         ways: dict[str, Callable[[], object]] = {
             "pillow": lambda: [decode(image) for image in images],
             "records": lambda: [records[number] for number in range(len(records))],
-            "images": lambda: [np.asarray(layout.upright(records[n].image)) for n in range(len(records))],
+            "images": lambda: [_pixels(records[n].image) for n in range(len(records))],
             "prepared": prepare,
         }
         taken: dict[str, list[float]] = {way: [] for way in ways}

@@ -74,7 +74,13 @@ def warp(image: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
 
 def read_landmarks(path: Path) -> dict[str, np.ndarray | None]:
     """source -> (5,2), or None where the fields are empty. Raises DataError naming the line."""
-    rows = csv.reader(io.StringIO("\n".join(layout.lines(path))), strict=True)
+    if not path.is_file():
+        raise DataError(f"--landmarks {path}: no such file: a CSV with {','.join(COLUMNS)} is right")
+    try:
+        text = layout.content(path, layout.MAX_FILE).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text: {error}") from error
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: dict[str, np.ndarray | None] = {}
     try:
         for row in rows:
@@ -121,10 +127,11 @@ def framing(
             points = landmarks.get(photo.source)
             if points is None:
                 raise layout.NoFace("no landmarks")
-            return warp(layout.upright(data), points, size)
-        image = layout.upright(data)
+            with layout.upright(data) as image:
+                return warp(image, points, size)
         assert detector is not None
-        return warp(image, nearest(detector(np.asarray(image)), image.height, image.width), size)
+        with layout.upright(data) as image:
+            return warp(image, nearest(detector(np.asarray(image)), image.height, image.width), size)
 
     by: dict[str, Any] = {"by": "detector"}
     if landmarks is not None:

@@ -35,11 +35,14 @@ from lrkd.pairs import Pairs
 VERSION = "1"
 SHARD_BYTES = 2**31 - 2**20  # under 2 GB with its header
 MAX_FILE = 64 * 2**20  # a larger file is no photograph of a face
+MAX_LIST = 4 * 2**20  # bytes of a list that comes with a data set; the longest has 160 kB
+MAX_SCANS = 200  # a progressive JPEG has about ten; one with thousands keeps the decoder busy for minutes
+MAX_SAID = 20  # skipped images that the terminal hears of; meta.json names all
 CHECKPOINT = 1024  # images; at most so many are decoded again after a run was killed
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # nothing else is tried: some of Pillow's readers start other programs
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _ORIENTATION = 0x0112
-_LARGE = threading.Lock()  # images of more than 16 million pixels are decoded one at a time: memory
+_LARGE = threading.Lock()  # images of more than 16 million pixels are held one at a time: memory
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Box = Callable[[int, int], tuple[float, float, float, float]]
 
@@ -99,13 +102,16 @@ def whole_padded(width: int, height: int) -> tuple[float, float, float, float]:
     return left, top, left + side, top + side
 
 
-def upright(data: bytes) -> Image.Image:
-    """Bytes of an image file -> RGB, turned upright by its EXIF.
+@contextmanager
+def upright(data: bytes) -> Iterator[Image.Image]:
+    """Bytes of an image file -> RGB, turned upright by its EXIF, for as long as the block lasts.
 
     Raises whatever Pillow raises on a broken image or a decompression bomb, ValueError on more than 8 bits a channel.
     """
     if len(data) > MAX_FILE:
         raise ValueError(f"{len(data)} bytes: at most {MAX_FILE} are read")
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"a JPEG of {scans} scans: at most {MAX_SCANS} are decoded")
     try:
         found = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -118,10 +124,12 @@ def upright(data: bytes) -> Image.Image:
             raise ValueError(f"mode {opened.mode}: 8 bits a channel are needed")
         with _LARGE if pixels > 2**24 else nullcontext():
             opened.load()
-            image = ImageOps.exif_transpose(opened) if opened.getexif().get(_ORIENTATION, 1) != 1 else opened
-            if image.mode != "RGB":
-                return image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
-            return image
+            if opened.getexif().get(_ORIENTATION, 1) != 1:
+                ImageOps.exif_transpose(opened, in_place=True)
+            if opened.mode == "RGB":
+                yield opened
+            else:
+                yield (opened.convert("RGBA") if "transparency" in opened.info else opened).convert("RGB")
 
 
 def convert(data: bytes, size: int, box: Box) -> np.ndarray:
@@ -129,11 +137,10 @@ def convert(data: bytes, size: int, box: Box) -> np.ndarray:
 
     Raises what `upright` raises, and ValueError on a crop too large.
     """
-    image = upright(data)
-    wanted = tuple(map(int, box(*image.size)))
-    if wanted != (0, 0, *image.size):
-        image = image.crop(wanted)  # type: ignore[arg-type]
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+    with upright(data) as image:
+        wanted = tuple(map(int, box(*image.size)))
+        part = image if wanted == (0, 0, *image.size) else image.crop(wanted)  # type: ignore[arg-type]
+        return np.asarray(part.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def _decoded(
@@ -294,16 +301,21 @@ def pictures(folder: Path) -> list[Path]:
     ]
 
 
+def content(file: Path, most: int) -> bytes:
+    """The bytes of a plain file. Raises DataError where there is none (a pipe would be waited for), or a longer one."""
+    if not file.is_file():
+        raise DataError(f"{file}: no such file: it comes with the data set")
+    with file.open("rb") as opened:
+        data = opened.read(most + 1)
+    if len(data) > most:
+        raise DataError(f"{file}: more than {most} bytes, which no such file has")
+    return data
+
+
 def lines(file: Path) -> list[str]:
-    """The lines of a UTF-8 text file of at most 64 MB, without their ends."""
+    """The lines of a UTF-8 list that comes with a data set, without their ends. Raises DataError as `content` does."""
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_FILE + 1)
-        if len(data) > MAX_FILE:
-            raise DataError(f"{file}: more than {MAX_FILE} bytes: a list of images is right")
-        return data.decode("utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file: it comes with the data set") from None
+        return content(file, MAX_LIST).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text: {error}") from error
 
@@ -348,7 +360,7 @@ def write(
             _Shards(folder, size, shard_bytes, journal.kept) as shards,
             tqdm(total=total, initial=journal.before, desc=name, unit="img", disable=None) as bar,
         ):
-            broken = sum(bool(row[5]) and not row[5].startswith("NoFace") for row in journal.rows)
+            skipped, broken = 0, sum(bool(row[5]) and not row[5].startswith("NoFace") for row in journal.rows)
             try:
                 for photo, digest, image in _decoded(journal.rest(photos), make, workers):
                     bar.update()
@@ -357,7 +369,9 @@ def write(
                         shards.append(image)
                     journal.rows.append([photo.name, photo.source, digest, photo.age, photo.role, wrong])
                     if wrong:
-                        tqdm.write(f"skipped {photo.source}: {image}", file=sys.stderr)
+                        skipped += 1
+                        if skipped <= MAX_SAID:
+                            tqdm.write(f"skipped {photo.source}: {image}", file=sys.stderr)
                         broken += not isinstance(image, NoFace)
                     if broken > max_broken * total:
                         raise DataError(
@@ -413,6 +427,8 @@ def write(
         }
         lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items())
         (folder / "meta.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    if skipped > MAX_SAID:
+        print(f"skipped {skipped - MAX_SAID} more images: meta.json names them all", file=sys.stderr)
     seconds, new = time.perf_counter() - begun, len(journal.rows) - journal.before
     print(f"{name}: {new} images in {seconds:.1f} s, {new / seconds:.0f} images/s", file=sys.stderr)
     return meta

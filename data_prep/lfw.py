@@ -36,6 +36,9 @@ to chin in the aligned images.
 PROTOCOLS = {"view1-train": "pairsDevTrain.txt", "view1-test": "pairsDevTest.txt", "view2": "pairs.txt"}
 DEVELOPMENT = {"train": "peopleDevTrain.txt", "test": "peopleDevTest.txt"}
 FOLDERS = ("lfw-deepfunneled", "lfw_funneled", "lfw-funneled", "lfw")
+MAX_MEMBERS = 25_000  # LFW has 18,983
+MAX_HEADER = 2**16  # bytes of what is no file, as of a long name
+MAX_RATIO = 10  # bytes out of one byte of the archive; photographs hardly get smaller
 _FILE = re.compile(r"(?P<person>.+)_(?P<number>\d{4})\.jpe?g", re.IGNORECASE)
 
 
@@ -49,10 +52,7 @@ class Pair(NamedTuple):
 
 
 def _lines(path: Path) -> list[list[str]]:
-    try:
-        return [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text: {error}") from error
+    return [line.split() for line in layout.lines(path) if line.strip()]
 
 
 def _number(path: Path, line: int, text: str) -> int:
@@ -123,24 +123,42 @@ def _person(path: str) -> str | None:
     return parts[-2]
 
 
+class _Member(tarfile.TarInfo):
+    """Refuses what no archive of photographs holds before tarfile takes it into memory, which it does at any length."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        if member.type == tarfile.GNUTYPE_SPARSE or (not member.isreg() and member.size > MAX_HEADER):
+            raise ValueError(f"{member.name[:80]!r} is of type {member.type!r}, with {member.size} bytes")
+        return member
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise ValueError("a sparse file")
+
+
 def _archived(archive: Path, read: bool) -> Iterator[layout.Photo]:
     """Images of a .tgz in its order, streamed; links and paths that lead out of it are passed over."""
+    most = layout.MAX_FILE + MAX_RATIO * archive.stat().st_size
     try:
-        with tarfile.open(archive, "r|*") as tar:
-            for member in tar:
+        with tarfile.open(archive, "r|*", tarinfo=_Member) as tar:
+            for number, member in enumerate(tar):
+                end = member.offset_data + member.size
+                if member.size > layout.MAX_FILE or end > most or number == MAX_MEMBERS:
+                    raise ValueError(f"entry {number + 1} has {member.size} bytes and ends {end} after unpacking")
                 person = _person(member.name) if member.isreg() else None
                 if person is None:
                     continue
                 data = b""
                 if read:
                     file = tar.extractfile(member)
-                    data = file.read(layout.MAX_FILE + 1) if file is not None else b""
+                    data = file.read() if file is not None else b""
                 name = PurePosixPath(member.name).name
                 yield layout.Photo(person, f"{person}/{name}", lambda data=data: data)  # type: ignore[misc]
     except OSError:
         raise
     except Exception as error:  # tarfile raises nearly anything on a damaged header, TypeError among it
-        raise DataError(f"{archive}: broken or cut short ({error}): download it again") from error
+        raise DataError(f"{archive}: broken, cut short, or not LFW ({error}): download it again") from error
 
 
 def _unpacked(folder: Path) -> Iterator[layout.Photo]:

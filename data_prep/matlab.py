@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep import layout
 from lrkd.errors import DataError
 
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 16 * 2**20  # the largest published list has less than a third
+MAX_ARRAYS = 64
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16"}
 MATRIX, COMPRESSED = 14, 15
@@ -98,10 +100,7 @@ class _Reader:
 def read(path: Path) -> dict[str, np.ndarray | str]:
     """Name -> array of numbers, text, or object array of str for a cell. Raises DataError naming the file."""
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ValueError(f"{size} bytes: at most {MAX_BYTES} are read")
-        data = memoryview(path.read_bytes())
+        data = memoryview(layout.content(path, MAX_BYTES))
         if bytes(data[:4]) == b"\x89HDF" or bytes(data[124:128]) in (b"\0\2IM", b"\2\0MI"):
             raise ValueError("a MAT-file of version 7.3: save it with -v7")
         order = {b"\0\1IM": "<", b"\1\0MI": ">"}.get(bytes(data[124:128]))
@@ -123,12 +122,12 @@ def read(path: Path) -> dict[str, np.ndarray | str]:
             if item.kind != MATRIX:
                 raise ValueError(f"an element of type {item.kind} in place of an array")
             name, value = reader.matrix(item.data)
-            if name in found:
-                raise ValueError(f"{name[:80]!r} comes twice")
+            if name in found or len(found) == MAX_ARRAYS:
+                raise ValueError(f"{name[:80]!r} comes twice, or after {MAX_ARRAYS} others")
             found[name] = value
         return found
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file: it comes with the data set") from None
+    except DataError:
+        raise
     except (ValueError, struct.error, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a MAT-file: {error}") from error
 
@@ -154,7 +153,8 @@ def numbers(path: Path, key: str) -> list[int]:
     whole = flat.astype(np.float64)
     if not ((whole >= 0) & (whole < 2**31)).all() or (whole % 1).any():
         raise DataError(f"{path}: {key} holds other numbers than whole ones of 0 or more")
-    return [int(number) for number in flat]
+    found: list[int] = whole.astype(np.int64).tolist()
+    return found
 
 
 def _get(path: Path, key: str) -> np.ndarray:

@@ -201,6 +201,8 @@ def read(path: Path) -> tuple[list[bytes], list[bool]]:
         images, same = _images(found[0]), _truths(found[1])
         if len(images) != 2 * len(same) or not same:
             raise ValueError(f"{len(images)} images for {len(same)} pairs")
+        if (total := sum(map(len, images))) > MAX_BYTES:  # one image can be asked for often
+            raise ValueError(f"images of {total} bytes in all")
     except MemoryError:
         raise DataError(f"{path}: needs more memory than there is") from None
     except OSError:

@@ -168,7 +168,8 @@ def _read_idx(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def read_property(path: Path) -> int:
     """`property` holds "CLASSES,HEIGHT,WIDTH": the number of classes."""
-    text = path.read_bytes()[:100].strip()
+    with path.open("rb") as file:
+        text = file.read(100).strip()
     words = text.split(b",")
     if len(words) != 3 or not all(word.isdigit() and 0 < int(word) < 2**31 for word in words):
         raise DataError(f"{path}: {text!r}: CLASSES,HEIGHT,WIDTH, as in 10572,112,112, is right")

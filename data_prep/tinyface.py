@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def listed(folder: Path, file: Path, names_key: str, ids_key: str) -> list[tuple
     ids = matlab.numbers(file, ids_key)
     if len(names) != len(ids):
         raise DataError(f"{file}: {len(names)} names and {len(ids)} ids: one id an image is right")
-    if len(set(names)) != len(names):
-        raise DataError(f"{file}: {next(n for n in names if names.count(n) > 1)} comes twice: once is right")
+    if names and (most := Counter(names).most_common(1)[0])[1] > 1:
+        raise DataError(f"{file}: {most[0]} comes {most[1]} times: once is right")
     there = {path.name: path for path in layout.pictures(folder)}
     if gone := [name for name in names if name not in there]:
         raise DataError(f"{file}: {gone[0]} is not in {folder} ({len(gone)} such names)")

@@ -57,7 +57,8 @@ def test_it_becomes_a_prepared_folder(tmp_path, idx):
     rows = {line.split(",")[3].split("/")[1]: [int(line.split(",")[1]), line.split(",")[4]] for line in lines}
     assert rows == wanted
     first = read(MINI / "train.rec")[0]
-    np.testing.assert_array_equal(whole.faces.images[0], np.asarray(layout.upright(first.image)))
+    with layout.upright(first.image) as image:
+        np.testing.assert_array_equal(whole.faces.images[0], np.asarray(image))
 
 
 @given(
