@@ -1,4 +1,4 @@
-"""Small students in two stages: what they see, where they begin, which features they learn, what is measured of them."""
+"""Small students in two stages: what they see, where they begin, which features they learn, what is measured."""
 
 from dataclasses import replace
 
