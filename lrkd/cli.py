@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lrkd import __version__, evidence, methods, runs, study
-from lrkd.data import load_prepared, make_pairs, resized_faces
+from lrkd import __version__, evidence, export, methods, runs, study
+from lrkd.data import Splits, load_prepared, make_pairs, prepared, resized, resized_faces
 from lrkd.degrade import PRESETS
 from lrkd.errors import ConfigError, DataError, LrkdError, RunError
 from lrkd.models import Foreign, Network, load_foreign
-from lrkd.verify import embed, fuse, identification, kfold_verification, tar_at_far
+from lrkd.verify import cosine_scores, embed, fuse, identification, kfold_verification, tar_at_far
 
 EPILOG = """\
 a first hour:
@@ -27,6 +27,8 @@ a first hour:
   lrkd verify runs/procedural-cpu-fskd-6-s0-t0-*  its accuracy at every resolution
   lrkd verify last_net.ckpt --data agedb30        a published network's, on data of yours
   lrkd study core --out results.csv               every method, side and seed: hours; Ctrl-C and go on any time
+  lrkd export runs/procedural-* --out face.onnx   a network as one file that needs neither lrkd nor torch
+  lrkd compare face.onnx one.jpg another.jpg      how alike it finds two faces
 
 Runs are kept in --runs (default: $LRKD_RUNS, else ./runs), one folder each; none is trained twice, and a run that was
 stopped goes on where it was. Exit status: 0 done, 1 stopped or failed while running, 2 asked for something that is not.
@@ -135,6 +137,29 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=_output, metavar="CSV", help="the table: a row a run, kind of map and block")
     sub.add_argument("--maps", type=_output, metavar="NPZ", help="maps of a few faces, and where the information is")
     what(sub)
+
+    def model(sub: argparse.ArgumentParser, name: str, text: str) -> None:
+        sub.add_argument("network", type=Path, metavar=name, help=f"{text}a run's folder or a published checkpoint")
+        sub.add_argument("--channels", choices=("RGB", "BGR"), help="that a checkpoint expects (default: its family's)")
+
+    sub = command("export", _export, "write a network as one ONNX file, and measure what that costs")
+    model(sub, "RUN", "")
+    sub.add_argument("--format", choices=export.FORMATS, default="onnx", help="default: onnx, which is float32")
+    sub.add_argument("--out", type=_output, metavar="FILE", required=True, help="the file, as face.onnx")
+    sub.add_argument("--data", metavar="PATH", help="with a checkpoint: a prepared folder, to calibrate and measure on")
+
+    def photographs(sub: argparse.ArgumentParser) -> None:
+        model(sub, "MODEL", "an .onnx file of `lrkd export`, ")
+        sub.add_argument("--side", type=int, metavar="PX", help="degrade the images to this side first (default: not)")
+
+    sub = command("embed", _embed_photographs, "write the embeddings of photographs of faces")
+    photographs(sub)
+    sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a face in JPEG, PNG, BMP or WebP")
+    sub.add_argument("--out", type=_output, metavar="NPY", required=True, help="(N,D) float32, a row an image")
+
+    sub = command("compare", _compare, "say how alike a network finds two photographs of faces")
+    photographs(sub)
+    sub.add_argument("images", type=Path, nargs=2, metavar="IMAGE", help="a face in JPEG, PNG, BMP or WebP")
 
     sub = command("runs", _runs, "list the runs of the store with their accuracy")
     where(sub)
@@ -353,6 +378,113 @@ def _attention(arguments: argparse.Namespace) -> None:
     fused = table[table["map"] == "fused"]
     columns = ["cosine_same", "cosine_other", "pearson_same", "pearson_other", "rank", "pointing", "accuracy"]
     _show(fused.groupby(["kind", "role", "side", "method"], sort=False)[columns].mean().reset_index())
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    subject, out = _subject(arguments), arguments.out
+    faces, sides, metadata = _schooling(subject, arguments.data)
+    calibration = None
+    if arguments.format == "int8" and faces is not None:
+        train = faces.train.images
+        index = np.linspace(0, len(train) - 1, min(512, len(train))).astype(np.int64)
+        parts = [
+            export.inputs(subject.network, train[part], side=side, preset=subject.preset)
+            for side, part in zip(sides, np.array_split(index, len(sides)), strict=True)
+            if len(part)
+        ]
+        calibration = np.concatenate(parts)
+    elif arguments.format == "int8":
+        raise ConfigError("data is not given: int8 takes its ranges from training people: --data, a prepared folder")
+    made = export.export(subject.network, out, arguments.format, calibration=calibration, metadata=metadata)
+    row: dict[str, Any] = {"file": str(out), "format": arguments.format, "bytes": made.bytes}
+    if faces is not None:
+        side, preset = sides[0], study.evaluation_preset(subject.preset)
+        pairs = study.pairs_of(faces.validation)
+        found = export.agreement(
+            subject.network, made, faces.validation, side=side, preset=preset, mirror_first=subject.mirror_first
+        )
+        export.annotate(out, {"threshold": f"{found.threshold:.4f}"})
+        row |= {"bytes": out.stat().st_size, "cosine": found.cosine.mean(), "lowest": found.cosine.min()}
+        row |= {"accuracy_torch": found.network, "accuracy_file": found.file, "threshold": found.threshold}
+        row |= {"pairs": len(pairs), "data": faces.validation.name, "side": side or subject.network.size}
+    _show(pd.DataFrame([row]))
+
+
+def _schooling(subject: Subject, path: str | None) -> tuple[Splits | None, list[int | None], dict[str, object]]:
+    """What a network was trained on, or for a checkpoint the prepared folder `path`: data, sides, and notes on them."""
+    metadata: dict[str, object] = {"preset": study.evaluation_preset(subject.preset), "network": subject.name}
+    if subject.run is None:
+        faces = None if path is None else resized(prepared(path), subject.network.size)
+        return faces, [None], metadata | {"side": subject.network.size}
+    if path is not None:
+        raise ConfigError(f"data is {path!r}: it goes with a checkpoint; a run is measured on its own data")
+    run, source = subject.run, subject.run.result["source"]
+    scale, given = study.scale(run.config["scale"]), run.config.get("side")
+    faces = study.splits(scale, source)
+    for part in ("train", "validation"):
+        if getattr(faces, part).digest != run.config["data"].get(part):
+            raise DataError(f"{source}: is not the data that {run.path} was trained on")
+    # The largest first: what is trained for several sides is measured at that one.
+    sides = sorted(given, reverse=True) if isinstance(given, list) else [given]
+    procedural = source == study.PROCEDURAL
+    licence = "Apache-2.0" if procedural else str(load_prepared(source).meta.get("licence", "that of its data"))[:200]
+    metadata |= {"data": run.config["data"].get("source"), "licence": licence}
+    return faces, sides, metadata | {"side": sides[0] or scale.size}
+
+
+class _Photographs:
+    """Image files as uint8 (N,size,size,3), each read when a slice asks for it."""
+
+    def __init__(self, paths: Sequence[Path], size: int) -> None:
+        self._paths, self._size = paths, size
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, some: slice) -> np.ndarray:
+        return np.stack([export.photograph(path, self._size) for path in self._paths[some]])
+
+
+def _seen(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, str], int]:
+    """The embeddings of the images, (N,D), without mirror images; the model's notes; the side that it saw."""
+    network: Any
+    if arguments.network.suffix == ".onnx":
+        if arguments.channels:
+            raise ConfigError(f"channels is {arguments.channels!r}: it goes with a checkpoint; .onnx files take RGB")
+        network = export.load(arguments.network)
+        notes, preset = network.metadata, network.metadata.get("preset", "area-bicubic")
+    else:
+        subject = _subject(arguments)
+        network, notes, preset = subject.network, {}, study.evaluation_preset(subject.preset)
+    side = None if arguments.side == network.size else arguments.side
+    images = _Photographs(arguments.images, network.size)
+    return embed(network, images, side=side, preset=preset, mirror=False, device="cpu"), notes, side or network.size
+
+
+def _embed_photographs(arguments: argparse.Namespace) -> None:
+    found, _, side = _seen(arguments)
+    with runs.atomic(arguments.out, "wb") as file:
+        np.save(file, found)
+    print(f"{arguments.out}: {found.shape[0]} embeddings of {found.shape[1]} numbers, of images of {side} px")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    found, notes, side = _seen(arguments)
+    cosine = float(cosine_scores(found[:1], found[1:])[0])
+    print(f"cosine {cosine:.4f}")
+    try:
+        threshold, known = float(notes["threshold"]), int(notes["side"])
+    except (KeyError, ValueError):
+        print("The model carries no threshold to hold that against.")
+        return
+    if known != side:
+        print(f"Its threshold was found at {known} px and these images have {side}: --side {known} compares there.")
+        return
+    where, who = ("Above", "the same person") if cosine > threshold else ("Not above", "two people")
+    print(
+        f"{where} {threshold:.4f}, the threshold that best told its validation pairs apart: rather {who}.\n"
+        "That holds for faces cropped as those were, and it is a best guess and no proof."
+    )
 
 
 def _runs(arguments: argparse.Namespace) -> None:

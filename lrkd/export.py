@@ -5,6 +5,7 @@ The file takes RGB images in [-1,1] at the network's own size, (N,3,S,S) float32
 """
 
 import copy
+import io
 import os
 import re
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from lrkd import __version__, verify
@@ -26,6 +28,9 @@ from lrkd.runs import atomic
 FORMATS = ("onnx", "fp16", "int8")
 INPUT, OUTPUT = "images", "embedding"
 LIMIT = 2**29  # bytes; IResNet-200 has half of that
+PHOTOGRAPHS = ("JPEG", "PNG", "BMP", "WEBP")  # as data_prep: some of Pillow's readers start other programs
+_PHOTOGRAPH = 64 * 2**20  # bytes
+_SCANS = 200  # a progressive JPEG has about ten; one with thousands keeps the decoder busy for minutes
 _METADATA = 4096
 _FIELDS = 1_000_000
 # Operators that lose most and gain least in 8 bits are not here: the gates of attention, the slopes of PReLU.
@@ -217,6 +222,38 @@ def inputs(
     look.size = size
     seen = verify.embed(look, images, side=side, preset=preset, mirror=False, channels_last=False, seed=seed)
     return seen.reshape(len(images), 3, size, size)
+
+
+def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
+    """An image file -> (size,size,3) uint8 RGB: turned upright by its EXIF, the square in its middle, brought to size.
+
+    It is made smaller by averaging areas and larger by bicubic interpolation. No face is looked for: crop it before.
+
+    Raises DataError, naming the file, for what is no image in PHOTOGRAPHS with 8 bits a channel, or too large a one.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{file}: no such file: a photograph of a face is right")
+    try:
+        with file.open("rb") as opened, warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            data = opened.read(_PHOTOGRAPH + 1)
+            if len(data) > _PHOTOGRAPH:
+                raise ValueError(f"more than {_PHOTOGRAPH} bytes")
+            if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _SCANS:
+                raise ValueError(f"a JPEG of more than {_SCANS} scans")
+            with Image.open(io.BytesIO(data), formats=PHOTOGRAPHS) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"mode {image.mode}: 8 bits a channel are needed")
+                ImageOps.exif_transpose(image, in_place=True)
+                whole = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+        side = min(whole.size)
+        left, top = ((length - side) / 2 for length in whole.size)
+        kernel = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
+        return np.array(whole.resize((size, size), kernel, (left, top, left + side, top + side)))
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        wanted = f"an image in {', '.join(PHOTOGRAPHS)}"
+        raise DataError(f"{file}: cannot be read as a photograph ({_line(error)}): {wanted} is right") from error
 
 
 def _check_images(images: Any, size: int, name: str) -> None:

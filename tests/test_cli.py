@@ -29,7 +29,7 @@ from lrkd.study import SCALES, Spec
 
 ROOT = Path(__file__).parent.parent
 SMOKE = SCALES["smoke"]
-COMMANDS = ["methods", "train", "verify", "identify", "study", "runs"]
+COMMANDS = ["methods", "train", "verify", "identify", "study", "export", "embed", "compare", "runs"]
 pytestmark = pytest.mark.usefixtures("smoke")
 
 
@@ -116,7 +116,7 @@ def test_version(lrkd_):
 
 def test_the_commands_of_the_help_are_commands(lrkd_):
     shown = re.findall(r"^  (lrkd .*?)  ", lrkd_("--help")[1], re.M)
-    assert len(shown) == 6
+    assert len(shown) == 8
     for line in shown:
         parser().parse_args(line.split()[1:])
 
