@@ -260,6 +260,16 @@ def test_all_nodes_and_one_node():
     assert not select.select([0.5], sparse.csr_array((1, 1)), 1, 0.5).chosen.any()
 
 
+@pytest.mark.parametrize(
+    ("value", "bound", "share"),
+    [(9.0, 10.0, 0.1), (-3.0, -2.0, 0.5), (4.0, 4.0, 0.0), (0.0, 0.0, 0.0), (-1.0, 0.0, np.inf)],
+)
+def test_gap_and_its_share(value, bound, share):
+    found = select.Selection(np.ones(1, bool), np.ones(1), value, bound, 0.0)
+    assert found.gap == bound - value
+    assert found.relative == share
+
+
 # Faces
 
 
