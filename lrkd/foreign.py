@@ -28,6 +28,8 @@ DEPTHS = {
     200: (6, 26, 60, 6),
 }
 MAX_BYTES = 2 * 2**30
+MAX_PICKLE = 8 * 2**20
+MAX_STEPS = 10**6  # of a pickle; IResNet-200 with its optimizer has a quarter of that
 SIZE = 112
 STAGES = (1, 2, 3, 4)
 WIDTHS = (64, 128, 256, 512)
@@ -84,7 +86,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise DataError(f"{file}: holds no state dict: A-SKD's, F-SKD's or arcface_torch's checkpoint is right")
     if all(key.startswith("module.") for key in named):  # of DataParallel
         named = {key.removeprefix("module."): value for key, value in named.items()}
-    state = {key: _checked(file, key, value) for key, value in named.items()}
+    for key, value in named.items():
+        if not isinstance(value, Tensor) or not value.is_contiguous() or value.is_complex():
+            kind = f"{key[:200]} is {type(value).__name__}, no dense tensor"
+            raise DataError(f"{file}: {kind}: a state dict of tensors is right")
+    held = sum(value.numel() * value.element_size() for value in named.values())
+    if held > (size := file.stat().st_size):
+        raise DataError(f"{file}: its tensors have {held} bytes and the file {size}: tensors of their own are right")
+    state = {key: _finite(file, key, value) for key, value in named.items()}
     hints = any(key.startswith("hint_layer") for key in state)
     if any(key.startswith(("input_layer.", "output_layer.")) for key in state):
         family, first, last = ASKD, "input_layer.0.weight", "output_layer.3.weight"
@@ -148,7 +157,9 @@ def differences(wanted: Mapping[str, tuple[int, ...]], state: Mapping[str, Tenso
 
 def _list(keys: Iterable[str], most: int = 4) -> str:
     names = list(keys)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(name[:200] for name in names[:most]) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )
 
 
 def _load(file: Path) -> Any:
@@ -169,34 +180,46 @@ def _load(file: Path) -> Any:
 
 def _look_inside(file: Path) -> None:
     """DataError for pickles that name more than tensors need, and for archives that unpack to more than they hold."""
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise DataError(f"{file}: holds compressed entries: torch.save writes none")
-            for name in archive.namelist():
-                if name.endswith(".pkl"):
-                    _check_names(file, archive.read(name), 1)
-    else:
-        with file.open("rb") as stream:  # before torch 1.6: magic number, version, system, objects, storages
-            _check_names(file, stream, 5)
+    with file.open("rb") as stream:
+        if stream.read(4) != b"PK\3\4":  # as torch tells the two apart, whatever else a file may be
+            stream.seek(0)
+            _check_names(file, stream, 5)  # before torch 1.6: magic number, version, system, objects, storages
+            return
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise DataError(f"{file}: holds compressed entries: torch.save writes none")
+        if len({entry.filename.lower() for entry in entries}) != len(entries):
+            raise DataError(f"{file}: holds two entries of one name: torch.save writes none")
+        for entry in entries:
+            if entry.filename.lower().endswith(".pkl"):
+                if entry.file_size > MAX_PICKLE:
+                    raise DataError(f"{file}: {entry.file_size} bytes of names: at most {MAX_PICKLE} are right")
+                _check_names(file, archive.read(entry), 1)
 
 
 def _check_names(file: Path, source: Any, pickles: int) -> None:
+    steps = 0
     for _ in range(pickles):
         for operation, argument, _place in pickletools.genops(source):
+            steps += 1
+            if steps > MAX_STEPS:
+                raise DataError(
+                    f"{file}: its pickle has more than {MAX_STEPS} instructions: names and tensors need less"
+                )
             if operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
                 raise DataError(f"{file}: its pickle uses {operation.name}: torch.save writes none")
             if operation.name == "GLOBAL" and not _ALLOWED.fullmatch(str(argument)):
                 raise DataError(f"{file}: asks for {str(argument).replace(' ', '.')!r}, which no tensor needs")
 
 
-def _checked(file: Path, key: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_contiguous():
-        raise DataError(f"{file}: {key} is {type(value).__name__}, no dense tensor: a state dict of tensors is right")
+def _finite(file: Path, key: str, value: Tensor) -> Tensor:
     if not value.is_floating_point():
         return value
     if not value.isfinite().all():
-        raise DataError(f"{file}: {key} holds values that are not finite: a network that diverged, or a damaged file")
+        raise DataError(
+            f"{file}: {key[:200]} holds values that are not finite: a network that diverged, or a damaged file"
+        )
     return value.float()
 
 
