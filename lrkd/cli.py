@@ -16,6 +16,7 @@ from lrkd import __version__, evidence, export, methods, runs, study
 from lrkd.data import Splits, load_prepared, make_pairs, prepared, resized, resized_faces
 from lrkd.degrade import PRESETS
 from lrkd.errors import ConfigError, DataError, LrkdError, RunError
+from lrkd.identify import OUTSIDE
 from lrkd.models import Foreign, Network, load_foreign
 from lrkd.verify import cosine_scores, embed, fuse, identification, kfold_verification, tar_at_far
 
@@ -115,7 +116,10 @@ def parser() -> argparse.ArgumentParser:
     sub = command("identify", _identify, "ranks, distances and open sets by the roles of a prepared set")
     network(sub, "default: the images as they are")
     sub.add_argument("--data", metavar="PATH", required=True, help="a prepared folder with roles: TinyFace, SCface ...")
-    sub.add_argument("--split", help="only these people, as in SCface's test (default: all)")
+    sub.add_argument(
+        "--split",
+        help="only the people of this split, as in SCface's test; distractors and unmated probes stay (default: all)",
+    )
 
     sub = command("study", _study, "train a whole grid of runs and write its results table")
     sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}")
@@ -271,7 +275,9 @@ def _verify(arguments: argparse.Namespace) -> None:
         else:
             only = next(iter(whole.protocols)) if len(whole.protocols) == 1 else ""
             faces = whole.protocol(arguments.protocol or only)
-        faces = resized_faces(faces, subject.size)
+        compared = study.pairs_of(faces)
+        used = np.unique(np.concatenate([compared.left, compared.right]))
+        faces = resized_faces(faces.subset(used, relabel=False), subject.size)
     elif subject.run is None:
         raise ConfigError("data is not given: a published network needs --data, a prepared folder")
     elif arguments.protocol is not None:
@@ -308,7 +314,11 @@ def _identify(arguments: argparse.Namespace) -> None:
     device = study.device_of(arguments.device)
     subject = _subject(arguments)
     whole = load_prepared(arguments.data)
-    rows = {role: whole.rows(role, arguments.split) for role in whole.roles if role not in ("train", "verification")}
+    rows = {
+        role: whole.rows(role, None if role in OUTSIDE else arguments.split)
+        for role in whole.roles
+        if role not in ("train", "verification")
+    }
     if not any(map(len, rows.values())):
         raise DataError(f"{arguments.data}: has no roles: gallery, probe and so on are needed to identify")
     ends = np.cumsum([0, *map(len, rows.values())])

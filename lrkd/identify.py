@@ -25,6 +25,8 @@ __all__ = [
 ]  # fmt: skip
 
 RANKS = (1, 5, 10, 20)
+OUTSIDE = ("distractor", "unmated")  # roles of people whom no probe, or no gallery, shows: of no split
+MAX_LIST = 64 * 2**20  # bytes; IJB-C's list has 469,375 rows and about 15 MB
 TIE = 1e-9
 BLOCK = 2048
 
@@ -261,7 +263,11 @@ def read_templates(path: str | os.PathLike[str], sources: Sequence[str]) -> pd.D
     """
     file = Path(path)
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        if file.stat().st_size > MAX_LIST:
+            raise DataError(f"{file}: {file.stat().st_size} bytes: a list of at most {MAX_LIST} is right")
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, compression=None)
+    except DataError:
+        raise
     except (OSError, ValueError) as error:  # pandas' and the decoder's errors are ValueErrors
         raise DataError(f"{file}: cannot be read as CSV: {str(error).splitlines()[0]}") from error
     if missing := [name for name in ("source", "template", "subject") if name not in table]:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import json
 import pickle
 import re
 import shutil
@@ -19,7 +20,7 @@ from test_models import naive_forward, naive_norm, naive_prelu, norm_names, publ
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrkd import foreign, models
+from lrkd import cli, foreign, models
 from lrkd.cli import main
 from lrkd.data import load_prepared, make_pairs
 from lrkd.errors import ConfigError, DataError
@@ -468,6 +469,51 @@ def test_verify_draws_pairs_where_a_set_has_none(tmp_path, people, called, narro
     assert pd.read_csv(tmp_path / "t.csv")["pairs"].item() == len(drawn) > 0
     status, _, err = called(*words, "--data", folder, "--protocol", "view2")
     assert (status, err) == (2, "lrkd: protocol 'view2': people has none\n")
+
+
+def test_verify_sees_only_the_images_that_are_compared(tmp_path, people, called, narrow, monkeypatch):
+    path = saved(tmp_path / "net.pth", narrow)
+    folder = Path(shutil.copytree(people, tmp_path / "people"))
+    pairs = pd.read_csv(folder / "pairs.csv")
+    fewer = pairs[~pairs[["left", "right"]].isin([0]).any(axis=1)]  # no pair with the first image
+    assert fewer.groupby("fold")["same"].nunique().eq(2).all()
+    words = ("verify", path, "--data", folder, "--side", 112, "--out", tmp_path / "t.csv")
+    fewer.to_csv(folder / "pairs.csv", index=False)
+    seen = []
+    monkeypatch.setattr(
+        cli, "embed", lambda network, images, **rest: seen.append(len(images)) or embed(network, images, **rest)
+    )
+    assert called(*words)[0] == 0
+    whole = load_prepared(folder)
+    kept = whole.protocols["generated"]
+    assert seen == [len(np.union1d(kept.left, kept.right))] == [7]
+    features = embed(load_foreign(path), whole.faces.images)
+    wanted = kfold_verification(features[kept.left], features[kept.right], kept.same, kept.fold)
+    found = pd.read_csv(tmp_path / "t.csv").iloc[0]
+    assert found["accuracy"] == pytest.approx(wanted.mean)
+    assert found["threshold"] == pytest.approx(wanted.threshold.mean(), abs=1e-5)
+
+
+def test_identify_takes_the_people_of_a_split_and_every_distractor(tmp_path, people, called, narrow):
+    path = saved(tmp_path / "net.pth", narrow)
+    folder = Path(shutil.copytree(people, tmp_path / "people"))
+    manifest = pd.read_csv(folder / "manifest.csv")
+    manifest["role"] = ["gallery", "probe"] * 3 + ["distractor"] * 2
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"splits": {"train": [0], "test": [1, 2]}}))
+    out = tmp_path / "t.csv"
+    for words, probes, gallery in (([], 3, 5), (["--split", "test"], 2, 4), (["--split", "train"], 1, 3)):
+        assert called("identify", path, "--data", folder, "--out", out, *words)[0] == 0
+        row = pd.read_csv(out).iloc[0]
+        assert (row["probes"], row["gallery"]) == (probes, gallery)
+    faces = load_prepared(folder).faces
+    features = fuse(embed(load_foreign(path), faces.images))
+    shelf, asked = [0, 6, 7], [1]
+    expected = rank_k(features[shelf], faces.labels[shelf], features[asked], faces.labels[asked])
+    np.testing.assert_allclose(row[["rank1", "rank5", "rank10", "rank20"]].astype(float), expected)
+    status, shown, err = called("identify", path, "--data", folder, "--split", "tset")
+    assert (status, shown, err) == (2, "", "lrkd: split 'tset': people has train, test\n")
 
 
 def test_identify_measures_by_roles(tmp_path, people, called, narrow):
