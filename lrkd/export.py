@@ -123,10 +123,13 @@ class Recogniser(nn.Module):
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            takes, gives = session.get_inputs(), session.get_outputs()
+            self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         except Exception as error:  # ONNX Runtime's errors have no common base of their own
             raise DataError(f"{path}: ONNX Runtime cannot open it ({_line(error)})") from error
-        takes, gives = session.get_inputs(), session.get_outputs()
         fit = len(takes) == len(gives) == 1 and takes[0].name == INPUT and gives[0].name == OUTPUT
         fit = fit and takes[0].type == gives[0].type == "tensor(float)"
         fit = fit and len(takes[0].shape) == 4 and len(gives[0].shape) == 2
@@ -139,7 +142,6 @@ class Recogniser(nn.Module):
             raise DataError(f"{path}: wanted: images of one fixed size in batches of any; has {takes[0].shape}")
         self.size, self.embedding = sizes
         self.path, self.bytes, self._session = path, len(content), session
-        self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
 
     def forward(self, images: Any) -> Any:
         """(N,3,S,S) float32 in [-1,1] -> (N,D) float32; raises DataError for anything else."""

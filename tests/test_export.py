@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 import toys
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -458,12 +458,14 @@ def test_a_file_of_endless_fields_is_given_up(tmp_path):
         export._refuse_external(b"\x08\x01" * 1_100_000, tmp_path)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_walked(content):
     with contextlib.suppress(DataError):
         export._refuse_external(content, Path("x"))
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_a_damaged_model_is_one_error(data):
     whole = bytearray(model().SerializeToString())
