@@ -28,10 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from data_prep import align, cfp, layout, lfw, matlab, pairs_bin, recordio
 from lrkd.errors import DataError
+from lrkd.experiment import commit
+from lrkd.foreign import read_checkpoint
+from lrkd.identify import read_templates
 from lrkd.layout import read_layout
 
 SECONDS, MEGABYTES = 5.0, 1024
@@ -111,6 +115,23 @@ def _tar() -> bytes:
     return buffer.getvalue()
 
 
+def _checkpoints() -> list[bytes]:
+    """Weights under the three families' names, as torch saves them and as it did before 1.6."""
+    small = {"layer1.0.conv1.weight": torch.ones(2, 2, 3, 3), "fc.weight": torch.ones(3, 4), "fc.bias": torch.zeros(3)}
+    other = {"input_layer.0.weight": torch.ones(2, 3, 3, 3), "layer1.0.res_layer.1.weight": torch.ones(2, 2, 3, 3)}
+    found = []
+    for content in (
+        small,
+        {"net_state_dict": other},
+        {"net_state_dict": small | {"hint_layer1.hint.weight": torch.ones(2)}},
+    ):
+        for zipped in (True, False):
+            buffer = io.BytesIO()
+            torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+            found.append(buffer.getvalue())
+    return found
+
+
 @dataclass(frozen=True)
 class Reader:
     """A parser: good files to start from (by name), which of them is damaged, and what reads them."""
@@ -164,6 +185,18 @@ def readers(where: Path) -> list[Reader]:
             [folder],
             ("manifest.csv", "pairs.csv", "meta.json", "images-00000.npy"),
             lambda d: read_layout(d, checksum=True),
+        ),
+        Reader(
+            "checkpoint",
+            [{"x.pth": data} for data in _checkpoints()],
+            ("x.pth",),
+            lambda d: read_checkpoint(d / "x.pth"),
+        ),
+        Reader(
+            "templates",
+            [{"x.csv": b"source,template,subject,media\na.jpg,1,7,3\nb.jpg,1,7,3\nb.jpg,2,9,4\n"}],
+            ("x.csv",),
+            lambda d: read_templates(d / "x.csv", ["a.jpg", "b.jpg"]),
         ),
         Reader(
             "images",
@@ -302,6 +335,7 @@ def main() -> int:
         for reader in chosen:
             rows.append(run(reader, arguments.cases, arguments.seed, where, watch))
             rows[-1]["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            rows[-1]["commit"] = commit()
             print(json.dumps(rows[-1]), flush=True)
     if arguments.out:
         with arguments.out.open("w", newline="", encoding="utf-8") as file:

@@ -272,6 +272,8 @@ def read_templates(path: str | os.PathLike[str], sources: Sequence[str]) -> pd.D
         raise DataError(f"{file}: cannot be read as CSV: {str(error).splitlines()[0]}") from error
     if missing := [name for name in ("source", "template", "subject") if name not in table]:
         raise DataError(f"{file}: no column {', '.join(missing)}: source, template, subject and maybe media are right")
+    if not isinstance(table.index, pd.RangeIndex):  # what pandas makes of fields without a column
+        raise DataError(f"{file}: its rows have more fields than its header: as many are right")
     if table.empty:
         raise DataError(f"{file}: has no rows: one an image of a template is right")
     found = pd.Series(np.arange(len(sources)), index=list(sources))

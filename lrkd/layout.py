@@ -25,6 +25,8 @@ from lrkd.pairs import Pairs
 MANIFEST = ("index", "label", "name", "source", "sha256")
 PAIRS = ("left", "right", "same", "fold", "protocol")
 META = ("name", "size", "crop", "counts")
+MAX_META = 32 * 2**20  # bytes; the largest names 170,000 broken images
+MAX_PAIRS = 5 * 10**6
 ROLE = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -191,7 +193,11 @@ def read_layout(path: str | os.PathLike[str], checksum: bool = False) -> Layout:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > MAX_META:
+            raise DataError(f"{path}: {path.stat().st_size} bytes: at most {MAX_META} are read")
         meta = json.loads(path.read_text(encoding="utf-8"))
+    except DataError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
     if not isinstance(meta, dict) or (missing := [key for key in META if key not in meta]):
@@ -209,8 +215,10 @@ def _read_images(folder: Path, meta: dict[str, Any], checksum: bool) -> Shards:
         raise DataError(f"{folder}: {gone} is missing: shards are numbered from 00000 without a gap")
     side, parts = meta["size"], []
     for file in files:
+        if not file.is_file():  # a pipe would be waited for
+            raise DataError(f"{file}: no plain file: an array as data_prep writes it is right")
         try:
-            part = np.load(file, mmap_mode="r", allow_pickle=False)
+            part = np.lib.format.open_memmap(file, mode="r")
         except Exception as error:  # numpy's reader of headers raises nearly anything
             raise DataError(f"{file}: cannot be read as .npy, broken or cut short: {error}") from error
         if part.dtype != np.uint8 or part.ndim != 4 or part.shape[1:] != (side, side, 3):
@@ -235,8 +243,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> tuple[dict[str, list[str]], list[int]]:
-    """Columns by name, and the line that each row ends on."""
+def _read_csv(path: Path, columns: Sequence[str], most: int) -> tuple[dict[str, list[str]], list[int]]:
+    """Columns by name, and the line that each row ends on; of more than `most` rows no more than one is read."""
     rows, lines = [], []
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -249,6 +257,8 @@ def _read_csv(path: Path, columns: Sequence[str]) -> tuple[dict[str, list[str]],
                     raise DataError(f"{path} line {reader.line_num}: {len(row)} fields: {len(header)} are right")
                 rows.append(row)
                 lines.append(reader.line_num)
+                if len(rows) > most:
+                    break
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as UTF-8 CSV: {error}") from error
     return {name: [row[k] for row in rows] for k, name in enumerate(header)}, lines
@@ -279,9 +289,10 @@ def _repeats(values: list[Any]) -> np.ndarray:
 def _read_manifest(
     path: Path, images: int
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
-    columns, lines = _read_csv(path, MANIFEST)
+    columns, lines = _read_csv(path, MANIFEST, images)
     if len(lines) != images:
-        raise DataError(f"{path}: {len(lines)} rows for {images} images in the .npy files: one row an image is right")
+        count = f"{len(lines)}{' or more' if len(lines) > images else ''}"
+        raise DataError(f"{path}: {count} rows for {images} images in the .npy files: one row an image is right")
     index = _integers(path, "index", columns["index"], lines)
     _refuse(
         path, lines, index != np.arange(images), lambda r: f"index {index[r]}: {r} is right, rows are numbered from 0"
@@ -338,7 +349,9 @@ def _read_manifest(
 
 
 def _read_pairs(path: Path, labels: np.ndarray) -> dict[str, Pairs]:
-    columns, lines = _read_csv(path, PAIRS)
+    columns, lines = _read_csv(path, PAIRS, MAX_PAIRS)
+    if len(lines) > MAX_PAIRS:
+        raise DataError(f"{path}: more than {MAX_PAIRS} pairs: fewer are right")
     left, right, same, fold = (_integers(path, name, columns[name], lines) for name in PAIRS[:4])
     protocol = columns["protocol"]
     n = len(labels)

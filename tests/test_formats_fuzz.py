@@ -17,7 +17,7 @@ from lrkd.errors import DataError
 
 NAMES = [
     "recordio", "recordio scanned", "property", "pairs_bin", "matlab", "landmarks", "cfp lists", "cfp pairs",
-    "lfw pairs", "lfw people", "lfw archive", "prepared folder", "images",
+    "lfw pairs", "lfw people", "lfw archive", "prepared folder", "checkpoint", "templates", "images",
 ]  # fmt: skip
 injury = st.tuples(st.integers(0, fuzz.KINDS - 1), st.integers(0, 2**20), st.integers(0, 2**16))
 quick = settings(

@@ -21,6 +21,8 @@ from PIL import Image
 from test_formats_sets import make_cfp, make_tinyface
 
 from data_prep import align, cfp, folder, layout, lfw, pairs_bin, recordio, tinyface
+from lrkd.errors import DataError
+from lrkd.layout import read_layout
 
 PROBES = "Testing_Set/probe_img_ID_pairs.mat"
 HEADER = ",".join(align.COLUMNS) + "\n"
@@ -214,6 +216,51 @@ def test_the_terminal_hears_of_the_first_skipped_images_only(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("skipped ") == layout.MAX_SAID + 1
     assert f"skipped {36 - layout.MAX_SAID} more images" in said
+
+
+# ----------------------------------------------------------------------------------------------------- prepared folders
+
+
+def other_array(data: bytes):
+    return lambda where: (where / "images-00000.npy").write_bytes(data)
+
+
+def pipe(where: Path) -> None:
+    (where / "images-00000.npy").unlink()
+    os.mkfifo(where / "images-00000.npy")
+
+
+def zipped(where: Path) -> None:
+    np.savez(where / "x.npz", images=np.zeros((6, 4, 4, 3), np.uint8))
+    (where / "x.npz").rename(where / "images-00000.npy")
+
+
+def lengthen(file: str, line: bytes, times: int):
+    def change(where: Path) -> None:
+        with (where / file).open("ab") as opened:
+            opened.write(line * times)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (pipe, "no plain file"),
+        (zipped, "cannot be read as .npy"),
+        (other_array(b"\x93NUMPY\x02\0" + b"\xff" * 4), "cannot be read as .npy"),
+        (lengthen("manifest.csv", b"9,9,x,y,z\n", 2**20), "7 or more rows for 6 images"),
+        (lengthen("meta.json", b" " * 2**20, 33), "at most 33554432 are read"),
+    ],
+)
+def test_a_prepared_folder_that_wants_time_or_memory(tmp_path, change, says):
+    photos = [layout.Photo(f"p{k // 2}", f"p{k // 2}/{k}.jpg", lambda k=k: image(k)) for k in range(6)]
+    layout.write(tmp_path / "x", photos, 6, lambda *_: layout.Extras(), name="x", size=4, crop={}, licence="", tool="x")
+    change(tmp_path / "x")
+    begun = time.process_time()
+    with little_memory(100), pytest.raises(DataError, match=re.escape(says)):
+        read_layout(tmp_path / "x")
+    assert time.process_time() - begun < 5
 
 
 # ----------------------------------------------------------------------------------------------------------- landmarks

@@ -1,5 +1,6 @@
 """Identification: answers worked out by hand, other libraries, galleries that do not fit in memory, bad input."""
 
+import gzip
 import os
 import subprocess
 import sys
@@ -265,6 +266,7 @@ def test_templates_from_a_csv_to_a_rate(tmp_path):
         ("source,template,subject\nnobody,1,A\n", r"row 1: source 'nobody' is no image of this set"),
         ("source,template,subject\nx,1,A\nx,1,A\n", r"row 2: source 'x' is twice in its template"),
         ("source,template,subject\nx,1\n", "row 1: source 'x' has an empty template or subject"),
+        ("source,template,subject\n0,x,1,A\n", "more fields than its header"),
         ("", "cannot be read as CSV"),
         ('source,template,subject\n"x,1,A\n', "cannot be read as CSV"),
         ("\xff\xfe\x00", "cannot be read as CSV"),
@@ -274,6 +276,16 @@ def test_a_wrong_list_of_templates_is_named(tmp_path, text, match):
     (tmp_path / "templates.csv").write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=match):
         read_templates(tmp_path / "templates.csv", ["x"])
+
+
+def test_a_list_of_templates_has_a_length_and_is_not_unpacked(tmp_path):
+    with (tmp_path / "long.csv").open("wb") as file:
+        file.truncate(2**27)
+    with pytest.raises(DataError, match="bytes: a list of at most"):
+        read_templates(tmp_path / "long.csv", ["x"])
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"source,template,subject\nx,1,A\n"))
+    with pytest.raises(DataError):
+        read_templates(tmp_path / "t.csv.gz", ["x"])
 
 
 def test_a_list_of_templates_that_is_not_there(tmp_path):
