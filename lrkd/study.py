@@ -285,6 +285,11 @@ def run_study(
     return table(wanted, where, known)
 
 
+# glibc hands freed memory back to the kernel and asks for it again, thousands of pages a step. Kept, and in huge pages
+# where there are some, a step on a CPU takes about a tenth less time, and computes the same bits.
+_KEEP_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=4294967296"
+
+
 def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, progress: bool) -> Iterator[Spec]:
     """The specs as their runs finish. They start in the given order, but for those that wait for another."""
     workers = min(workers, len(missing))
@@ -299,6 +304,7 @@ def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, pr
         raise ConfigError(
             f"a method cannot be sent to a worker ({error}): define its functions in a module, or take workers=1"
         ) from error
+    os.environ.setdefault("GLIBC_TUNABLES", _KEEP_MEMORY)  # read by the workers when they start
     context = multiprocessing.get_context("spawn")
     event = context.Event()
     pool = ProcessPoolExecutor(workers, context, _start_worker, (event,))
