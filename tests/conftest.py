@@ -1,10 +1,15 @@
 """What the tests that train share; `toys` beside this file has networks and faces small enough to train in a blink."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import toys
+
+# A command that a shell starts in the background ignores Ctrl-C, and so would all that it starts: tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

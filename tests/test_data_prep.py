@@ -254,8 +254,8 @@ def replace(file: str, old: str, new: str):
 
 
 BAD_LFW = [
-    (cut_archive, "lfw-deepfunneled.tgz: broken or cut short"),
-    (not_an_archive, "lfw-deepfunneled.tgz: broken or cut short"),
+    (cut_archive, "lfw-deepfunneled.tgz: broken, cut short, or not LFW"),
+    (not_an_archive, "lfw-deepfunneled.tgz: broken, cut short, or not LFW"),
     (twice, "Ada_0001 comes twice"),
     (lambda w: (w / "lfw-deepfunneled.tgz").unlink(), "no images in it"),
     (replace("pairs.txt", "Ada\t1\t2", "Ada\t1\t7"), "pairs.txt line 2: Ada_0007 is not in"),
@@ -287,7 +287,7 @@ def test_whatever_tarfile_raises_is_one_clear_error(archived, tmp_path, monkeypa
         raise TypeError("ord() expected a character")  # as it does on a header that damage found with fuzzing had
 
     monkeypatch.setattr(tarfile, "open", wrong)
-    with pytest.raises(DataError, match=r"lfw-deepfunneled.tgz: broken or cut short \(ord"):
+    with pytest.raises(DataError, match=r"lfw-deepfunneled.tgz: broken, cut short, or not LFW \(ord"):
         lfw.prepare(archived, tmp_path / "out")
 
 
