@@ -14,7 +14,7 @@ ROOMS = (
     ("errors",),
     ("faces", "degrade", "distances", "stats", "pairs"),
     ("layout", "hypotheses", "race", "foreign", "identify"),
-    ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "plots", "viewers"),
+    ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "adapt", "plots", "viewers"),
     ("train", "methods", "runs"),
     ("scales", "export"),
     ("experiment",),
