@@ -169,11 +169,11 @@ def test_pure_batch_statistics_know_no_order_within_a_batch(model):
 
 
 def test_the_guard_counts_rows_and_mirror_images_are_two(model):
-    source = verify.embed(model, pixels())
     for mirror, least, guarded in ((True, 24, False), (True, 25, True), (False, 12, False), (False, 13, True)):
+        source = verify.embed(model, pixels(), mirror=mirror)
         with FaceBN(model, 0.5, least=least):
             found = verify.embed(model, pixels(), mirror=mirror)
-        assert np.array_equal(found, source[:, : found.shape[1]]) == guarded, (mirror, least)
+        assert np.array_equal(found, source) == guarded, (mirror, least)
 
 
 @pytest.mark.parametrize("size", [1, 4, 7, 100])
