@@ -32,6 +32,7 @@ import torch
 from PIL import Image
 
 from data_prep import align, cfp, layout, lfw, matlab, pairs_bin, recordio
+from lrkd import photographs
 from lrkd.errors import DataError
 from lrkd.experiment import commit
 from lrkd.foreign import read_checkpoint
@@ -200,7 +201,7 @@ def readers(where: Path) -> list[Reader]:
         ),
         Reader(
             "images",
-            [{"x": _image(0, kind)} for kind in layout.FORMATS],
+            [{"x": _image(0, kind)} for kind in photographs.FORMATS],
             ("x",),
             lambda d: layout.convert((d / "x").read_bytes(), 8, layout.whole_padded),
             BROKEN_IMAGE,

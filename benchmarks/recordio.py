@@ -27,7 +27,8 @@ import pandas as pd
 import PIL
 from PIL import Image
 
-from data_prep import layout, recordio
+from data_prep import recordio
+from lrkd import photographs
 from lrkd.experiment import commit, device_name
 
 
@@ -68,7 +69,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    with layout.upright(data) as image:
+    with photographs.upright(data) as image:
         return np.asarray(image)
 
 

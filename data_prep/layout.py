@@ -7,42 +7,36 @@ import csv
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import os
 import shutil
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from lrkd.errors import DataError, LrkdError
 from lrkd.layout import MANIFEST, PAIRS, NpyWriter, file_sha256
 from lrkd.pairs import Pairs
+from lrkd.photographs import upright
 
 VERSION = "1"
 SHARD_BYTES = 2**31 - 2**20  # under 2 GB with its header
-MAX_FILE = 64 * 2**20  # a larger file is no photograph of a face
 MAX_LIST = 4 * 2**20  # bytes of a list that comes with a data set; the longest has 160 kB
-MAX_SCANS = 200  # a progressive JPEG has about ten; one with thousands keeps the decoder busy for minutes
 MAX_SAID = 20  # skipped images that the terminal hears of; meta.json names all
 CHECKPOINT = 1024  # images; at most so many are decoded again after a run was killed
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # nothing else is tried: some of Pillow's readers start other programs
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_ORIENTATION = 0x0112
-_LARGE = threading.Lock()  # images of more than 16 million pixels are held one at a time: memory
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Box = Callable[[int, int], tuple[float, float, float, float]]
 
@@ -100,36 +94,6 @@ def whole_padded(width: int, height: int) -> tuple[float, float, float, float]:
     side = max(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
-
-
-@contextmanager
-def upright(data: bytes) -> Iterator[Image.Image]:
-    """Bytes of an image file -> RGB, turned upright by its EXIF, for as long as the block lasts.
-
-    Raises whatever Pillow raises on a broken image or a decompression bomb, ValueError on more than 8 bits a channel.
-    """
-    if len(data) > MAX_FILE:
-        raise ValueError(f"{len(data)} bytes: at most {MAX_FILE} are read")
-    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
-        raise ValueError(f"a JPEG of {scans} scans: at most {MAX_SCANS} are decoded")
-    try:
-        found = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError(f"{len(data)} bytes that are no image in {', '.join(FORMATS)}") from None
-    with found as opened:
-        pixels = opened.width * opened.height
-        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError(f"{pixels} pixels: at most {Image.MAX_IMAGE_PIXELS} are decoded")
-        if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {opened.mode}: 8 bits a channel are needed")
-        with _LARGE if pixels > 2**24 else nullcontext():
-            opened.load()
-            if opened.getexif().get(_ORIENTATION, 1) != 1:
-                ImageOps.exif_transpose(opened, in_place=True)
-            if opened.mode == "RGB":
-                yield opened
-            else:
-                yield (opened.convert("RGBA") if "transparency" in opened.info else opened).convert("RGB")
 
 
 def convert(data: bytes, size: int, box: Box) -> np.ndarray:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep import layout
+from lrkd import photographs
 from lrkd.errors import DataError
 
 MAGIC = 0xCED7230A
@@ -116,10 +117,11 @@ class Records:
             end = place + 8 + length
             place = (end + 3) & ~3
             total += length
-            if place > self._size or total > layout.MAX_FILE or len(spans) == MAX_PARTS:
+            if place > self._size or total > photographs.MAX_FILE or len(spans) == MAX_PARTS:
                 raise DataError(
-                    f"{self.path}: the record at byte {offset} claims {total} bytes in {len(spans) + 1} parts: at most "
-                    f"{layout.MAX_FILE} in {MAX_PARTS}, inside the file's {self._size}, are right: damaged or cut short"
+                    f"{self.path}: the record at byte {offset} claims {total} bytes in {len(spans) + 1} parts: at "
+                    f"most {photographs.MAX_FILE} in {MAX_PARTS}, inside the file's {self._size}, are right: damaged "
+                    "or cut short"
                 )
             spans.append((end - length, end))
             if kind in (0, 3):

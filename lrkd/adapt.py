@@ -15,6 +15,7 @@ with and without it, over batch sizes and orders. A row is what the network sees
 gives it two an image. Buffers, parameters and generators are never written, so nothing can be left behind.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -54,7 +55,7 @@ def moments(x: Tensor) -> Moments:
     return Moments(mean, var * ((count - 1) / count))
 
 
-class Adapted:
+class Adapted(ABC):
     """A context in which a model's batch-norm layers normalise with other statistics; a subclass says which.
 
     Inside, the model is in eval mode, and training it raises ConfigError. Gradients do not flow through the statistics.
@@ -74,9 +75,9 @@ class Adapted:
         self._moved: dict[str, list[Tensor]] = {}
         self._kept: Counter[str] = Counter()
 
+    @abstractmethod
     def _statistics(self, name: str, x: Tensor, source: Moments) -> Moments:
         """With what layer `name` normalises the batch x; `source` itself where nothing moves."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         layers = {name: m for name, m in self.model.named_modules() if isinstance(m, _BatchNorm)}

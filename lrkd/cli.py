@@ -327,7 +327,7 @@ def _identify(arguments: argparse.Namespace) -> None:
     faces = resized_faces(faces, subject.size)
     preset = study.evaluation_preset(arguments.preset or subject.preset)
     tables = []
-    for side in arguments.side or [subject.size if subject.size in subject.sides else subject.sides[0]]:
+    for side in arguments.side or subject.sides[:1]:
         features = fuse(_embed(subject, faces.images, side, preset, device))
         table = identification(features, faces.labels, roles)
         table.insert(0, "data", faces.name)

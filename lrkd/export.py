@@ -5,7 +5,6 @@ The file takes RGB images in [-1,1] at the network's own size, (N,3,S,S) float32
 """
 
 import copy
-import io
 import os
 import re
 import tempfile
@@ -17,20 +16,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from lrkd import __version__, verify
 from lrkd.data import Faces
 from lrkd.errors import ConfigError, DataError
+from lrkd.photographs import FORMATS as PHOTOGRAPHS
+from lrkd.photographs import MAX_FILE, upright
 from lrkd.runs import atomic
 
 FORMATS = ("onnx", "fp16", "int8")
 INPUT, OUTPUT = "images", "embedding"
 LIMIT = 2**29  # bytes; IResNet-200 has half of that
-PHOTOGRAPHS = ("JPEG", "PNG", "BMP", "WEBP")  # as data_prep: some of Pillow's readers start other programs
-_PHOTOGRAPH = 64 * 2**20  # bytes
-_SCANS = 200  # a progressive JPEG has about ten; one with thousands keeps the decoder busy for minutes
 _METADATA = 4096
 _FIELDS = 1_000_000
 # Operators that lose most and gain least in 8 bits are not here: the gates of attention, the slopes of PReLU.
@@ -237,22 +235,13 @@ def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
     if not file.is_file():
         raise DataError(f"{file}: no such file: a photograph of a face is right")
     try:
-        with file.open("rb") as opened, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            data = opened.read(_PHOTOGRAPH + 1)
-            if len(data) > _PHOTOGRAPH:
-                raise ValueError(f"more than {_PHOTOGRAPH} bytes")
-            if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _SCANS:
-                raise ValueError(f"a JPEG of more than {_SCANS} scans")
-            with Image.open(io.BytesIO(data), formats=PHOTOGRAPHS) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise ValueError(f"mode {image.mode}: 8 bits a channel are needed")
-                ImageOps.exif_transpose(image, in_place=True)
-                whole = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
-        side = min(whole.size)
-        left, top = ((length - side) / 2 for length in whole.size)
-        kernel = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
-        return np.array(whole.resize((size, size), kernel, (left, top, left + side, top + side)))
+        with file.open("rb") as opened:
+            data = opened.read(MAX_FILE + 1)
+        with upright(data) as whole:
+            side = min(whole.size)
+            left, top = ((length - side) / 2 for length in whole.size)
+            kernel = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
+            return np.array(whole.resize((size, size), kernel, (left, top, left + side, top + side)))
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         wanted = f"an image in {', '.join(PHOTOGRAPHS)}"
         raise DataError(f"{file}: cannot be read as a photograph ({_line(error)}): {wanted} is right") from error

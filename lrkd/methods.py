@@ -73,8 +73,21 @@ class Method:
 
 
 FSKD = (feature(cosine, weight=20.0),)
-SKD = (regression(cosine, weight=20.0),)
 SKD_FRACTION = 0.5
+SELECTED = Method(
+    "skd",
+    "SKD, selected features",
+    (regression(cosine, weight=20.0),),
+    source="arXiv 1811.09998",
+    note="a re-derivation from the abstract: the energy, the solver and the layers are not known",
+    start="none",
+    choice=Choice("graph", SKD_FRACTION),
+)
+
+
+def _control(name: str, title: str, note: str) -> dict[str, Any]:
+    return {"name": name, "title": title, "source": "control", "note": note}
+
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -129,41 +142,24 @@ METHODS: dict[str, Method] = {
             source="control",
             note="the teacher sees each image's neighbour in the batch",
         ),
-        Method(
-            "skd",
-            "SKD, selected features",
-            SKD,
-            source="arXiv 1811.09998",
-            note="a re-derivation from the abstract: the energy, the solver and the layers are not known",
-            start="none",
-            choice=Choice("graph", SKD_FRACTION),
-        ),
-        Method("skd-all", "SKD, all features", SKD, source="control", note="nothing is selected", start="none"),
-        Method(
-            "skd-top",
-            "SKD, most informative",
-            SKD,
-            source="control",
-            note="as many, without regard to redundancy",
-            start="none",
+        SELECTED,
+        replace(SELECTED, **_control("skd-all", "SKD, all features", "nothing is selected"), choice=None),
+        replace(
+            SELECTED,
+            **_control("skd-top", "SKD, most informative", "as many, without regard to redundancy"),
             choice=Choice("top", SKD_FRACTION),
         ),
-        Method(
-            "skd-random",
-            "SKD, random features",
-            SKD,
-            source="control",
-            note="as many, at random",
-            start="none",
+        replace(
+            SELECTED,
+            **_control("skd-random", "SKD, random features", "as many, at random"),
             choice=Choice("random", SKD_FRACTION),
         ),
-        Method(
-            "skd-none",
-            "SKD, no regression",
+        replace(
+            SELECTED,
+            **_control("skd-none", "SKD, no regression", "the second stage with classification alone"),
             teacher="none",
-            source="control",
-            note="the second stage with classification alone",
-            start="none",
+            terms=(),
+            choice=None,
         ),
     )
 }

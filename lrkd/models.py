@@ -6,6 +6,7 @@ Networks and their parameter names follow A-SKD (arXiv 2209.14498), so that chec
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -106,6 +107,27 @@ class Block(nn.Module):
         return shortcut + residual, channel, spatial
 
 
+def _add_stages(
+    network: nn.Module,
+    block: Callable[[int, int, int], nn.Module],
+    depths: Sequence[int],
+    widths: Sequence[int],
+    strides: Sequence[int],
+    side: int,
+) -> tuple[list[str], int]:
+    """Give a network its stages of block(inside, outside, stride); their names, and the side of the last one's maps.
+
+    widths: that of the stem, then one a stage.
+    """
+    names = []
+    for number, (depth, inside, width, stride) in enumerate(zip(depths, widths, widths[1:], strides, strict=False), 1):
+        names.append(f"layer{number}")
+        rest = (block(width, width, 1) for _ in range(depth - 1))
+        network.add_module(names[-1], nn.Sequential(block(inside, width, stride), *rest))
+        side = -(-side // stride)
+    return names, side
+
+
 def _check_input(x: Tensor, size: int) -> None:
     if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
         raise ConfigError(
@@ -150,19 +172,13 @@ class IResNet(nn.Module):
             self.input_layer = nn.Sequential(
                 nn.Conv2d(3, stem, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(stem), PReLU(stem)
             )
-            inside, side = stem, -(-size // stem_stride)
-            self.stages: list[str] = []
-            for number, (depth, width, stride) in enumerate(zip(depths, widths, strides, strict=True), 1):
-                blocks = [Block(inside, width, stride, cbam=cbam, reduction=reduction)]
-                blocks += [Block(width, width, cbam=cbam, reduction=reduction) for _ in range(depth - 1)]
-                self.stages.append(f"layer{number}")
-                self.add_module(self.stages[-1], nn.Sequential(*blocks))
-                inside, side = width, -(-side // stride)
+            block = partial(Block, cbam=cbam, reduction=reduction)
+            self.stages, side = _add_stages(self, block, depths, (stem, *widths), strides, -(-size // stem_stride))
             self.output_layer = nn.Sequential(
-                nn.BatchNorm2d(inside),
+                nn.BatchNorm2d(widths[-1]),
                 nn.Dropout(dropout),
                 nn.Flatten(),
-                nn.Linear(inside * side * side, embedding),
+                nn.Linear(widths[-1] * side * side, embedding),
                 nn.BatchNorm1d(embedding),
             )
         _initialise(self, seed)
@@ -242,16 +258,10 @@ class MobileFaceNet(nn.Module):
         stem = widths[0] if stem is None else stem
         with torch.random.fork_rng(devices=[]):
             self.input_layer = nn.Sequential(nn.Conv2d(3, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), PReLU(stem))
-            inside, side = stem, size
-            self.stages: list[str] = []
-            for number, (depth, width, stride) in enumerate(zip(depths, widths, strides, strict=True), 1):
-                blocks = [Bottleneck(inside, width, stride, expansion=expansion)]
-                blocks += [Bottleneck(width, width, expansion=expansion) for _ in range(depth - 1)]
-                self.stages.append(f"layer{number}")
-                self.add_module(self.stages[-1], nn.Sequential(*blocks))
-                inside, side = width, -(-side // stride)
+            block = partial(Bottleneck, expansion=expansion)
+            self.stages, side = _add_stages(self, block, depths, (stem, *widths), strides, size)
             self.output_layer = nn.Sequential(
-                nn.Conv2d(inside, last, 1, bias=False),
+                nn.Conv2d(widths[-1], last, 1, bias=False),
                 nn.BatchNorm2d(last),
                 PReLU(last),
                 nn.Conv2d(last, last, side, groups=last, bias=False),

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from data_prep import folder, layout, lfw
+from lrkd import photographs
 from lrkd.data import load_prepared, prepared
 from lrkd.errors import DataError
 
@@ -387,7 +388,7 @@ def test_sixteen_bits_and_bombs_are_broken(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
         layout.convert(encoded(photograph(3, 40, 40), "PNG"), 10, whole)  # between the limit and twice the limit
-    monkeypatch.setattr(layout, "MAX_FILE", 100)
+    monkeypatch.setattr(photographs, "MAX_FILE", 100)
     with pytest.raises(ValueError, match="at most 100"):
         layout.convert(bytes(101), 10, whole)
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import layout, recordio
+from lrkd import photographs
 from lrkd.data import load_prepared
 from lrkd.errors import DataError
 
@@ -57,7 +58,7 @@ def test_it_becomes_a_prepared_folder(tmp_path, idx):
     rows = {line.split(",")[3].split("/")[1]: [int(line.split(",")[1]), line.split(",")[4]] for line in lines}
     assert rows == wanted
     first = read(MINI / "train.rec")[0]
-    with layout.upright(first.image) as image:
+    with photographs.upright(first.image) as image:
         np.testing.assert_array_equal(whole.faces.images[0], np.asarray(image))
 
 
@@ -230,7 +231,7 @@ def test_endless_parts_are_refused(tmp_path):
 
 
 def test_parts_that_claim_more_than_an_image_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(layout, "MAX_FILE", 1000)
+    monkeypatch.setattr(photographs, "MAX_FILE", 1000)
     (tmp_path / "train.rec").write_bytes(part(1, bytes(600)) + part(3, bytes(600)))
     with pytest.raises(DataError, match="claims 1200 bytes in 2 parts: at most 1000"):
         recordio.Records(tmp_path / "train.rec")

@@ -16,6 +16,7 @@ from skimage.transform import warp as oracle
 from test_formats_matlab import cell
 
 from data_prep import agedb, align, cfp, layout, qmul, scface, tinyface
+from lrkd import photographs
 from lrkd.data import Prepared, load_prepared, prepared
 from lrkd.errors import ConfigError, DataError
 
@@ -619,6 +620,6 @@ def test_a_set_is_aligned_by_landmarks_too(made, tmp_path):
     meta = cfp.prepare(made / "cfp", tmp_path / "out", size=32, landmarks=file)
     assert meta["no_face"] == [names[-1]]
     assert meta["crop"]["kind"] == "five points"
-    with layout.upright((made / "cfp" / "Data" / "Images" / names[0]).read_bytes()) as face:
+    with photographs.upright((made / "cfp" / "Data" / "Images" / names[0]).read_bytes()) as face:
         want = align.warp(face, placed(0.2, 5, 1, 1), 32)
     np.testing.assert_array_equal(opened(tmp_path / "out").faces.images[0], want)

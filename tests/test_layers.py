@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A file imports only from rooms to its left, never from its own; a new file must be placed here to be let in.
 ROOMS = (
     ("errors",),
-    ("faces", "degrade", "distances", "stats", "pairs"),
+    ("faces", "degrade", "distances", "stats", "pairs", "photographs"),
     ("layout", "hypotheses", "race", "foreign", "identify"),
     ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "adapt", "plots", "viewers"),
     ("train", "methods", "runs"),
@@ -25,8 +25,8 @@ ROOMS = (
 LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 # Arrays in, figures or tables out: pages hand them what they need. `import lrkd` alone stays light.
 LONERS = {"plots", "viewers", "stats", "__init__"}
-# Where data_prep meets lrkd: the readers, which are `data` and the two files split off it so that they need no torch.
-READERS = {"data", "layout", "pairs", "errors"}
+# Where data_prep meets lrkd: the readers, which are `data` and the files split off it so that they need no torch.
+READERS = {"data", "layout", "pairs", "photographs", "errors"}
 BASE = {"torch", "torchvision", "numpy", "scipy", "pandas", "PIL", "safetensors", "tqdm"}
 MORE = {
     "plots": {"matplotlib", "seaborn", "plotly", "myst_nb"},
@@ -79,7 +79,7 @@ def imports(tree: ast.AST, package: str) -> Iterator[str]:
             yield from (a.name for a in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(p for p in (package if node.level else "", node.module or "") if p)
-            if base == package:
+            if base in (package, "lrkd"):
                 yield from (f"{base}.{a.name}" for a in node.names)
             else:
                 yield base

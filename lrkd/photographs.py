@@ -1,0 +1,44 @@
+"""Image files of people, which are hostile until decoded: a few formats, limits, and EXIF's orientation."""
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_FILE = 64 * 2**20  # bytes; a larger file is no photograph of a face
+MAX_SCANS = 200  # a progressive JPEG has about ten; one with thousands keeps the decoder busy for minutes
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # nothing else is tried: some of Pillow's readers start other programs
+_ORIENTATION = 0x0112
+_LARGE = threading.Lock()  # images of more than 16 million pixels are held one at a time: memory
+
+
+@contextmanager
+def upright(data: bytes) -> Iterator[Image.Image]:
+    """Bytes of an image file -> RGB, turned upright by its EXIF, for as long as the block lasts.
+
+    Raises whatever Pillow raises on a broken image or a decompression bomb, ValueError on more than 8 bits a channel.
+    """
+    if len(data) > MAX_FILE:
+        raise ValueError(f"{len(data)} bytes: at most {MAX_FILE} are read")
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"a JPEG of {scans} scans: at most {MAX_SCANS} are decoded")
+    try:
+        found = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"{len(data)} bytes that are no image in {', '.join(FORMATS)}") from None
+    with found as opened:
+        pixels = opened.width * opened.height
+        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError(f"{pixels} pixels: at most {Image.MAX_IMAGE_PIXELS} are decoded")
+        if opened.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {opened.mode}: 8 bits a channel are needed")
+        with _LARGE if pixels > 2**24 else nullcontext():
+            opened.load()
+            if opened.getexif().get(_ORIENTATION, 1) != 1:
+                ImageOps.exif_transpose(opened, in_place=True)
+            if opened.mode == "RGB":
+                yield opened
+            else:
+                yield (opened.convert("RGBA") if "transparency" in opened.info else opened).convert("RGB")
