@@ -86,7 +86,7 @@ def student(given: str) -> Contender:
         module, _ = study.load(runs.load_run(path))
         return Contender(path.name, module.size, module)
     file, config = export.load(path), path.with_suffix(".json")
-    found = models.build(**json.loads(config.read_text())["model"]).eval() if config.is_file() else None
+    found = models.build(**json.loads(config.read_text())["config"]["model"]).eval() if config.is_file() else None
     return Contender(path.name, file.size, found, {"onnx as it is": path})
 
 

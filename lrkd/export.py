@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -303,7 +304,7 @@ class _Slope(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         slope = self.weight[:, None, None]
-        return x.relu() + slope * -(-x).relu() if self.steep else torch.maximum(x, slope * x)
+        return x + (1 - slope) * (-x).relu() if self.steep else torch.maximum(x, slope * x)
 
 
 def _fold_flattened(layers: nn.Sequential) -> None:
@@ -376,12 +377,17 @@ def _quantised(model: Any, calibration: np.ndarray) -> Any:
         whole, plain, small = (Path(folder, f"{name}.onnx") for name in ("whole", "plain", "small"))
         onnx.save(model, str(whole))
         quant_pre_process(str(whole), str(plain), skip_symbolic_shape=True)
+        nodes = onnx.load(str(plain)).graph.node
+        # ONNX Runtime 1.31 leaves a Relu out, and lets its input begin at zero unless others take that too.
+        takers = Counter(name for node in nodes for name in node.input)
+        shared = [node.name for node in nodes if node.op_type == "Relu" and takers[node.input[0]] > 1]
         quantize_static(
             str(plain),
             str(small),
             _Batches(calibration),
             quant_format=QuantFormat.QOperator,
             op_types_to_quantize=list(_QUANTISED),
+            nodes_to_exclude=shared,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

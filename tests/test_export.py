@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from lrkd import export, foreign, heads, methods, models, study, verify
+from lrkd import export, foreign, heads, methods, models, photographs, study, verify
 from lrkd.cli import main
 from lrkd.data import make_pairs
 from lrkd.errors import ConfigError, DataError, RunError
@@ -181,6 +181,34 @@ def test_prelu_is_the_same_in_other_words(slopes):
     own.weight.data[:] = torch.tensor(slopes)
     x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(export._Slope(own.weight)(x), own(x))
+
+
+class Shared(nn.Module):
+    """A ReLU whose input is used beside it."""
+
+    size = SIDE
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, 3)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return (x.relu() - 0.5 * x).mean((2, 3))
+
+
+def test_eight_bits_keep_what_lies_below_zero(student, calibration, unseen, tmp_path):
+    steep = copy.deepcopy(student)
+    for module in steep.modules():
+        if isinstance(module, nn.PReLU):
+            module.weight.data[::3] = 1.5
+    file = export.export(steep, tmp_path / "steep.onnx", "int8", calibration=calibration)
+    assert export.agreement(steep, file, unseen, side=SIDE).cosine.mean() > 0.98
+    torch.manual_seed(0)
+    shared = Shared().eval()
+    found = export.export(shared, tmp_path / "shared.onnx", "int8", calibration=calibration)(calibration)
+    with torch.inference_mode():
+        assert verify.cosine_scores(found, shared(torch.from_numpy(calibration)).numpy()).mean() > 0.99
 
 
 def test_batch_norm_behind_flatten_is_folded_exactly():
@@ -524,7 +552,7 @@ def test_what_is_no_photograph_is_named(tmp_path, monkeypatch):
             export.photograph(tmp_path / name, 8)
         assert str(caught.value).startswith(str(tmp_path / name))
         assert "\n" not in str(caught.value)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    monkeypatch.setattr(photographs, "MAX_PIXELS", 2000)
     with pytest.raises(DataError, match=r"w\.png: cannot be read as a photograph"):
         export.photograph(tmp_path / "w.png", 8)
 
