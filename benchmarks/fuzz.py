@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import encodings.cp437  # noqa: F401  # zipfile imports it at a damaged archive's first odd name
 import io
 import json
 import pickle

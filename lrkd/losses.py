@@ -139,6 +139,24 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.smooth_l1_loss(angles(student), angles(teacher))
 
 
+def relation_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
+    """Relation level of AIRD, (B,D) twice -> (): KL(p(T,T) | p(S,S)) + KL(p(T,T) | p(S,T)), averaged over the batch.
+
+    p(X,Y): the row softmaxes of the in-batch cosines of X with Y over the temperature, without the diagonal: to whom a
+    sample is how close. S with S is the student's own geometry, S with T its place in the teacher's. A re-derivation
+    from the abstract of arXiv 2409.02049, which gives no equation; a batch of one has no relation and no loss.
+    """
+    s, t = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+    others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+
+    def rows(x: Tensor, y: Tensor) -> Tensor:
+        return F.log_softmax((x @ y.T / temperature)[others].view(len(x), len(x) - 1), dim=1)
+
+    target = rows(t, t)
+    mine, crossed = (F.kl_div(rows(s, y), target, reduction="batchmean", log_target=True) for y in (s, t))
+    return mine + crossed
+
+
 def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """SP: |G_S - G_T|_F^2 / B^2 of row-normalised (B,B) Gram matrices, (B,...) twice -> (), arXiv 1907.09682, eq. 4."""
 
@@ -242,6 +260,15 @@ def relational(weight: float = 40.0, distance_weight: float = 1.0, angle_weight:
 def _relational(student: View, teacher: View, distance_weight: float, angle_weight: float) -> Tensor:
     s, t = student.embedding, teacher.embedding
     return distance_weight * rkd_distance_loss(s, t) + angle_weight * rkd_angle_loss(s, t)
+
+
+def relation(weight: float = 4.0, temperature: float = 0.1) -> Term:
+    """AIRD's relation level by `relation_loss`, on the embeddings."""
+    return Term("relation", weight, partial(_relation, temperature=temperature), (("temperature", temperature),))
+
+
+def _relation(student: View, teacher: View, temperature: float) -> Tensor:
+    return relation_loss(student.embedding, teacher.embedding, temperature)
 
 
 def similarity_preserving(weight: float = 3000.0) -> Term:

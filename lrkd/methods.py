@@ -16,6 +16,7 @@ from lrkd.losses import (
     feature,
     logits,
     regression,
+    relation,
     relational,
     similarity_preserving,
 )
@@ -73,6 +74,10 @@ class Method:
 
 
 FSKD = (feature(cosine, weight=20.0),)
+AIRD: dict[str, Any] = {
+    "source": "arXiv 2409.02049",
+    "note": "a re-derivation from the abstract: no equation or weight is known",
+}
 SKD_FRACTION = 0.5
 SELECTED = Method(
     "skd",
@@ -116,6 +121,9 @@ METHODS: dict[str, Method] = {
             source="ours, F-SKD with another distance",
             note="unsquared: squared it would be twice the cosine distance, an identity and no method",
         ),
+        Method("aird", "AIRD (instance + relation)", (embedding(cosine, 20.0), relation(4.0)), **AIRD),
+        Method("aird-relation", "AIRD, relation only", (relation(4.0),), **AIRD),
+        Method("aird-rkd", "AIRD, RKD for relation", (embedding(cosine, 20.0), relational(10.0)), **AIRD),
         Method("askd", "A-SKD (attention cosine)", (attention(cosine, 5.0),), source="arXiv 2209.14498"),
         Method(
             "askd-centred",
@@ -163,6 +171,13 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+
+def aird(instance: float = 0.0, relations: float = 0.0, rkd: float = 0.0) -> Method:
+    """AIRD and its ablations at those weights, 0 for a term that is left out; named "aird@20+4+0"."""
+    terms = ((embedding, instance), (relation, relations), (relational, rkd))
+    name = "+".join(f"{weight:g}" for _, weight in terms)
+    return Method(f"aird@{name}", f"AIRD at {name}", tuple(term(weight=w) for term, w in terms if w), **AIRD)
 
 
 def skd(choice: Choice) -> Method:

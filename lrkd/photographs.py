@@ -8,10 +8,14 @@ from contextlib import contextmanager, nullcontext
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_FILE = 64 * 2**20  # bytes; a larger file is no photograph of a face
+MAX_PIXELS = 2**26  # turned or with an alpha channel, such an image takes .6 GB while it is decoded
 MAX_SCANS = 200  # a progressive JPEG has about ten; one with thousands keeps the decoder busy for minutes
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # nothing else is tried: some of Pillow's readers start other programs
 _ORIENTATION = 0x0112
 _LARGE = threading.Lock()  # images of more than 16 million pixels are held one at a time: memory
+
+# Pillow's blocks of 16 MB come from each thread's own heap, which keeps them when they are freed; larger ones go back.
+Image.core.set_block_size(2**26)
 
 
 @contextmanager
@@ -30,15 +34,22 @@ def upright(data: bytes) -> Iterator[Image.Image]:
         raise ValueError(f"{len(data)} bytes that are no image in {', '.join(FORMATS)}") from None
     with found as opened:
         pixels = opened.width * opened.height
-        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError(f"{pixels} pixels: at most {Image.MAX_IMAGE_PIXELS} are decoded")
+        most = MAX_PIXELS // 2 if opened.format == "WEBP" else MAX_PIXELS  # its decoder keeps four copies
+        if pixels > most:
+            raise Image.DecompressionBombError(f"{pixels} pixels: at most {most} are decoded")
         if opened.mode.startswith(("I", "F")):
             raise ValueError(f"mode {opened.mode}: 8 bits a channel are needed")
         with _LARGE if pixels > 2**24 else nullcontext():
             opened.load()
             if opened.getexif().get(_ORIENTATION, 1) != 1:
                 ImageOps.exif_transpose(opened, in_place=True)
-            if opened.mode == "RGB":
-                yield opened
-            else:
-                yield (opened.convert("RGBA") if "transparency" in opened.info else opened).convert("RGB")
+            image: Image.Image = opened
+            if "transparency" in opened.info:
+                image = image.convert("RGBA")
+            if image.mode != "RGB":
+                image = image.convert("RGB")
+            try:
+                yield image
+            finally:  # else the pixels may live on until Python next looks for cycles
+                opened.close()
+                image.close()

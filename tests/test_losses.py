@@ -26,6 +26,7 @@ TERMS = {
     "logits": losses.logits(),
     "rkd": losses.relational(),
     "sp": losses.similarity_preserving(),
+    "relation": losses.relation(),
     "embedding": losses.embedding(euclidean),
 }
 EACH = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
@@ -304,6 +305,33 @@ def test_logit_distillation_does_not_see_a_constant_added_to_all_logits():
     s, t = view(1).logits, view(0).logits
     shift = torch.tensor([[1.0], [-50], [1000], [0]], dtype=s.dtype)
     torch.testing.assert_close(losses.logit_loss(s + shift, t), losses.logit_loss(s, t))
+
+
+def test_relation_row_by_row_against_scipys_relative_entropy():
+    s, t = (
+        v.embedding.numpy() / np.linalg.norm(v.embedding.numpy(), axis=1, keepdims=True) for v in (view(1), view(0))
+    )
+
+    def row(x: np.ndarray, y: np.ndarray, i: int) -> np.ndarray:
+        return softmax([x[i] @ y[j] / 0.3 for j in range(B) if j != i])
+
+    wanted = sum(entropy(row(t, t, i), row(s, y, i)) for i in range(B) for y in (s, t)) / B
+    assert losses.relation(temperature=0.3).function(view(1), view(0)).item() == pytest.approx(wanted)
+
+
+def test_relation_sees_directions_alone_and_its_own_half_no_turn_of_all():
+    s, t = view(1).embedding, view(0).embedding
+    torch.testing.assert_close(losses.relation_loss(7 * s, 3 * t), losses.relation_loss(s, t))
+    turn = torch.linalg.qr(draw(torch.Generator().manual_seed(3), 6, 6)).Q
+    turned = losses.relation_loss(t @ turn, t)  # the geometry is the teacher's, the place is not: S with T is left
+    assert turned > 0.1
+    off, unit = ~torch.eye(B, dtype=torch.bool), torch.nn.functional.normalize
+    rows = [torch.log_softmax((unit(x) @ unit(t).T / 0.1)[off].view(B, -1), 1) for x in (t, t @ turn)]
+    torch.testing.assert_close(turned, (rows[0].exp() * (rows[0] - rows[1])).sum() / B)
+
+
+def test_relation_of_a_single_sample_is_nothing():
+    assert losses.relation_loss(view(1).embedding[:1], view(0).embedding[:1]) == 0
 
 
 def huber(d: float) -> float:
