@@ -24,6 +24,7 @@ from lrkd import plots
 from lrkd.errors import DataError
 from lrkd.methods import METHODS
 from lrkd.stats import mean_interval, paired_differences
+from lrkd.study import COMPARED
 
 
 @pytest.fixture(autouse=True)
@@ -274,8 +275,7 @@ def test_the_readme_figure_is_small_and_has_the_hardest_side():
     )
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    one_stage = [name for name, method in METHODS.items() if method.start is None]
-    cells = itertools.product(one_stage, (6, 12), range(6), ("test", "validation"))
+    cells = itertools.product(COMPARED, (6, 12), range(6), ("test", "validation"))
     frame = pd.DataFrame(cells, columns=["method", "side", "seed", "protocol"]).assign(role="student")
     frame["accuracy"] = np.random.default_rng(0).uniform(0.7, 0.9, len(frame))
     shown = script.figure(frame)
