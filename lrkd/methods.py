@@ -122,6 +122,7 @@ METHODS: dict[str, Method] = {
             note="unsquared: squared it would be twice the cosine distance, an identity and no method",
         ),
         Method("aird", "AIRD (instance + relation)", (embedding(cosine, 20.0), relation(4.0)), **AIRD),
+        Method("aird-instance", "AIRD, instance only", (embedding(cosine, 80.0),), **AIRD),
         Method("aird-relation", "AIRD, relation only", (relation(4.0),), **AIRD),
         Method("aird-rkd", "AIRD, RKD for relation", (embedding(cosine, 20.0), relational(10.0)), **AIRD),
         Method("askd", "A-SKD (attention cosine)", (attention(cosine, 5.0),), source="arXiv 2209.14498"),

@@ -52,6 +52,7 @@ LOOKS: dict[str, Look] = {
     "at": Look(ORANGE, "^"),
     "embedding-cos": Look(GREEN, "s"),
     "aird": Look(GREEN, "^"),
+    "aird-instance": Look(GREEN, "8"),
     "aird-relation": Look(GREEN, "v"),
     "aird-rkd": Look(PURPLE, "v"),
     "logit-kd": Look(PURPLE, "o"),

@@ -15,7 +15,7 @@ from lrkd.methods import METHODS, RACE, Choice, Method, get, skd, weighed
 NAMES = [
     *("none", "logit-kd", "fitnet", "at", "rkd", "sp", "embedding-cos"),
     *("fskd", "fskd-cross", "fskd-l1", "fskd-l2", "fskd-unit-l2", "askd", "askd-centred"),
-    *("askd-constant", "aird", "aird-relation", "aird-rkd"),
+    *("askd-constant", "aird", "aird-instance", "aird-relation", "aird-rkd"),
     *("random-teacher", "shuffled-teacher"),
     *("skd", "skd-all", "skd-top", "skd-random", "skd-none"),
 ]

@@ -117,10 +117,8 @@ def test_core_is_every_method_side_and_six_seeds_over_two_teachers(scale):
     teachers, students = grid[:2], grid[2:]
     assert [(s.role, s.seed, s.side) for s in teachers] == [("teacher", 0, None), ("teacher", 1, None)]
     assert all(s.role == "student" and s.teacher_seed == s.seed % 2 for s in students)
-    compared = {name for name, method in methods.METHODS.items() if method.start is None} - {
-        "aird-relation",
-        "aird-rkd",
-    }
+    one_stage = {name for name, method in methods.METHODS.items() if method.start is None}
+    compared = one_stage - {"aird-instance", "aird-relation", "aird-rkd"}
     wanted = set(itertools.product(compared, scale.sides, range(6)))
     wanted |= {("none", None, seed) for seed in range(6)}
     assert Counter((s.method.name, s.side, s.seed) for s in students) == Counter(wanted)
@@ -136,7 +134,7 @@ def test_airds_weights_are_chosen_on_other_seeds_than_it_is_compared_on():
     told = {tuple((term["name"], term["weight"]) for term in s.method.describe()["terms"]) for s in choosing}
     assert len(told) == len(choosing) / 2 == 1 + 3 + 3 + 9 + 6
     assert {s.seed for s in choosing}.isdisjoint(s.seed for s in confirming)
-    names = {"none", "fskd", "askd", "embedding-cos", "aird", "aird-relation", "aird-rkd"}
+    names = {"none", "fskd", "askd", "embedding-cos", "aird", "aird-instance", "aird-relation", "aird-rkd"}
     assert Counter((s.method.name, s.side, s.seed) for s in confirming) == Counter(
         itertools.product(names, (6,), range(6))
     )
