@@ -78,11 +78,11 @@ AIRD: dict[str, Any] = {
     "source": "arXiv 2409.02049",
     "note": "a re-derivation from the abstract: no equation or weight is known",
 }
-SKD_FRACTION = 0.5
+SKD_FRACTION, SKD_WEIGHT = 0.5, 20.0
 SELECTED = Method(
     "skd",
     "SKD, selected features",
-    (regression(cosine, weight=20.0),),
+    (regression(cosine, SKD_WEIGHT),),
     source="arXiv 1811.09998",
     note="a re-derivation from the abstract: the energy, the solver and the layers are not known",
     start="none",
@@ -181,17 +181,17 @@ def aird(instance: float = 0.0, relations: float = 0.0, rkd: float = 0.0) -> Met
     return Method(f"aird@{name}", f"AIRD at {name}", tuple(term(weight=w) for term, w in terms if w), **AIRD)
 
 
-def skd(choice: Choice) -> Method:
-    """SKD with that choice, named "skd-top@0.25" and so on; the graph's "skd@0.25", or "skd@0.25b0.3" with its beta."""
-    name = "skd" if choice.kind == "graph" else f"skd-{choice.kind}"
-    usual = choice == replace(choice, beta=Choice.beta)
-    told = f"{name}@{choice.fraction:g}" + ("" if usual else f"b{choice.beta:g}")
-    return replace(METHODS[name], name=told, choice=choice)
+def skd(choice: Choice | None, weight: float = SKD_WEIGHT) -> Method:
+    """SKD with that choice (None: all) at that weight of the regression.
 
-
-def skd_weighed(weight: float) -> Method:
-    """SKD of all features at that weight of the regression, named "skd-all*5"."""
-    return replace(METHODS["skd-all"], name=f"skd-all*{weight:g}", terms=(regression(cosine, weight),))
+    Named "skd-all" or "skd-top@0.25", of the graph "skd@0.25", with its beta "skd@0.25b0.3"; and "*5" for a weight.
+    """
+    name, told = "skd-all", ""
+    if choice is not None:
+        name = "skd" if choice.kind == "graph" else f"skd-{choice.kind}"
+        told = f"@{choice.fraction:g}" + ("" if choice.beta == Choice.beta else f"b{choice.beta:g}")
+    told += "" if weight == SKD_WEIGHT else f"*{weight:g}"
+    return replace(METHODS[name], name=name + told, choice=choice, terms=(regression(cosine, weight),))
 
 
 # The distances between features that race each other, each with about the weight at which its gradient at an untrained

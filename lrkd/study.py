@@ -228,17 +228,24 @@ def _designs(scale: Scale, source: str) -> list[Spec]:
 
 
 def _fractions(scale: Scale, source: str) -> list[Spec]:
-    """SKD's regression at several weights, its choice at several fractions and betas, for validation."""
-    weights = [methods.skd_weighed(weight) for weight in REGRESSION_WEIGHTS]
-    choices = [methods.Choice(kind, fraction) for fraction in FRACTIONS for kind in ("graph", "top", "random")]
-    choices += [methods.Choice("graph", methods.SKD_FRACTION, beta) for beta in BETAS]
+    """SKD's regression at several weights, its choice at several fractions and betas, for validation.
+
+    A fraction is tried at two weights: the usual one, at which the regression as a whole weighs what it weighs on all
+    images, and that times the fraction, at which each chosen image does.
+    """
+    usual, half = methods.SKD_WEIGHT, FRACTIONS[len(FRACTIONS) // 2 :]
+    chosen = [methods.skd(None, weight) for weight in REGRESSION_WEIGHTS]
+    for fraction in FRACTIONS:
+        choices = [methods.Choice(kind, fraction) for kind in ("graph", "top", "random")]
+        chosen += [methods.skd(choice, weight) for choice in choices for weight in (usual, usual * fraction)]
+    chosen += [methods.skd(methods.Choice("graph", fraction, beta)) for fraction in half for beta in BETAS]
     others = [methods.METHODS[name] for name in ("none", "skd-none", "skd-all")]
     return [
         teacher_spec(scale, 0, source),
         *(
             Spec(method, SMALL_SIDE, seed, scale, source, design=DESIGN)
             for seed in CHOOSING_SEEDS
-            for method in (*others, *weights, *map(methods.skd, choices))
+            for method in (*others, *chosen)
         ),
     ]
 

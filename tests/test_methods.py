@@ -9,7 +9,7 @@ import pytest
 
 from lrkd.distances import cosine, lp
 from lrkd.errors import ConfigError
-from lrkd.losses import attention, feature, logits
+from lrkd.losses import attention, feature, logits, regression
 from lrkd.methods import METHODS, RACE, Choice, Method, get, skd, weighed
 
 NAMES = [
@@ -175,6 +175,14 @@ def test_skd_and_its_controls_differ_in_their_choice_alone():
 def test_a_choice_makes_a_method_of_its_own(choice, name):
     method = skd(choice)
     assert (method.choice, method.name, method.terms) == (choice, name, METHODS["skd"].terms)
+    weighed = skd(choice, 5.0)
+    assert (weighed.choice, weighed.name) == (choice, f"{name}*5")
+    assert weighed.terms == (regression(cosine, 5.0),)
+
+
+def test_without_a_choice_it_is_all_features():
+    assert skd(None) == METHODS["skd-all"]
+    assert skd(None, 5.0).name == "skd-all*5"
 
 
 @pytest.mark.parametrize("bad", [{"kind": "best"}, {"fraction": 0}, {"fraction": 1.1}, {"fraction": float("nan")}])
