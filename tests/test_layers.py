@@ -15,10 +15,10 @@ ROOMS = (
     ("faces", "degrade", "distances", "stats", "pairs", "photographs"),
     ("layout", "hypotheses", "race", "foreign", "identify"),
     ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "adapt", "plots", "viewers"),
-    ("train", "methods", "runs"),
+    ("train", "methods", "runs", "shifts"),
     ("scales", "export"),
     ("experiment",),
-    ("study", "evidence"),
+    ("study", "evidence", "adaptation"),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,416 @@
+"""How trained students fare on shifted faces, with and without adapted batch norm: what `lrkd adapt` measures.
+
+Everything is chosen on validation people, with students that had no teacher: how far to turn each shift's dial, how
+much FaceBN adapts, and from which batch size on. Test people are for the last word.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lrkd import data, verify
+from lrkd.adapt import AdaBN, Adapted, FaceBN, SourcePrior
+from lrkd.degrade import KERNELS, PRESETS, Degradation
+from lrkd.errors import RunError
+from lrkd.experiment import Spec, evaluation_preset, find_run, load, pairs_of, rows, splits, store
+from lrkd.faces import AGE_HIGH, AGE_LOW, FaceModel
+from lrkd.runs import Run
+from lrkd.scales import Scale
+from lrkd.shifts import SHIFTS, Scene
+from lrkd.train import normalise, threads
+
+LEVELS = (0.02, 0.05, 0.1)  # accuracy that the students without a teacher lose on validation people
+DIALS = (0.125, 0.25, 0.5, 0.75, 1.0)
+MOMENTA, BATCHES, BATCH = (0.1, 0.3, 0.5, 1.0), (1, 2, 8, 32, 128), 128
+PRIOR = 128.0  # rows that the source counts in `SourcePrior`
+FPIR = (0.3, 0.2, 0.1)
+IMAGES = 1000  # that each network is shown of a split, at most 10 a person
+ORDERS = 4
+MAIN, ABLATIONS = ("none", "aird"), "aird-"  # measured at every level; with the first seeds alone
+FEW = 3  # seeds that calibrate, and that are measured where all would take too long
+KEY = ("config", "part", "shift", "level", "dial", "adaptation", "momentum", "batch", "order", "least")
+
+
+class Setting(NamedTuple):
+    """How a network meets its faces. order: "shuffled 0" (and on), "sorted" by person, "one person" a batch, "domains"
+    one after the other; batch: rows at a time; adaptation: "source", "facebn", "online", "prior" or "adabn".
+    """
+
+    adaptation: str = "source"
+    momentum: float = 0.0
+    batch: int = BATCH
+    order: str = "shuffled 0"
+    least: int = 1
+
+    def adapted(self, network: nn.Module, see: Callable[[], object]) -> AbstractContextManager[Any]:
+        """The context in which the network is shown them."""
+        match self.adaptation:
+            case "facebn" | "online":
+                online = self.adaptation == "online"
+                return FaceBN(network, self.momentum, online=online, least=self.least)
+            case "prior":
+                return SourcePrior(network, PRIOR)
+            case "adabn":
+                return AdaBN(network, see)
+        return nullcontext()
+
+
+class Condition(NamedTuple):
+    """What is done to the faces: a shift at a dial, and the level that it was calibrated for.
+
+    shift: "none", a name of `SHIFTS`, "half dark" (every second image dark), "kernel lanczos" and so on, "side 12".
+    """
+
+    shift: str = "none"
+    level: float = 0.0
+    dial: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The faces of a split that are shown, and the rows of an open set: half of the people are in the gallery."""
+
+    scene: Scene
+    gallery: np.ndarray
+    probes: np.ndarray
+
+    def seen(self, condition: Condition) -> Tensor:
+        """What a network is shown, (N,3,S,S) in [0,1]."""
+        what, _, name = condition.shift.rpartition(" ")
+        scene = self.scene
+        if what == "kernel":
+            preset = PRESETS.get(name) or Degradation(name, name)
+            return scene._replace(degradation=preset).seen()
+        if what == "side":
+            return scene._replace(side=int(name)).seen()
+        shifted = scene if name == "none" else SHIFTS[name](scene, condition.dial)
+        x = shifted.seen()
+        if what == "half":
+            x[::2] = scene.seen()[::2]
+        return x
+
+    def sharp(self) -> Tensor:
+        """The unshifted HR images, as a gallery has them."""
+        return self.scene._replace(side=self.scene.faces.size).seen()
+
+
+def cast(faces: data.Faces, scale: Scale, side: int, preset: str, images: int = IMAGES) -> Cast:
+    """About `images` faces of evenly spaced people with two images or more, the first ten of each, and pairs of them.
+
+    Pairs of rendered faces lie half the range of ages apart, as the study's own. The gallery of the open set has three
+    of ten images of every second of the people.
+    """
+    counts = np.minimum(np.bincount(faces.labels), 10)
+    able = np.flatnonzero(counts > 1)
+    few = min(len(able), max(4, round(images / counts[able].mean())))
+    people = able[np.linspace(0, len(able) - 1, few).astype(np.int64)]
+    chosen = faces.subset(np.concatenate([np.flatnonzero(faces.labels == person)[:10] for person in people]))
+    gap = None if chosen.identity is None else (AGE_HIGH - AGE_LOW) / 2
+    pairs = data.make_pairs(chosen.labels, age=chosen.age, min_age_gap=gap)
+    own = [np.flatnonzero(chosen.labels == label) for label in range(chosen.classes)]
+    gallery = np.concatenate([mine[: max(1, 3 * len(mine) // 10)] for mine in own[::2]])
+    model = None if chosen.identity is None else FaceModel(**scale.face)
+    scene = Scene(replace(chosen, pairs=pairs), side, PRESETS[evaluation_preset(preset)], model=model)
+    return Cast(scene, gallery, np.setdiff1d(np.arange(len(chosen)), gallery))
+
+
+def batches(setting: Setting, labels: np.ndarray) -> list[np.ndarray]:
+    """The rows of each batch, in their order; the last one reaches back to rows before, so that all are of one size."""
+    count = len(labels)
+    if setting.order == "one person":
+        return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    if setting.order == "sorted":
+        order = np.argsort(labels, kind="stable")
+    elif setting.order == "domains":
+        order = np.concatenate([np.arange(0, count, 2), np.arange(1, count, 2)])
+    else:
+        order = np.random.default_rng(int(setting.order.removeprefix("shuffled "))).permutation(count)
+    last = max(0, count - setting.batch)
+    return [order[min(start, last) :][: setting.batch] for start in range(0, count, setting.batch)]
+
+
+def features(network: nn.Module, x: Tensor, given: Sequence[np.ndarray], device: str = "cpu") -> np.ndarray:
+    """(N,3,S,S) in [0,1], shown in these batches -> (N,D), without mirror images; as `verify.embed` does it."""
+    found: np.ndarray | None = None
+    with torch.inference_mode():
+        for part in given:
+            shown = normalise(x[part].to(device)).contiguous(memory_format=torch.channels_last)
+            out = network(shown).embedding.float().cpu().numpy()
+            found = np.empty((len(x), out.shape[1]), np.float32) if found is None else found
+            found[part] = out
+    assert found is not None
+    return found
+
+
+def accuracy(low: np.ndarray, shown: Cast) -> float:
+    """Verification accuracy of the pairs, both images as they are seen."""
+    pairs = pairs_of(shown.scene.faces)
+    return verify.kfold_verification(low[pairs.left], low[pairs.right], pairs.same, pairs.fold).mean
+
+
+def against_sharp(low: np.ndarray, high: np.ndarray, shown: Cast) -> dict[str, float]:
+    """Probes as they are seen against sharp images: verification, and the open set (TPIR20 at FPIR .3, .2, .1)."""
+    pairs, labels = pairs_of(shown.scene.faces), shown.scene.faces.labels
+    mixed = verify.kfold_verification(high[pairs.left], low[pairs.right], pairs.same, pairs.fold).mean
+    names = labels[shown.gallery]
+    pool = verify.templates(verify.unit(high[shown.gallery]), names, names)
+    found = verify.open_set(pool.features, pool.subjects, low[shown.probes], labels[shown.probes], fpir=FPIR)
+    rates = zip(FPIR, found.tpir, strict=True)
+    return {"accuracy_hr_lr": mixed, **{f"tpir20_at_fpir_{rate:g}": float(share) for rate, share in rates}}
+
+
+class Student:
+    """A finished run of the store; its network is loaded when it is wanted first."""
+
+    def __init__(self, spec: Spec, run: Run, device: str) -> None:
+        self.spec, self.run, self.device = spec, run, device
+        self._sharp: dict[Setting, np.ndarray] = {}
+
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        return load(self.run)[0].to(self.device)
+
+    @functools.cached_property
+    def known(self) -> dict[str, Any]:
+        """The columns that name the run; commit, device and torch are those of its training."""
+        test = next(row for row in rows(self.spec, self.run) if row["protocol"] == "test")
+        names = ("data", "scale", "method", "side", "seed", "teacher_seed", "device", "torch", "commit", "config")
+        return {name: test[name] for name in names}
+
+    def features(self, x: Tensor, setting: Setting, labels: np.ndarray) -> tuple[np.ndarray, Adapted | None]:
+        """The images' features under that setting, (N,D), and what adapted the network."""
+        given = batches(setting, labels)
+        context = setting.adapted(self.network, lambda: features(self.network, x, given, self.device))
+        with context as adapted:
+            return features(self.network, x, given, self.device), adapted
+
+    def sharp(self, setting: Setting, shown: Cast) -> np.ndarray:
+        """The features of the sharp images, adapted to themselves as the probes are; always of one cast."""
+        if setting not in self._sharp:
+            self._sharp[setting] = self.features(shown.sharp(), setting, shown.scene.faces.labels)[0]
+        return self._sharp[setting]
+
+    def measured(self, x: Tensor, setting: Setting, shown: Cast, part: str) -> list[dict[str, Any]]:
+        """The measures of one row; of "layers" a row each: the mean's shift in standard deviations, variance ratio."""
+        low, adapted = self.features(x, setting, shown.scene.faces.labels)
+        if part == "layers" and adapted is not None:
+            moved = adapted.table().rename(columns={"shift": "moved"})
+            return moved[["layer", "moved", "ratio"]].to_dict("records")
+        sharp = against_sharp(low, self.sharp(setting, shown), shown) if part == "test" else {}
+        return [
+            {"images": len(x), "pairs": len(pairs_of(shown.scene.faces)), "accuracy": accuracy(low, shown), **sharp}
+        ]
+
+
+class Bench:
+    """The rows that are wanted, measured where an earlier table lacks them, condition by condition."""
+
+    def __init__(
+        self, known: pd.DataFrame | None, on_table: Callable[[pd.DataFrame], None] | None, progress: bool
+    ) -> None:
+        self.on_table, self.progress = on_table, progress
+        self.table: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        self._known: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for row in [] if known is None else known.to_dict("records"):
+            self._known.setdefault(_key(row), []).append(row)
+
+    def measure(self, part: str, shown: Cast, wanted: Iterable[tuple[Condition, Student, Setting]]) -> pd.DataFrame:
+        """One part of the table: a row a condition, student and setting."""
+        todo: dict[Condition, list[tuple[Student, Setting, dict[str, Any]]]] = {}
+        for condition, student, setting in wanted:
+            row = {"part": part, **student.known, **condition._asdict(), **setting._asdict()}
+            if (name := _key(row)) in self._known:
+                self.table[name] = self._known[name]
+            else:
+                todo.setdefault(condition, []).append((student, setting, row))
+        count = sum(map(len, todo.values()))
+        quiet = not self.progress or not count or bool(os.environ.get("TQDM_DISABLE"))
+        with tqdm(total=count, desc=part, disable=quiet) as bar:
+            for condition, some in todo.items():
+                x = shown.seen(condition)
+                for student, setting, row in some:
+                    self.table[_key(row)] = [row | found for found in student.measured(x, setting, shown, part)]
+                    bar.update()
+                if self.on_table is not None:
+                    self.on_table(self.frame())
+        return self.frame(part)
+
+    def frame(self, part: str | None = None) -> pd.DataFrame:
+        """The rows so far, or those of one part."""
+        return pd.DataFrame(row for some in self.table.values() for row in some if part in (None, row["part"]))
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What names a measurement, the same before and after it was written as CSV."""
+    return tuple(f"{value:.6g}" if isinstance(value, float | int) else value for value in (row[name] for name in KEY))
+
+
+def calibration(table: pd.DataFrame) -> pd.DataFrame:
+    """At which dial the students without a teacher lose each level on validation people: -> `shift, level, dial, most`.
+
+    Their mean loss over seeds, made to rise by its running maximum, is read off between the measured dials. most: the
+    loss at the strongest; dial is nan where that does not reach the level.
+    """
+    part = table[table["part"] == "calibration"]
+    mean = part.groupby(["shift", "dial"], sort=False)["accuracy"].mean()
+    found = []
+    for shift in [name for name in part["shift"].unique() if name != "none"]:
+        own = mean[shift].sort_index()
+        loss = np.maximum.accumulate([0.0, *(mean["none", 0.0] - own)])
+        for level in LEVELS:
+            dial = round(float(np.interp(level, loss, [0.0, *own.index])), 3) if loss[-1] >= level else np.nan
+            found.append((shift, level, dial, loss[-1]))
+    return pd.DataFrame(found, columns=["shift", "level", "dial", "most"])
+
+
+def gains(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+    """Rows that are adapted, with `source`, the value of the same run and condition unadapted, and `gain` above it.
+
+    Unit: a run. Of one part of the table. What the unadapted network says does not depend on batches and their order.
+    """
+    keys = ["config", "shift", "level", "dial"]
+    plain = table[table["adaptation"] == "source"].drop_duplicates(keys).set_index(keys)[value].rename("source")
+    found = table[table["adaptation"] != "source"].join(plain, on=keys, how="inner")
+    return found.assign(gain=found[value] - found["source"])
+
+
+class Choice(NamedTuple):
+    """FaceBN's momentum and guard by validation people; score: `momentum, batch, unshifted, shifted, score` (gains)."""
+
+    momentum: float
+    least: int
+    score: pd.DataFrame
+
+
+def choice(table: pd.DataFrame) -> Choice:
+    """What is best for validation people, by the mean gain in accuracy on unshifted faces and that over the shifts.
+
+    Both count alike. momentum: the best at batches of `BATCH`; least: the batch size from which on it does no harm by
+    that measure (twice the largest where it always does). Students without a teacher, every shift at the middle level.
+    """
+    found = gains(table[table["part"] == "choice"])
+    mean = found.groupby(["momentum", "batch", "shift"])["gain"].mean().unstack()
+    score = pd.DataFrame({"unshifted": mean["none"], "shifted": mean.drop(columns="none").mean(axis=1)})
+    score["score"] = score.mean(axis=1)
+    momentum = float(score["score"].xs(BATCH, level="batch").idxmax())
+    least = 2 * BATCH
+    for batch, value in score["score"].xs(momentum, level="momentum").sort_index(ascending=False).items():
+        if value < 0:
+            break
+        least = int(batch)
+    return Choice(momentum, least, score.reset_index())
+
+
+def gather(
+    wanted: Sequence[Spec],
+    where: Path | None = None,
+    *,
+    known: pd.DataFrame | None = None,
+    on_table: Callable[[pd.DataFrame], None] | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Measure the finished students among the runs, at their lowest side: -> a table of parts, a row a measurement.
+
+    calibration, choice: on validation people, see the functions of these names. test: every student at every level,
+    unadapted and by FaceBN as it was chosen, also against sharp images: the middle level of all, the others of `MAIN`.
+    Then only on rendered faces, and of students without a teacher: momentum (others), alternatives (to FaceBN), batches
+    (sizes and orders), mixture, layers (what pure batch statistics move); of `MAIN`: matrix (kernels and sides).
+    dial, level: of the shift; order, batch, ...: see `Setting`. Parts come in the order of their worth.
+
+    known: an earlier table, perhaps of another machine: what it has is not measured again. on_table is called with the
+    table so far after every condition. At scale cpu about half an hour on one core, for 48 students. RunError where no
+    student without a teacher has finished.
+    """
+    scale, source = wanted[0].scale, wanted[0].source
+    low = min((spec.side for spec in wanted if isinstance(spec.side, int)), default=0)
+    named = [(spec, find_run(spec, where)) for spec in wanted if spec.role == "student" and spec.side == low]
+    students = [Student(spec, run, device) for spec, run in named if run.finished and run.result["status"] == "ok"]
+    plain = [student for student in students if student.spec.method.name == "none"]
+    first = [student for student in plain if student.spec.seed < FEW]
+    if not first:
+        raise RunError(
+            f"{store(where)}: no student without a teacher of scale {scale.name}, {low} px and a seed below {FEW} has "
+            "finished, and it calibrates the shifts: `lrkd study aird` trains it"
+        )
+    faces = splits(scale, source)
+    preset = evaluation_preset(students[0].spec.preset)
+    with threads(scale.options.threads):
+        tuned, tested = (cast(part, scale, low, preset) for part in (faces.validation, faces.test))
+        bench = Bench(known, on_table, progress)
+        shifts = [name for name, shift in SHIFTS.items() if tuned.scene.model is not None or not shift.rendered]
+        dialled = [Condition(), *(Condition(name, 0.0, dial) for name in shifts for dial in DIALS)]
+        dials = calibration(bench.measure("calibration", tuned, product(dialled, first, [Setting()])))
+        levels = {
+            level: [Condition(*row) for row in part[["shift", "level", "dial"]].itertuples(index=False)]
+            for level, part in dials.dropna().groupby("level")
+        }
+        small, middle, large = ([Condition(), *levels.get(level, [])] for level in LEVELS)
+
+        def swept(sizes: Sequence[int]) -> list[Setting]:
+            return [Setting("facebn", a, batch) for a in MOMENTA for batch in sizes]
+
+        asked = list(product(middle, first, [Setting(), *swept(BATCHES[-1:])]))
+        asked += product(_risky(middle), first, swept(BATCHES[2:-1]))
+        asked += product(middle[:1], first[:1], swept(BATCHES[:2]))  # each takes as long as ten others
+        best = choice(bench.measure("choice", tuned, asked))
+        chosen = Setting("facebn", best.momentum, BATCH, least=best.least)
+
+        few = [one for one in students if one.spec.seed < FEW]
+        every = [one for one in students if one in few or not one.spec.method.name.startswith(ABLATIONS)]
+        main = [one for one in students if one.spec.method.name in MAIN]
+        bench.measure("test", tested, product(middle, every, [Setting(), chosen]))
+        if tested.scene.model is None:
+            return bench.frame()
+        bench.measure("batches", tested, _batches(middle, first, best.momentum))
+        bench.measure("layers", tested, product(large, first, [Setting("facebn", 1.0)]))
+        bench.measure("test", tested, product(large[1:], main, [Setting(), chosen]))
+        others = [Setting("facebn", a, BATCH, least=best.least) for a in MOMENTA if a != best.momentum]
+        bench.measure("momentum", tested, product(middle + large[1:], first, others))
+        rivals = [Setting("online", MOMENTA[0], least=best.least), Setting("prior", PRIOR), Setting("adabn", 1.0)]
+        bench.measure("alternatives", tested, product(middle, first, rivals))
+        halves = [one._replace(shift=f"half {one.shift}") for one in _risky(middle)[1:]]
+        mixed = [Setting(), *(chosen._replace(order=order) for order in ("shuffled 0", "domains"))]
+        bench.measure("mixture", tested, product(halves, first, mixed))
+        both = [one for one in main if one in few]
+        bench.measure("matrix", tested, product(_elsewhere(scale, low), both, [Setting(), chosen]))
+        bench.measure("test", tested, product(small[1:], both, [Setting(), chosen]))
+        return bench.frame()
+
+
+def _risky(conditions: Sequence[Condition]) -> list[Condition]:
+    """No shift, and the one that changes statistics most plainly."""
+    return [one for one in conditions if one.shift in ("none", "dark")]
+
+
+def _batches(
+    conditions: Sequence[Condition], students: Sequence[Student], momentum: float
+) -> Iterator[tuple[Condition, Student, Setting]]:
+    """Batch sizes and orders, without a guard; and the source prior, which needs none. The smallest sizes once."""
+    shuffled = [Setting("facebn", momentum, batch) for batch in (*BATCHES[2:], IMAGES // 2)]
+    ordered = [Setting("facebn", momentum, batch, "sorted") for batch in BATCHES[2:]]
+    again = [Setting("facebn", momentum, batch, f"shuffled {k}") for k in range(1, ORDERS) for batch in BATCHES[3:]]
+    priors = [Setting("prior", PRIOR, batch) for batch in BATCHES[2:]]
+    ways = [Setting(), *shuffled, *ordered, Setting("facebn", momentum, 10, "one person"), *again, *priors]
+    yield from product(_risky(conditions), students, ways)
+    yield from product(conditions[:1], students, [Setting("facebn", momentum, batch) for batch in BATCHES[:2]])
+
+
+def _elsewhere(scale: Scale, side: int) -> list[Condition]:
+    """Kernels and sides that no student was trained with."""
+    kernels = [*KERNELS, *(name for name in PRESETS if name.startswith("askd"))]
+    sides = [side // 2, *range(side - 2, side), side + 1, *(2**k * side for k in (1, 2, 3))]
+    return [Condition(f"kernel {name}") for name in kernels] + [
+        Condition(f"side {at}") for at in sorted(set(sides)) if 1 <= at <= scale.size and at != side
+    ]
