@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--pairs", type=_output, metavar="CSV", help="whether each test pair was right, run by run")
     sub.add_argument("--traces", type=_output, metavar="CSV", help="what study hypotheses saw while its runs trained")
     sub.add_argument("--ladder", type=Path, metavar="CSV", help="study ladder's table, where hypotheses takes weights")
+    sub.add_argument("--budget", type=float, metavar="MINUTES", help="stop after that; the next call goes on")
     sub.add_argument("--list", action="store_true", help="only list the runs and whether they are there")
     what(sub)
 
@@ -343,6 +345,9 @@ def _finish(table: pd.DataFrame, out: Path | None) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> None:
+    began, budget = time.monotonic(), arguments.budget
+    if budget is not None and not budget > 0:
+        raise ConfigError(f"budget is {budget:g}: minutes above zero are right")
     scale = study.scale(arguments.scale)
     ladder = study.read_table(arguments.ladder) if arguments.ladder else None
     wanted = study.specs(arguments.name, scale, arguments.data, ladder)
@@ -365,8 +370,19 @@ def _study(arguments: argparse.Namespace) -> None:
                 f"leave out --scores, or name another file"
             )
     table = study.run_study(
-        wanted, arguments.runs, workers=arguments.workers, device=arguments.device, on_table=write, known=known
+        wanted,
+        arguments.runs,
+        workers=arguments.workers,
+        device=arguments.device,
+        on_table=write,
+        known=known,
+        stop=None if budget is None else lambda: time.monotonic() - began > 60 * budget,
     )
+    done = 0 if table.empty else table["config"].nunique()
+    if budget is not None and done < len(wanted):
+        print(f"The {budget:g} minutes are over: {done} of {len(wanted)} runs are there; the same command goes on.")
+    if table.empty:
+        return
     write(table)
     if arguments.scores:
         study.write_table(arguments.scores, study.score_table(wanted, arguments.runs))

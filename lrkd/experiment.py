@@ -186,8 +186,11 @@ def train(
     progress: bool = True,
     checkpoint_every: int = 100,
     stop: Callable[[], bool] | None = None,
+    wait: bool = True,
 ) -> Run:
     """The spec's run, from the store or trained now (its teacher first), evaluated on validation and test.
+
+    wait: whether to wait for another process that trains the run or one that it needs, or to raise runs.Busy.
 
     Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept.
     """
@@ -195,9 +198,14 @@ def train(
     run = runs.open_run(store(where), run_name(spec), config(spec))
     if not run.finished:
         lent = {
-            name: train(need, where, device=device, progress=progress, stop=stop) for name, need in spec.needs.items()
+            name: train(need, where, device=device, progress=progress, stop=stop, wait=wait)
+            for name, need in spec.needs.items()
         }
-        with run.lock(on_wait=lambda: tqdm.write(f"{run.path}: waiting for another process that trains this run")):
+
+        def say() -> None:
+            tqdm.write(f"{run.path}: waiting for another process that trains this run")
+
+        with run.lock(wait, on_wait=say):
             if not run.finished:
                 _train(spec, run, lent, device, progress, checkpoint_every, stop)
     if run.result["status"] != "ok":

@@ -74,6 +74,10 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+class Busy(RunError):
+    """Another process holds the run."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One folder of the store."""
@@ -104,14 +108,14 @@ class Run:
     def lock(self, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Hold the run for this process. The lock goes with the process, so a killed one leaves none behind.
 
-        wait: whether to wait for another process (after calling on_wait once) or to raise RunError.
+        wait: whether to wait for another process (after calling on_wait once) or to raise Busy.
         """
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if not wait:
-                    raise RunError(f"{self.path}: another process is training this run; let it finish") from error
+                    raise Busy(f"{self.path}: another process is training this run; let it finish") from error
                 if on_wait is not None:
                     on_wait()
                 fcntl.flock(file, fcntl.LOCK_EX)

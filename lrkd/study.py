@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -84,7 +85,7 @@ ATTENTION_METHODS = ("none", "askd", "askd-centred", "askd-constant", "fskd")
 # Weights of the ladder in units of the matched one, the middle first: what is stopped has looked near the optimum.
 RUNGS = (1.0, 0.25, 4.0, 16.0, 64.0, 256.0)
 LADDER_SEED = 100
-# The ablations of AIRD stay out of `core`; with the instance term alone it is embedding-cos.
+# The ablations of AIRD stay out of `core`.
 COMPARED = tuple(
     name for name, method in methods.METHODS.items() if method.start is None and not name.startswith("aird-")
 )
@@ -293,6 +294,7 @@ def run_study(
     progress: bool = True,
     on_table: Callable[[pd.DataFrame], None] | None = None,
     known: pd.DataFrame | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> pd.DataFrame:
     """Train what the store lacks and return the results table, one row a run and protocol.
 
@@ -300,8 +302,9 @@ def run_study(
 
     workers: processes that train at a time; None takes one a core on a CPU (a run there uses one thread) and one on a
     GPU. With more than one, a term's function must be of a module that a new process can import. Any number of calls
-    may share a store: a run is trained once. Ctrl-C stops after the current step of each run, and the next call goes on
-    there. on_table is called with the table so far after every run. A run that diverges has a row with status
+    may share a store and divide its runs: each is trained once. Ctrl-C stops after the current step of each run, and
+    the next call goes on there; when `stop`, asked after every step, returns True, the same happens and the table so
+    far is returned. on_table is called with the table so far after every run. A run that diverges has a row with status
     "diverged"; a teacher that does is a TrainingError.
     """
     where, device = store(where), device_of(device)
@@ -319,7 +322,7 @@ def run_study(
         smoothing=0,
     )
     with bar:
-        for spec in _trained(missing, where, workers, device, progress):
+        for spec in _trained(missing, where, workers, device, progress, stop or (lambda: False)):
             bar.update()
             bar.set_postfix_str(run_name(spec))
             if on_table is not None:
@@ -332,13 +335,31 @@ def run_study(
 _KEEP_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=4294967296"
 
 
-def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, progress: bool) -> Iterator[Spec]:
-    """The specs as their runs finish. They start in the given order, but for those that wait for another."""
+_PAUSE = 1.0  # seconds between two looks at runs that are all in the hands of other processes
+
+
+def _trained(
+    missing: Sequence[Spec], where: Path, workers: int, device: str, progress: bool, stop: Callable[[], bool]
+) -> Iterator[Spec]:
+    """The specs as their runs finish, until `stop` says so.
+
+    They start in the given order, but for those that wait for another and those that another process is training, which
+    go to the end.
+    """
     workers = min(workers, len(missing))
+    waiting, refused = list(missing), 0  # refused: how many runs in a row were in other hands
     if workers <= 1:
-        for spec in missing:
-            _train_quietly(spec, where, device, progress)
-            yield spec
+        while waiting and not stop():
+            spec = waiting.pop(0)
+            if _train_quietly(spec, where, device, progress, stop):
+                refused = 0
+                yield spec
+                continue
+            waiting.append(spec)
+            refused += 1
+            if refused >= len(waiting):
+                time.sleep(_PAUSE)
+                refused = 0
         return
     try:
         pickle.dumps(missing)
@@ -350,18 +371,29 @@ def _trained(missing: Sequence[Spec], where: Path, workers: int, device: str, pr
     context = multiprocessing.get_context("spawn")
     event = context.Event()
     pool = ProcessPoolExecutor(workers, context, _start_worker, (event,))
-    waiting, running = list(missing), dict[Future[None], Spec]()
+    running: dict[Future[bool], Spec] = {}
     try:
-        while waiting or running:
+        while running or (waiting and not stop()):
             unfinished = {run_name(spec) for spec in (*waiting, *running.values())}
             ready = [spec for spec in waiting if unfinished.isdisjoint(map(run_name, spec.needs.values()))]
+            if stop():
+                event.set()
+                ready = []
+            elif ready and refused >= len(ready):
+                time.sleep(_PAUSE)
+                refused = 0
             for spec in ready[: workers - len(running)]:
                 waiting.remove(spec)
                 with _uninterrupted():
                     running[pool.submit(_train_quietly, spec, where, device, False)] = spec
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                future.result()
-                yield running.pop(future)
+            for future in wait(running, _PAUSE, FIRST_COMPLETED).done:
+                spec = running.pop(future)
+                if future.result():
+                    refused = 0
+                    yield spec
+                else:
+                    refused += 1
+                    waiting.append(spec)
     except BrokenProcessPool as error:
         raise RunError(
             "a worker process died, perhaps for want of memory; the same command goes on (fewer workers need less)"
@@ -412,18 +444,28 @@ def _leave_with_the_study() -> None:
         os._exit(1)
 
 
-def _train_quietly(spec: Spec, where: Path, device: str, progress: bool) -> None:
-    """Train one run; its divergence is kept as its result and stops nothing, but for a teacher's."""
-    if _stop is not None and _stop.is_set():
-        return
+def _train_quietly(
+    spec: Spec, where: Path, device: str, progress: bool, stop: Callable[[], bool] | None = None
+) -> bool:
+    """Train one run; whether it has finished, and was neither stopped nor in the hands of another process.
+
+    Its divergence is kept as its result and stops nothing, but for a teacher's. In a worker the study's event stops it.
+    """
+    over = stop or _stop.is_set
+    if over():
+        return False
     try:
-        train(spec, where, device=device, progress=progress, stop=None if _stop is None else _stop.is_set)
+        train(spec, where, device=device, progress=progress, stop=over, wait=False)
     except TrainingError:
         if spec.role == "teacher" or not find_run(spec, where).finished:  # not finished: it was its teacher's
             raise
+    except runs.Busy:
+        return False
     except KeyboardInterrupt:
-        if _stop is None:
-            raise
+        if over():
+            return False
+        raise
+    return True
 
 
 def table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
