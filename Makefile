@@ -52,6 +52,10 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/lrkd study attention --scale cpu
 	$(BIN)/lrkd attention --scale cpu --out $(RESULTS)/attention.csv --maps $(RESULTS)/attention-maps.npz
 	$(BIN)/lrkd study core --scale cpu --out $(RESULTS)/core.csv
+	$(BIN)/lrkd study designs --scale cpu --out $(RESULTS)/designs.csv
+	$(BIN)/lrkd study fractions --scale cpu --out $(RESULTS)/fractions.csv
+	$(BIN)/lrkd study selection --scale cpu --out $(RESULTS)/selection.csv
+	$(BIN)/python -m book.student
 
 clean:  ## Remove the built book and caches; .venv and trained runs stay
 	rm -rf _build book/_extra .pytest_cache .mypy_cache .ruff_cache .hypothesis

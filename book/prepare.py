@@ -22,7 +22,15 @@ MATHJAX = (
     "sre/mathmaps/en.json",
 )
 # What a page's result depends on besides its cells.
-SOURCES = ("lrkd/**/*.py", "data_prep/**/*.py", "tests/data/**/*", "book/results/*", "requirements.txt")
+SOURCES = (
+    "lrkd/**/*.py",
+    "data_prep/**/*.py",
+    "tests/data/**/*",
+    "book/*.md",
+    "book/results/*",
+    "benchmarks/*.csv",
+    "requirements.txt",
+)
 SETTINGS = ("LRKD_SCALE", "LRKD_DATA", "LRKD_RUNS")
 
 
