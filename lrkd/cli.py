@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lrkd import __version__, evidence, export, methods, runs, study
+from lrkd import __version__, adaptation, evidence, export, methods, runs, study
 from lrkd.data import Splits, load_prepared, make_pairs, prepared, resized, resized_faces
 from lrkd.degrade import PRESETS
 from lrkd.errors import ConfigError, DataError, LrkdError, RunError
@@ -29,6 +29,7 @@ a first hour:
   lrkd verify runs/procedural-cpu-fskd-6-s0-t0-*  its accuracy at every resolution
   lrkd verify last_net.ckpt --data agedb30        a published network's, on data of yours
   lrkd study core --out results.csv               every method, side and seed: hours; Ctrl-C and go on any time
+  lrkd adapt --out adaptation.csv                 students of study aird on faces that were shifted
   lrkd export runs/procedural-* --out face.onnx   a network as one file that needs neither lrkd nor torch
   lrkd compare face.onnx one.jpg another.jpg      how alike it finds two faces
 
@@ -142,6 +143,10 @@ def parser() -> argparse.ArgumentParser:
     sub = command("attention", _attention, "measure where the finished runs of study attention look")
     sub.add_argument("--out", type=_output, metavar="CSV", help="the table: a row a run, kind of map and block")
     sub.add_argument("--maps", type=_output, metavar="NPZ", help="maps of a few faces, and where the information is")
+    what(sub)
+
+    sub = command("adapt", _adapt, "measure the finished runs of study aird on shifted faces, with adapted batch norm")
+    sub.add_argument("--out", type=_output, metavar="CSV", help="the table; what it has is not measured again")
     what(sub)
 
     def model(sub: argparse.ArgumentParser, name: str, text: str) -> None:
@@ -404,6 +409,26 @@ def _attention(arguments: argparse.Namespace) -> None:
     fused = table[table["map"] == "fused"]
     columns = ["cosine_same", "cosine_other", "pearson_same", "pearson_other", "rank", "pointing", "accuracy"]
     _show(fused.groupby(["kind", "role", "side", "method"], sort=False)[columns].mean().reset_index())
+
+
+def _adapt(arguments: argparse.Namespace) -> None:
+    wanted = study.specs("aird", study.scale(arguments.scale), arguments.data)
+
+    def write(frame: pd.DataFrame) -> None:
+        if arguments.out:
+            study.write_table(arguments.out, frame)
+
+    known = None
+    if arguments.out and arguments.out.exists():
+        known = study.read_table(arguments.out, ["config", *adaptation.KEY])
+    device = study.device_of(arguments.device)
+    table = adaptation.gather(wanted, arguments.runs, known=known, on_table=write, device=device)
+    write(table)
+    there = set(table["config"])
+    if missing := {spec.method.name for spec in wanted if spec.role == "student" and study.key(spec) not in there}:
+        print(f"Left out, as not all of their runs have finished: {', '.join(sorted(missing))}.")
+    test = adaptation.gains(table[table["part"] == "test"])
+    _show(test.groupby(["shift", "level", "method"], sort=False)[["source", "accuracy", "gain"]].mean().reset_index())
 
 
 def _export(arguments: argparse.Namespace) -> None:
