@@ -261,6 +261,56 @@ def moving_forest(
     return figure.update_xaxes(range=[-reach, reach], zeroline=True, showgrid=True, title=xlabel)
 
 
+def moving_forests(
+    labels: Sequence[str],
+    steps: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
+    names: tuple[str, str],
+    start: tuple[int, int] = (0, 0),
+    xlabel: str = "",
+) -> Any:
+    """`moving_forest` with two sliders, named `names`: {a step's label: {a step's of the other: (estimates, half)}}.
+
+    Every step of the first has the same steps of the second. Both start at `start`.
+    """
+    import plotly.graph_objects as go
+
+    first, inner = list(steps), list(next(iter(steps.values())))
+
+    def at(label: str, place: int) -> list[list[float]]:
+        return [np.asarray(steps[one][label][place], np.float64).tolist() for one in first]
+
+    shown = at(inner[start[1]], 0), at(inner[start[1]], 1)
+    traces = [
+        go.Scatter(
+            x=x,
+            y=list(labels),
+            error_x={"type": "data", "array": half, "thickness": 3, "color": BLUE},
+            mode="markers",
+            marker={"size": 9, "color": BLUE},
+            visible=k == start[0],
+        )
+        for k, (x, half) in enumerate(zip(*shown, strict=True))
+    ]
+    seen = [[k == place for k in range(len(first))] for place in range(len(first))]
+    moves = (
+        [{"method": "restyle", "label": one, "args": [{"visible": on}]} for one, on in zip(first, seen, strict=True)],
+        [{"method": "restyle", "label": b, "args": [{"x": at(b, 0), "error_x.array": at(b, 1)}]} for b in inner],
+    )
+    reach = 1.2 * np.nanmax(np.abs([at(b, 0) for b in inner]), initial=0.5)
+    layout = go.Layout(
+        sliders=[
+            {"active": place, "currentvalue": {"prefix": name}, "steps": some}
+            for place, name, some in zip(start, names, moves, strict=True)
+        ],
+        height=110 + 34 * len(labels),
+        template="simple_white",
+        showlegend=False,
+        margin={"l": 10, "r": 10, "t": 10, "b": 50},
+    )
+    figure = go.Figure(traces, layout).update_yaxes(autorange="reversed", automargin=True)
+    return figure.update_xaxes(range=[-reach, reach], zeroline=True, showgrid=True, title=xlabel)
+
+
 class Table(NamedTuple):
     """A table as a page or JupyterLab shows it, with its caption below."""
 

@@ -154,6 +154,22 @@ def test_a_moving_forest_starts_at_its_step_and_has_them_all():
     assert plots.moving_forest([], {"2 seeds": ([], [])}).to_json(), "nothing to show is no error"
 
 
+def test_two_sliders_move_one_forest():
+    """The first shows a trace, the second moves all of them, so that they combine in any order."""
+    steps = {
+        "2 points": {"0.1": ([1.0], [0.5]), "1": ([2.0], [0.6])},
+        "5": {"0.1": ([3.0], [0.7]), "1": ([4.0], [0.8])},
+    }
+    figure = plots.moving_forests(["a"], steps, ("loss", "momentum"), (1, 0), "points")
+    assert [trace.visible for trace in figure.data] == [False, True]
+    assert [list(trace.x) for trace in figure.data] == [[1.0], [3.0]]
+    loss, momentum = figure.layout.sliders
+    assert (loss.active, momentum.active, momentum.currentvalue.prefix) == (1, 0, "momentum")
+    assert loss.steps[0].args[0] == {"visible": [True, False]}
+    assert momentum.steps[1].args[0] == {"x": [[2.0], [4.0]], "error_x.array": [[0.6], [0.8]]}
+    assert figure.layout.xaxis.range[1] > 4
+
+
 def test_a_table_has_its_index_its_formats_and_its_caption():
     frame = pd.DataFrame(
         {"gain": [1.25, -0.5], "p": [0.0123, np.nan], "n": [6, 1]}, pd.Index(["a<b", "c"], name="method")
