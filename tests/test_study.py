@@ -132,7 +132,7 @@ def test_airds_weights_are_chosen_on_other_seeds_than_it_is_compared_on():
         [s for s in specs(name, SCALES["cpu"]) if s.role == "student"] for name in ("relations", "aird")
     )
     told = {tuple((term["name"], term["weight"]) for term in s.method.describe()["terms"]) for s in choosing}
-    assert len(told) == len(choosing) / 2 == 1 + 3 + 3 + 9 + 6
+    assert len(told) == len(choosing) == 1 + 3 + 3 + 9 + 6
     assert {s.seed for s in choosing}.isdisjoint(s.seed for s in confirming)
     names = {"none", "fskd", "askd", "embedding-cos", "aird", "aird-instance", "aird-relation", "aird-rkd"}
     assert Counter((s.method.name, s.side, s.seed) for s in confirming) == Counter(
