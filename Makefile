@@ -55,6 +55,8 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/lrkd study designs --scale cpu --out $(RESULTS)/designs.csv
 	$(BIN)/lrkd study fractions --scale cpu --out $(RESULTS)/fractions.csv
 	$(BIN)/lrkd study selection --scale cpu --out $(RESULTS)/selection.csv
+	$(BIN)/lrkd study aird --scale cpu
+	$(BIN)/lrkd adapt --scale cpu --out $(RESULTS)/adaptation.csv
 	$(BIN)/python -m book.student
 
 clean:  ## Remove the built book and caches; .venv and trained runs stay
