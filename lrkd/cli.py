@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lrkd import __version__, adaptation, evidence, export, methods, runs, study
+from lrkd import __version__, adaptation, evidence, export, launch, methods, parallel, runs, study
 from lrkd.data import Splits, load_prepared, make_pairs, prepared, resized, resized_faces
 from lrkd.degrade import PRESETS
+from lrkd.device import Speed
 from lrkd.errors import ConfigError, DataError, LrkdError, RunError
 from lrkd.identify import OUTSIDE
 from lrkd.models import Foreign, Network, load_foreign
@@ -84,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
         default="",
         help=f"a student for LR images at their own size: {', '.join(study.DESIGNS)} (default: the scale's)",
     )
+    sub.add_argument(
+        "--sync-norm", action="store_true", help="with torchrun: batch norm over the images of all processes"
+    )
     what(sub)
 
     def network(sub: argparse.ArgumentParser, sides: str) -> None:
@@ -137,6 +141,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--traces", type=_output, metavar="CSV", help="what study hypotheses saw while its runs trained")
     sub.add_argument("--ladder", type=Path, metavar="CSV", help="study ladder's table, where hypotheses takes weights")
     sub.add_argument("--budget", type=float, metavar="MINUTES", help="stop after that; the next call goes on")
+    sub.add_argument("--launcher", metavar="NAME", help=f"{' or '.join(launch.LAUNCHERS)}: jobs that share the runs")
+    sub.add_argument("--jobs", type=int, default=1, help="with --launcher: how many (default: 1)")
+    sub.add_argument(
+        "--job",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with --launcher: a parameter of submitit, as gpus_per_node=1 or slurm_partition=long; may be given again",
+    )
     sub.add_argument("--list", action="store_true", help="only list the runs and whether they are there")
     what(sub)
 
@@ -221,7 +234,10 @@ def _train(arguments: argparse.Namespace) -> None:
         preset=arguments.preset,
         design=arguments.design,
     )
-    run = study.train(spec, arguments.runs, device=arguments.device)
+    with parallel.joined(study.device_of(arguments.device)) as device:
+        run = study.train(spec, arguments.runs, device=device, speed=Speed(sync_norm=arguments.sync_norm))
+        if parallel.rank():
+            return
     measures = run.result["measures"]
     told = [f"{measures['test']['accuracy']:.2%} (test)", f"{measures['validation']['accuracy']:.2%} (validation)"]
     if "test-hr-lr" in measures:
@@ -374,6 +390,12 @@ def _study(arguments: argparse.Namespace) -> None:
                 f"{arguments.scores}: would lose {len(only)} runs, which {arguments.out} has and the store has not: "
                 f"leave out --scores, or name another file"
             )
+    if arguments.launcher:
+        _launch(arguments, wanted, known, write)
+
+    def over() -> bool:  # what jobs have left is for the next call
+        return bool(arguments.launcher) or (budget is not None and time.monotonic() - began > 60 * budget)
+
     table = study.run_study(
         wanted,
         arguments.runs,
@@ -381,11 +403,12 @@ def _study(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         on_table=write,
         known=known,
-        stop=None if budget is None else lambda: time.monotonic() - began > 60 * budget,
+        stop=over,
     )
     done = 0 if table.empty else table["config"].nunique()
-    if budget is not None and done < len(wanted):
-        print(f"The {budget:g} minutes are over: {done} of {len(wanted)} runs are there; the same command goes on.")
+    if done < len(wanted):
+        why = "" if budget is None else f"The {budget:g} minutes are over: "
+        print(f"{why}{done} of {len(wanted)} runs are there; the same command goes on.")
     if table.empty:
         return
     write(table)
@@ -397,6 +420,32 @@ def _study(arguments: argparse.Namespace) -> None:
             study.write_table(path, collect(wanted, arguments.runs, known))
     test = table[table["protocol"] == "test"]
     _show(test.groupby(["role", "side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
+
+
+def _launch(
+    arguments: argparse.Namespace,
+    wanted: Sequence[study.Spec],
+    known: pd.DataFrame | None,
+    write: Callable[[pd.DataFrame], None],
+) -> None:
+    """Queue the study's jobs and wait for them, with the table so far written from time to time."""
+    parameters: dict[str, Any] = {}
+    for given in arguments.job:
+        name, sign, value = given.partition("=")
+        if not sign:
+            raise ConfigError(f"job is {given!r}: NAME=VALUE is right, as gpus_per_node=1")
+        parameters[name] = int(value) if value.isdecimal() else value
+    where = study.store(arguments.runs).resolve()
+    job = launch.Job(wanted, where, arguments.workers, arguments.device, arguments.budget, known)
+    jobs = launch.submit(job, arguments.jobs, arguments.launcher, where / "jobs", parameters)
+    print(f"jobs {', '.join(job.job_id for job in jobs)}; logs in {where / 'jobs'}", flush=True)
+
+    def look() -> None:
+        table = study.table(wanted, where, known)
+        if not table.empty:
+            write(table)
+
+    launch.wait(jobs, look)
 
 
 def _attention(arguments: argparse.Namespace) -> None:

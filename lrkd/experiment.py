@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrkd import data, heads, methods, models, runs, select, verify
+from lrkd import data, heads, methods, models, parallel, runs, select, verify
 from lrkd.degrade import PRESETS, degrade
+from lrkd.device import Speed
 from lrkd.distances import cosine, gradient_split, norm_angle_split
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.losses import View
@@ -121,7 +123,9 @@ def splits(scale: Scale, source: str = PROCEDURAL) -> data.Splits:
 def _splits(name: str, source: str, cache: str | None) -> data.Splits:
     size = SCALES[name]
     if source == PROCEDURAL:
-        return data.procedural(size.size, size.identities, size.images, size.pairs, face=dict(size.face))
+        place = "cuda" if size.on_gpu and torch.cuda.is_available() else "cpu"
+        face = dict(size.face)
+        return data.procedural(size.size, size.identities, size.images, size.pairs, face=face, device=place)
     if not Path(source).is_dir():
         raise DataError(
             f"data is {source!r}: neither {PROCEDURAL!r} nor a prepared folder; `python -m data_prep` makes one"
@@ -187,27 +191,29 @@ def train(
     checkpoint_every: int = 100,
     stop: Callable[[], bool] | None = None,
     wait: bool = True,
+    speed: Speed | None = None,
 ) -> Run:
     """The spec's run, from the store or trained now (its teacher first), evaluated on validation and test.
 
     wait: whether to wait for another process that trains the run or one that it needs, or to raise runs.Busy.
+    speed: how it is computed, which is no part of what it is. Processes that `parallel.joined` has joined train it
+    together, and all must call this.
 
     Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept.
     """
     device = device_of(device)
     run = runs.open_run(store(where), run_name(spec), config(spec))
-    if not run.finished:
-        lent = {
-            name: train(need, where, device=device, progress=progress, stop=stop, wait=wait)
-            for name, need in spec.needs.items()
-        }
+    if not parallel.first(run.finished):
+        how: dict[str, Any] = {"device": device, "progress": progress, "stop": stop, "wait": wait, "speed": speed}
+        lent = {name: train(need, where, **how) for name, need in spec.needs.items()}
 
         def say() -> None:
             tqdm.write(f"{run.path}: waiting for another process that trains this run")
 
-        with run.lock(wait, on_wait=say):
-            if not run.finished:
-                _train(spec, run, lent, device, progress, checkpoint_every, stop)
+        with run.lock(wait, on_wait=say) if parallel.rank() == 0 else nullcontext():
+            if not parallel.first(run.finished):
+                _train(spec, run, lent, device, progress, checkpoint_every, stop, speed or Speed())
+            parallel.first(True)  # until the first process has measured and written, the others wait here
     if run.result["status"] != "ok":
         raise TrainingError(f"{run.path}: {run.result['reason']}")
     return run
@@ -227,6 +233,7 @@ def _train(
     progress: bool,
     every: int,
     stop: Callable[[], bool] | None,
+    speed: Speed,
 ) -> None:
     faces = splits(spec.scale, spec.source)
     network, head = load(lent["start"]) if "start" in lent else _build(spec, spec.seed, faces.train.classes)
@@ -237,7 +244,11 @@ def _train(
     elif spec.method.teacher == "random":
         untaught = teacher_spec(spec.scale, spec.teacher_seed, spec.source)
         teacher = Teacher(*_build(untaught, 1000 + spec.teacher_seed, faces.train.classes))
-    stamp = {"source": spec.source, "device": device_name(device), "torch": torch.__version__, "commit": commit()}
+    stamp: dict[str, Any] = {"source": spec.source, "device": device_name(device), "torch": torch.__version__}
+    stamp["commit"] = commit()
+    leader = parallel.rank() == 0
+    if parallel.size() > 1:
+        stamp |= {"processes": parallel.size(), "sync_norm": speed.sync_norm}
     try:
         fitted = fit(
             network,
@@ -254,10 +265,15 @@ def _train(
             progress=progress,
             name=run_name(spec),
             stop=stop,
-            **_observed(spec, run, network, teacher, device),
+            speed=speed,
+            **(_observed(spec, run, network, teacher, device) if leader else {}),
         )
+        if not leader:
+            return
         measures, scores = evaluate(spec, network, teacher, fitted.hints, device)
     except TrainingError as error:
+        if not leader:
+            return
         (run.path / "state.pt").unlink(missing_ok=True)
         runs.write_json(run.path / "result.json", {"status": "diverged", "reason": str(error), **stamp})
         return

@@ -39,7 +39,7 @@ class Head(nn.Module, ABC):
     def forward(self, embedding: Tensor, labels: Tensor, ramp: float = 1.0) -> Tensor:
         if not 0 <= ramp <= 1:
             raise ConfigError(f"ramp is the share of the margin that counts and lies in [0,1], not {ramp}")
-        if len(labels):
+        if len(labels) and not labels.is_cuda:  # there the question would stall every step; `train.fit` asks once
             low, high = torch.stack(labels.aminmax()).tolist()
             if low < 0 or high >= self.classes:
                 raise DataError(

@@ -81,6 +81,7 @@ __all__ = [
 RESULTS = ("config", "method", "side", "seed", "protocol", "accuracy")
 LIVE_METHODS = ("none", "fskd", "fskd-l2", "askd", "embedding-cos")
 PHOTO_METHODS = ("none", "fskd", "askd", "embedding-cos")
+DEEP_METHODS = ("none", "fskd", "askd", "askd-centred", "embedding-cos", "fskd-l2")
 ATTENTION_METHODS = ("none", "askd", "askd-centred", "askd-constant", "fskd")
 # Weights of the ladder in units of the matched one, the middle first: what is stopped has looked near the optimum.
 RUNGS = (1.0, 0.25, 4.0, 16.0, 64.0, 256.0)
@@ -125,6 +126,17 @@ def _book(scale: Scale, source: str) -> list[Spec]:
     return [
         teacher_spec(scale, 0, source),
         *(Spec(methods.get(name), side, seed, scale, source) for name, side, seed in grid),
+    ]
+
+
+def _deep(scale: Scale, source: str) -> list[Spec]:
+    """The papers' methods, their controls and the L2 of F-SKD at the hardest side: 3 seeds over 2 teachers."""
+    return [
+        *(teacher_spec(scale, seed, source) for seed in range(2)),
+        *(
+            Spec(methods.METHODS[name], side, seed, scale, source, seed % 2)
+            for name, side, seed in _grid(DEEP_METHODS, scale.sides[-1:], 3)
+        ),
     ]
 
 
@@ -267,6 +279,7 @@ def _selection(scale: Scale, source: str) -> list[Spec]:
 STUDIES: dict[str, Callable[..., list[Spec]]] = {
     "core": _core,
     "book": _book,
+    "deep": _deep,
     "attention": _attention,
     "ladder": _ladder,
     "hypotheses": _hypotheses,

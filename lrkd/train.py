@@ -9,8 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,11 +23,13 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lrkd import parallel
 from lrkd.degrade import degrade
-from lrkd.errors import ConfigError, RunError, TrainingError
+from lrkd.device import LONG, Speed, Writer, compiled, fields_read, in_advance, on_host, said_once
+from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.heads import Head
 from lrkd.losses import Term, View, cosine_logits
-from lrkd.models import Hints, Network
+from lrkd.models import Hints, Network, Output
 
 
 class Images(Protocol):
@@ -126,6 +129,7 @@ def fit(
     *,
     schedule: Schedule,
     options: Options | None = None,
+    speed: Speed | None = None,
     teacher: Teacher | None = None,
     terms: Sequence[Term] = (),
     seed: int = 0,
@@ -151,11 +155,14 @@ def fit(
     observe is called after every `observe_every` steps (0: after every epoch), before they are saved, with the number
     of steps done and the hint layers; it may look, but neither draw random numbers nor change a weight.
 
+    speed: how it is computed. Processes that `parallel.joined` has joined train together: each takes its part of every
+    batch, the first writes, and random degradations are drawn anew by each.
+
     Raises TrainingError when a loss is not finite (with step and term), RunError when state.pt is of another run.
     """
     if bool(terms) != (teacher is not None):
         raise ConfigError(f"{len(list(terms))} terms with {'a' if teacher else 'no'} teacher: give both or neither")
-    options = options or Options()
+    options, speed = options or Options(), speed or Speed()
     count, batch = len(faces.labels), schedule.batch
     if count < batch:
         raise ConfigError(f"batch is {batch}, but there are only {count} images to train on: choose a smaller batch")
@@ -164,17 +171,28 @@ def fit(
     fingerprint = json.dumps(
         [asdict(schedule), asdict(options), seed, faces.digest, [term.describe() for term in terms]], sort_keys=True
     )
-    device = torch.device(device)
+    device, share = torch.device(device), parallel.part(batch)
+    leader, several = parallel.rank() == 0, parallel.size() > 1
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), threads(options.threads), _deferred_interrupt() as interrupted:
-        torch.manual_seed(seed)  # only dropout draws from the global generator; it travels in the checkpoint
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(threads(options.threads))
+        interrupted = stack.enter_context(_deferred_interrupt())
+        stack.enter_context(torch.backends.cudnn.flags(benchmark=True) if devices else nullcontext())
+        # Only dropout draws from the global generator; the first process's travels in the checkpoint.
+        torch.manual_seed(seed + 1_000_003 * parallel.rank())
         generator = torch.Generator().manual_seed(seed)
         memory = torch.channels_last if options.channels_last else torch.contiguous_format
-        trained = nn.ModuleDict({"network": network, "head": head})
+        shared = several and head.classes >= speed.shard
+        if shared and any(term.name == "logits" for term in terms):
+            raise ConfigError(f"logits of {head.classes} classes are not distilled where processes share the classes")
+        shard = parallel.Shard(head) if shared else None
+        trained = nn.ModuleDict({"network": network, "head": shard or head})
         hints = None
         if any(term.hint for term in terms) and teacher is not None:
             trained["hints"] = hints = Hints(network.widths, teacher.network.widths, seed=seed)
         _place(trained, device, memory).train()
+        stack.enter_context(parallel.synchronised(trained, speed.sync_norm))
         if teacher is not None:
             _place(teacher.network, device, memory).eval()
             _place(teacher.head, device, memory).eval()
@@ -184,42 +202,73 @@ def fit(
             momentum=schedule.momentum,
             weight_decay=schedule.weight_decay,
             nesterov=True,
-            fused=device.type == "cuda",
+            fused=speed.uses("fused", device),
         )
         scheduler = _scheduler(optimizer, schedule, steps, steps_an_epoch)
-        state = _State(trained, optimizer, scheduler, generator, fingerprint, device)
+        state = _State(trained, optimizer, scheduler, generator, fingerprint, device, shard)
+        beside = stack.enter_context(Writer()) if speed.uses("beside", device) else None
         rows: list[dict[str, float]] = []
         step = 0
         if directory is not None and (directory / "state.pt").exists():
             step, rows = state.load(directory / "state.pt")
+        ahead = speed.uses("ahead", device, not _fits(faces, device))
         images = _resident(faces, device)
-        labels = torch.from_numpy(np.asarray(faces.labels)).to(device)
+        labels = _labels(faces, head).to(device)
         chosen = None if teacher is None or teacher.chosen is None else teacher.chosen.to(device)
         if chosen is not None and tuple(chosen.shape) != (count,):
             raise ConfigError(f"teacher.chosen: shape {tuple(chosen.shape)} is not ({count},), one entry an image")
         names = ["identity", *(term.name for term in terms)]
+        amp, example = options.precision == "bfloat16", torch.arange(batch)[share]
+
+        def shown(x: Tensor) -> Tensor:
+            return normalise(x).contiguous(memory_format=memory)
+
+        student: Callable[[Tensor], Output] = network
+        ask: Callable[[Tensor], Output] | None = None if teacher is None else teacher.network
+        if speed.uses("compiled", device, steps - step >= LONG and not speed.sync_norm):
+            x = images(example)
+            small = x if network.size == x.shape[-1] else F.interpolate(x, (network.size, network.size))
+            student = compiled(network, shown(small), amp)
+            ask = None if teacher is None else compiled(teacher.network, shown(x), amp)
+        known = None
+        if teacher is not None and ask is not None and not options.shift and speed.uses("once", device):
+            known = _known(trained, teacher, ask, terms, images, count, options, shown, device, len(example))
+        losses = parallel.together(
+            trained,
+            partial(_losses, trained, shard or head, student, teacher, ask, terms, options, shown),
+            None if shard is None else shard.weight,
+        )
+
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> Tensor:
+            return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
+
+        def rows_of(step: int) -> Tensor:
+            epoch, within = divmod(step, steps_an_epoch)
+            return order(epoch)[within * batch : (within + 1) * batch][share]
+
+        feed = (in_advance if ahead else map)(lambda index: (index, images(index)), map(rows_of, range(step, steps)))
         pending: list[tuple[int, Tensor]] = []
-        clock, since = time.perf_counter(), step
+        clock, since, heard = time.perf_counter(), step, False
         bar = tqdm(
             total=steps,
             initial=step,
             desc=name,
             unit="step",
-            disable=not progress or bool(os.environ.get("TQDM_DISABLE")),
+            disable=not (progress and leader) or bool(os.environ.get("TQDM_DISABLE")),
             leave=False,
         )
         with bar:
-            while step < steps:
-                epoch, within = divmod(step, steps_an_epoch)
-                if within == 0 or step == since:
-                    order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(count))
-                index = order[within * batch : (within + 1) * batch]
-                hr = _augment(images(index), options, generator)
-                here = index.to(device)
+            for index, x in feed:
+                flip, moved = (None if drawn is None else drawn[share] for drawn in _draw(batch, options, generator))
+                hr = _augment(x, flip, moved)
+                here = _sent(index, device)
                 y, picked = labels[here], None if chosen is None else chosen[here]
                 ramp = min(1.0, step / (schedule.ramp * steps)) if schedule.ramp else 1.0
-                with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-                    parts = _losses(trained, head, teacher, terms, hr, y, picked, ramp, options, generator, memory)
+                told = None if known is None else known(here, flip)
+                own = torch.Generator().manual_seed(_stream(seed, step)) if several else generator
+                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                    parts = losses(hr, y, picked, ramp, told, own)
                 optimizer.zero_grad(set_to_none=True)
                 parts[0].sum().backward()
                 optimizer.step()
@@ -233,12 +282,14 @@ def fit(
                     trained.train()
                     clock += time.perf_counter() - began
                 last = step == steps
-                stopped = interrupted.is_set() or (stop is not None and stop())
+                heard = heard or interrupted.is_set() or (stop is not None and stop())
+                # Several stop together; asking each other takes time.
+                stopped = heard if not several else step % _ASK == 0 and parallel.agreed(heard)
                 save = directory is not None and (step % checkpoint_every == 0 or last or stopped)
                 if step % log_every == 0 or save or last:
                     values = _checked(pending, names)
                     elapsed = time.perf_counter() - clock
-                    speed = (step - since) * batch / elapsed
+                    pace = (step - since) * batch / elapsed
                     clock, since = time.perf_counter(), step
                     if step % log_every == 0 or last:
                         rows.append(
@@ -250,16 +301,23 @@ def fit(
                                 "loss": float(values[:-1].sum()),
                                 **{key: float(value) for key, value in zip(names, values[:-1], strict=True)},
                                 "train_accuracy": float(values[-1]),
-                                "images_per_s": speed,
+                                "images_per_s": pace,
                             }
                         )
-                        bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", images_s=f"{speed:.0f}")
+                        bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", images_s=f"{pace:.0f}")
                     pending = []
                 if save and directory is not None:
-                    state.save(directory, step, rows)
+                    write = state.saving(directory, step, rows, beside is not None)
+                    if leader and beside is not None:
+                        beside.add(write)
+                    elif leader:
+                        write()
                 if stopped:
                     raise KeyboardInterrupt(f"{name} stopped at step {step} of {steps}")
+        if shard is not None:
+            shard.give_back()
     trained.eval()
+    head.eval()
     done = [0.0, *(row["step"] for row in rows)]
     seconds = sum(
         (after - before) * batch / row["images_per_s"]
@@ -270,38 +328,105 @@ def fit(
 
 def _losses(
     trained: nn.ModuleDict,
-    head: Head,
+    head: Head | parallel.Shard,
+    student: Callable[[Tensor], Output],
     teacher: Teacher | None,
+    ask: Callable[[Tensor], Output] | None,
     terms: Sequence[Term],
+    options: Options,
+    shown: Callable[[Tensor], Tensor],
     hr: Tensor,
     labels: Tensor,
     chosen: Tensor | None,
     ramp: float,
-    options: Options,
+    told: Output | None,
     generator: torch.Generator,
-    memory: torch.memory_format,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted losses (1 + terms,), identity first, and the share of right labels (1,)."""
-    network, side = trained["network"], options.side
+    """The weighted losses (1 + terms,), identity first, and the share of right labels (1,).
+
+    student, ask: the networks' forward passes. told: what the teacher says, where that is known already.
+    """
+    side = options.side
     if side is not None:
-        lr = degrade(hr, side, preset=options.preset, generator=generator, enlarge=network.size != side)
-    s = network(normalise(hr if side is None else lr).contiguous(memory_format=memory))
-    logits = head(s.embedding, labels, ramp=ramp)
-    losses = [F.cross_entropy(logits.float(), labels)]
-    if teacher is not None:
+        enlarge = trained["network"].size != side
+        lr = degrade(hr, side, preset=options.preset, generator=generator, enlarge=enlarge)
+    s = student(shown(hr if side is None else lr))
+    if isinstance(head, parallel.Shard):
+        identity, right = head(s.embedding, labels, ramp)
+    else:
+        logits = head(s.embedding, labels, ramp=ramp)
+        identity = F.cross_entropy(logits.float(), labels)
+        right = (logits.detach().argmax(1) == labels).float().mean()
+    losses = [identity]
+    if teacher is not None and ask is not None:
         with torch.no_grad():
-            shown = hr.roll(1, 0) if teacher.shuffled else hr
-            t = teacher.network(normalise(shown).contiguous(memory_format=memory))
-            target = cosine_logits(t.embedding.float(), teacher.head.weight, teacher.head.scale)
-        hinted = trained["hints"](s.features) if "hints" in trained else s.features
-        plain = cosine_logits(s.embedding.float(), head.weight, head.scale)
-        student_view = View(s.embedding, s.features, hinted, s.channel, s.spatial, plain, labels)
-        teacher_view = View(t.embedding, t.features, t.features, t.channel, t.spatial, target, labels, chosen)
+            t = ask(shown(hr.roll(1, 0) if teacher.shuffled else hr)) if told is None else told
+        views = _views(trained, head, teacher, s, t, labels, chosen)
         with torch.autocast(hr.device.type, enabled=False):
-            views = [_float(view) for view in (student_view, teacher_view)]
-            losses += [term.weight * term.function(*views) for term in terms]
-    right = (logits.detach().argmax(1) == labels).float().mean()
+            losses += [term.weight * term.function(*map(_float, views)) for term in terms]
     return torch.stack(losses), right[None]
+
+
+def _views(
+    trained: nn.ModuleDict,
+    head: Head | parallel.Shard,
+    teacher: Teacher,
+    s: Output,
+    t: Output,
+    labels: Tensor,
+    chosen: Tensor | None,
+) -> tuple[View, View]:
+    """What the terms see of student and teacher; logits are empty where processes share the classes."""
+    plain = target = labels.new_empty(0)
+    if not isinstance(head, parallel.Shard):
+        with torch.no_grad():
+            if len(t.embedding):
+                target = cosine_logits(t.embedding.float(), teacher.head.weight, teacher.head.scale)
+        plain = cosine_logits(s.embedding.float(), head.weight, head.scale)
+    hinted = trained["hints"](s.features) if "hints" in trained else s.features
+    return (
+        View(s.embedding, s.features, hinted, s.channel, s.spatial, plain, labels),
+        View(t.embedding, t.features, t.features, t.channel, t.spatial, target, labels, chosen),
+    )
+
+
+def _known(
+    trained: nn.ModuleDict,
+    teacher: Teacher,
+    ask: Callable[[Tensor], Output],
+    terms: Sequence[Term],
+    images: Callable[[Tensor], Tensor],
+    count: int,
+    options: Options,
+    shown: Callable[[Tensor], Tensor],
+    device: torch.device,
+    batch: int,
+) -> Callable[[Tensor, Tensor | None], Output] | None:
+    """`device.said_once` of the teacher, for what the terms read of it; None where that is too much to keep."""
+    network, head = trained["network"], trained["head"]
+    assert isinstance(network, Network)
+    assert isinstance(head, Head | parallel.Shard)
+
+    def answer(x: Tensor) -> Output:
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
+            out: Output = ask(shown(x))
+        return out
+
+    trained.eval()
+    with torch.no_grad():  # two images are enough to see which fields are read
+        x = images(torch.arange(2))
+        small = x if network.size == x.shape[-1] else F.interpolate(x, (network.size, network.size))
+        labels = torch.zeros(2, dtype=torch.int64, device=device)
+        some = None if teacher.chosen is None else teacher.chosen[:2].to(device)
+        views = _views(trained, head, teacher, network(shown(small)), teacher.network(shown(x)), labels, some)
+        fields = fields_read([term.function for term in terms], *map(_float, views))
+    trained.train()
+    fields = {{"hinted": "features", "logits": "embedding"}.get(name, name) for name in fields}
+    room = torch.cuda.mem_get_info(device)[0] / 3 if device.type == "cuda" else _RESIDENT_BYTES
+    found = said_once(answer, images, count, fields, options.mirror, room, batch)
+    if found is None or not teacher.shuffled:
+        return found
+    return lambda index, flip: found(index.roll(1), None if flip is None else flip.roll(1))
 
 
 def _place(module: nn.Module, device: torch.device, memory: torch.memory_format) -> nn.Module:
@@ -319,35 +444,67 @@ def _float(view: View) -> View:
     return View(*(cast(tuple(item) if isinstance(item, Sequence) else item) for item in view))
 
 
-def _augment(hr: Tensor, options: Options, generator: torch.Generator) -> Tensor:
-    """Random mirror and shift, (B,3,H,W) -> the same shape, drawn per image from a CPU generator."""
+def _draw(count: int, options: Options, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
+    """Which of `count` images are mirrored (count,) and how far each is shifted (count,2), from a CPU generator."""
+    flip = torch.rand(count, generator=generator) < 0.5 if options.mirror else None
+    if not options.shift:
+        return flip, None
+    return flip, torch.randint(-options.shift, options.shift + 1, (2, count), generator=generator).T
+
+
+def _augment(hr: Tensor, flip: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Mirrored (B,) and shifted (B,2) images, (B,3,H,W) -> the same shape."""
     size = hr.shape[-1]
-    if options.mirror:
-        flip = torch.rand(len(hr), generator=generator) < 0.5
-        hr = torch.where(flip.to(hr.device)[:, None, None, None], hr.flip(3), hr)
-    if options.shift:
-        drawn = torch.randint(-options.shift, options.shift + 1, (2, len(hr), 1), generator=generator).to(hr.device)
+    if flip is not None:
+        hr = torch.where(_sent(flip, hr.device)[:, None, None, None], hr.flip(3), hr)
+    if shift is not None:
+        drawn = _sent(shift.T[..., None], hr.device)
         rows, columns = (torch.arange(size, device=hr.device) + drawn).clamp(0, size - 1)
         each = torch.arange(len(hr), device=hr.device)[:, None, None]
         hr = hr.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     return hr
 
 
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device, without waiting for what the device is doing."""
+    return x if device.type == "cpu" else x.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def _stream(seed: int, step: int) -> int:
+    """The seed of this process's random degradations in a step, its own among those that train together."""
+    return int(np.random.SeedSequence([seed, step, parallel.rank()]).generate_state(1)[0])
+
+
+def _labels(faces: Images, head: Head) -> Tensor:
+    """The labels of all images; DataError for one that the head has no class for, which a GPU would not say."""
+    labels = torch.from_numpy(np.asarray(faces.labels))
+    if (largest := int(labels.max())) >= head.classes:
+        raise DataError(
+            f"label {largest} does not fit a head of {head.classes} classes: labels are 0 to {head.classes - 1}"
+        )
+    return labels
+
+
+# After how many steps processes that train together ask each other whether to stop.
+_ASK = 10
 # Images of more bytes than this stay where they lie when a CPU trains on them.
 _RESIDENT_BYTES = 2e9
 
 
-def _resident(faces: Images, device: torch.device, share: float = 0.3) -> Callable[[Tensor], Tensor]:
+def _fits(faces: Images, device: torch.device, share: float = 0.3) -> bool:
+    """Whether all images take less than that share of the device's free memory (2 GB on a CPU)."""
+    room = share * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _RESIDENT_BYTES
+    return math.prod(faces.images.shape) < room
+
+
+def _resident(faces: Images, device: torch.device) -> Callable[[Tensor], Tensor]:
     """A function from indices to float images (B,3,H,W) in [0,1] on the device.
 
-    All images are put on the device once when they take less than that share of its free memory (2 GB on a CPU);
-    otherwise each batch is read from where it lies.
+    All images are put on the device once where they fit; otherwise each batch is read from where it lies.
     """
-    total = math.prod(faces.images.shape)
-    room = share * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _RESIDENT_BYTES
-    if total < room:
+    if _fits(faces, device):
         everything = torch.from_numpy(np.array(faces.images[:])).to(device).permute(0, 3, 1, 2)
-        return lambda index: everything[index.to(device)].float() / 255
+        return lambda index: everything[_sent(index, device)].float() / 255
 
     def read(index: Tensor) -> Tensor:
         part = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()]))
@@ -372,7 +529,8 @@ def _scheduler(
 
 def _checked(pending: Sequence[tuple[int, Tensor]], names: Sequence[str]) -> np.ndarray:
     """Mean of the pending steps' values; TrainingError at the first that is not finite. The only wait for a GPU."""
-    values = torch.stack([value for _, value in pending]).double().cpu().numpy()
+    together = parallel.summed(torch.stack([value for _, value in pending])) / parallel.size()
+    values = together.double().cpu().numpy()
     bad = ~np.isfinite(values[:, : len(names)])
     if bad.any():
         row = int(bad.any(1).argmax())
@@ -395,15 +553,18 @@ class _State:
         generator: torch.Generator,
         fingerprint: str,
         device: torch.device,
+        shard: parallel.Shard | None = None,
     ) -> None:
         self.trained, self.optimizer, self.scheduler = trained, optimizer, scheduler
-        self.generator, self.fingerprint, self.device = generator, fingerprint, device
+        self.generator, self.fingerprint, self.device, self.shard = generator, fingerprint, device, shard
 
-    def save(self, directory: Path, step: int, rows: list[dict[str, float]]) -> None:
-        state = {
+    def saving(self, directory: Path, step: int, rows: list[dict[str, float]], later: bool) -> Callable[[], None]:
+        """The state as it is now; the function writes it, in another thread too if it is to be called `later`."""
+        kept = list(rows)
+        state: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "step": step,
-            "rows": rows,
+            "rows": kept,
             "trained": self.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -411,18 +572,37 @@ class _State:
             "rng": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        buffer = io.BytesIO()  # a file that torch writes itself hides a full disk behind another error
-        torch.save(state, buffer)
-        if rows:  # before the state: a run that is killed in between then writes these rows again
-            lines = [",".join(rows[0]), *(",".join(f"{value:.8g}" for value in row.values()) for row in rows)]
-            _write(directory / "metrics.csv", ("\n".join(lines) + "\n").encode())
-        _write(directory / "state.pt", buffer.getvalue())
+        if self.shard is not None:
+            self._reshape(state, self.shard.gathered)
+        bring = on_host(state, self.device) if later else lambda: state
+
+        def write() -> None:
+            buffer = io.BytesIO()  # a file that torch writes itself hides a full disk behind another error
+            torch.save(bring(), buffer)
+            if kept:  # before the state: a run that is killed in between then writes these rows again
+                lines = [",".join(kept[0]), *(",".join(f"{value:.8g}" for value in row.values()) for row in kept)]
+                _write(directory / "metrics.csv", ("\n".join(lines) + "\n").encode())
+            _write(directory / "state.pt", buffer.getvalue())
+
+        return write
+
+    def _reshape(self, state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> None:
+        """The weights that processes share, and their momentum, as a state has them: whole, or this process's rows."""
+        assert self.shard is not None
+        state["trained"] = state["trained"] | {"head.head.weight": change(state["trained"]["head.head.weight"])}
+        at = next(k for k, weight in enumerate(self.trained.parameters()) if weight is self.shard.weight)
+        if at in (moments := state["optimizer"]["state"]):
+            buffer = change(moments[at]["momentum_buffer"])
+            changed = moments | {at: moments[at] | {"momentum_buffer": buffer}}
+            state["optimizer"] = state["optimizer"] | {"state": changed}
 
     def load(self, path: Path) -> tuple[int, list[dict[str, float]]]:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             if state["fingerprint"] != self.fingerprint:
                 raise RunError(f"{path}: this checkpoint is of another run; train in another folder, or remove it")
+            if self.shard is not None:
+                self._reshape(state, self.shard.share)
             self.trained.load_state_dict(state["trained"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])

@@ -277,7 +277,7 @@ def test_runs_lists_finished_open_and_broken_ones(lrkd_, copied):
         (r"method is 'fksd': no such method; did you mean .*fskd.*the methods are none, ", "train --method fksd"),
         (r"side is 25: at scale smoke it is from 1 to 24 pixels", "train --side 25"),
         (r"side is 0", "train --side 0"),
-        (r"scale is 'huge': the scales are smoke, cpu, gpu, full", "train --scale huge"),
+        (r"scale is 'huge': the scales are smoke, cpu, gpu, full, gpu50", "train --scale huge"),
         (r"scale is 'huge'", "study book --scale huge"),
         (r"preset is 'jpeg': the degradations are area-bicubic", "train --preset jpeg"),
         (r"seed is -1: a whole number from 0", "train --seed -1"),

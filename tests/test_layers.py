@@ -15,10 +15,12 @@ ROOMS = (
     ("faces", "degrade", "distances", "stats", "pairs", "photographs"),
     ("layout", "hypotheses", "race", "foreign", "identify"),
     ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "adapt", "plots", "viewers"),
+    ("device", "parallel"),
     ("train", "methods", "runs", "shifts"),
     ("scales", "export"),
     ("experiment",),
     ("study", "evidence", "adaptation"),
+    ("launch",),
     ("cli",),
     ("__main__",),
 )
@@ -36,6 +38,7 @@ MORE = {
     "export": {"onnx", "onnxruntime", "onnxscript"},
     "select": {"sklearn"},
     "align": {"skimage"},
+    "launch": {"submitit"},
 }
 # The one place that may read a pickle that is not torch's: insightface's pair sets have no other form.
 UNPICKLER = Path("data_prep/pairs_bin.py")

@@ -66,7 +66,7 @@ def studied(store):
 
 
 def test_scales_have_names_and_recipes_for_both_kinds_of_data():
-    assert list(SCALES) == ["smoke", "cpu", "gpu", "full"]
+    assert list(SCALES) == ["smoke", "cpu", "gpu", "full", "gpu50"]
     for name, scale in SCALES.items():
         assert scale.name == name
         assert set(scale.recipes) == {"procedural", "prepared"}
@@ -83,7 +83,7 @@ def test_the_scale_comes_from_the_word_the_environment_or_the_machine(monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert study.scale() is SCALES["gpu"]
     monkeypatch.setenv("LRKD_SCALE", "huge")
-    with pytest.raises(ConfigError, match="scale is 'huge': the scales are smoke, cpu, gpu, full"):
+    with pytest.raises(ConfigError, match="scale is 'huge': the scales are smoke, cpu, gpu, full, gpu50"):
         study.scale()
 
 
@@ -156,6 +156,16 @@ def test_photographs_get_four_methods_at_the_hardest_side(photographs):
     hard = {(name, 3): 6 for name in ("none", "fskd", "askd", "embedding-cos")}
     assert counts == hard | {("none", side): 3 for side in (None, 12, 6)}
     assert all(s.recipe is SMOKE.recipes["prepared"] for s in grid)
+
+
+def test_deep_is_the_papers_methods_and_their_controls():
+    grid = specs("deep", SCALES["gpu50"])
+    assert [s.role for s in grid[:2]] == ["teacher", "teacher"]
+    names = ("none", "fskd", "askd", "askd-centred", "embedding-cos", "fskd-l2")
+    assert Counter((s.method.name, s.side, s.seed) for s in grid[2:]) == Counter(
+        itertools.product(names, (14,), range(3))
+    )
+    assert grid[0].model["name"] == "iresnet50"
 
 
 def test_unknown_study():

@@ -248,7 +248,8 @@ def test_the_papers_schedules():
 
 def test_mirror_and_shift_against_a_naive_loop():
     images = torch.rand(64, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    found = lrkd.train._augment(images, Options(shift=2), torch.Generator().manual_seed(5))
+    draws = lrkd.train._draw(64, Options(shift=2), torch.Generator().manual_seed(5))
+    found = lrkd.train._augment(images, *draws)
     g = torch.Generator().manual_seed(5)
     flips = torch.rand(64, generator=g) < 0.5
     rows, columns = torch.randint(-2, 3, (2, 64, 1), generator=g)[..., 0].tolist()
@@ -263,7 +264,8 @@ def test_mirror_and_shift_against_a_naive_loop():
 
 def test_without_augmentation_images_pass_as_they_are():
     images = torch.rand(4, 3, 6, 6)
-    assert lrkd.train._augment(images, Options(mirror=False), torch.Generator()) is images
+    draws = lrkd.train._draw(4, Options(mirror=False), torch.Generator())
+    assert lrkd.train._augment(images, *draws) is images
 
 
 def test_the_student_sees_the_degraded_and_the_teacher_the_hr_image():

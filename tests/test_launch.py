@@ -1,0 +1,84 @@
+"""Studies as jobs, through submitit's local executor: equal workers that divide the runs of one store."""
+
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_study_shared import WANTED, weights
+
+from lrkd import cli, launch, study
+from lrkd.errors import ConfigError, RunError
+
+pytestmark = [
+    pytest.mark.usefixtures("smoke"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def job(tmp_path):
+    return launch.Job(WANTED, tmp_path, workers=1, device="cpu")
+
+
+def test_a_job_trains_what_is_left_and_counts_what_is_there(job, tmp_path):
+    study.train(WANTED[0], tmp_path, device="cpu", progress=False)
+    early = launch.Job(WANTED, tmp_path, workers=1, device="cpu", budget=1e-9)
+    assert early() == 1, "the teacher, as the budget left no time for a student"
+    assert job() == 4
+    assert job() == 4
+
+
+def test_a_preempted_job_is_queued_again_as_it_is(job):
+    again = job.checkpoint()
+    assert again.function is job
+    assert pickle.loads(pickle.dumps(job)).wanted == WANTED
+
+
+def test_the_command_divides_a_study_among_local_jobs(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(study.STUDIES, "shared", lambda scale, source: WANTED)
+    monkeypatch.setattr(launch, "_EVERY", 0.2)
+    table = tmp_path / "t.csv"
+    words = ["study", "shared", "--device", "cpu", "--workers", "1", "--runs", str(tmp_path / "runs")]
+    assert cli.main([*words, "--launcher", "local", "--jobs", "2", "--job", "timeout_min=9", "--out", str(table)]) == 0
+    said = capfd.readouterr().out
+    assert said.startswith("jobs ")
+    assert "runs are there" not in said, "all are"
+    assert Counter(study.read_table(table).groupby("config").first()["role"]) == {"teacher": 1, "student": 3}
+    assert all(weights(spec, tmp_path / "runs") for spec in WANTED)
+    assert len(list((tmp_path / "runs" / "jobs").glob("*_log.out"))) == 2
+
+
+class Fails(launch.Job):
+    def __call__(self) -> int:
+        raise RunError("no space left")
+
+
+def test_a_job_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_EVERY", 0.2)
+    jobs = launch.submit(Fails(WANTED, tmp_path), 1, "local", tmp_path / "jobs")
+    with pytest.raises(RunError, match=r"job \d+ failed: .*no space left.*_log\.err\); the same command goes on"):
+        launch.wait(jobs, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("count", "launcher", "parameters", "match"),
+    [
+        (1, "pbs", {}, "launcher is 'pbs': slurm and local are known"),
+        (0, "local", {}, "jobs is 0: at least 1"),
+        (1, "local", {"gpu_per_node": 1}, "launcher local: .*gpu_per_node"),
+    ],
+)
+def test_what_cannot_be_launched(job, tmp_path, count, launcher, parameters, match):
+    with pytest.raises(ConfigError, match=match):
+        launch.submit(job, count, launcher, tmp_path / "jobs", parameters)
+
+
+def test_slurm_that_is_not_there_and_parameters_that_are_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(Path(tmp_path)))
+    monkeypatch.setitem(study.STUDIES, "shared", lambda scale, source: WANTED)
+    words = ["study", "shared", "--device", "cpu", "--runs", str(tmp_path), "--launcher", "slurm"]
+    assert cli.main(words) == 2
+    assert "launcher slurm: " in capsys.readouterr().err
+    assert cli.main([*words, "--job", "timeout_min"]) == 2
+    assert "NAME=VALUE is right" in capsys.readouterr().err
