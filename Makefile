@@ -16,7 +16,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab check results clean lock
+.PHONY: help book test browse zip pdf lab check results clean lock
 
 help:  ## This list
 	@echo "lrkd: knowledge distillation for low-resolution face recognition"
@@ -34,13 +34,21 @@ book: $(READY)  ## Train, measure and build the book: _build/html/index.html (fi
 test: $(READY)  ## Run the tests; TESTFLAGS="-k losses" chooses among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(TESTFLAGS)
 
+browse: $(READY)  ## Open every page of the built book in Chromium, offline; pictures in _build/screenshots
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTFLAGS) tests/test_browser.py
+
+zip: $(READY)  ## Pack the built book for reading without a connection: _build/lrkd-book.zip
+	@test -f _build/html/index.html || { echo "make: the book is not built: make book" >&2; exit 1; }
+	@$(BIN)/python -c 'import shutil; print(shutil.make_archive("_build/lrkd-book", "zip", "_build", "html"))'
+
 lab: $(READY)  ## Open the pages in JupyterLab
 	$(BIN)/jupyter-lab --notebook-dir=book
 
-check: $(READY)  ## Lint, format, types, and no outputs in the notebooks
+check: $(READY)  ## Lint, format, types, the workflow, and no outputs in the notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet --no-progress --strict-collection --pedantic .github/workflows
 	@pages=$$(find book -name '*.ipynb' -not -path '*/.*'); test -z "$$pages" || $(BIN)/nbstripout --keep-id --verify $$pages
 
 # What takes too long for a build. Each line goes on where it was stopped, and trains only what its table lacks.

@@ -56,6 +56,12 @@ def vendor_scripts(out: Path) -> None:
     stamp.write_text(versions)
 
 
+def carry(results: Path, out: Path) -> None:
+    """Copy the files of results beside the pages, whose captions link to them; what went away goes there too."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(results, out, ignore=shutil.ignore_patterns("*.md"))
+
+
 def fingerprint(root: Path, patterns: Iterable[str], settings: Mapping[str, str]) -> str:
     """Names and contents of the files, and the settings, as one hash; a file that goes away changes it too."""
     total = hashlib.sha256(repr(sorted(settings.items())).encode())
@@ -78,6 +84,7 @@ def drop_stale(cache: Path, stamp: Path, now: str) -> bool:
 def main() -> None:
     root = Path(__file__).resolve().parent.parent
     vendor_scripts(root / "book" / "_extra" / "vendor")
+    carry(root / "book" / "results", root / "book" / "_extra" / "results")
     settings = {name: os.environ.get(name, "") for name in SETTINGS} | {"python": sys.version}
     now = fingerprint(root, SOURCES, settings)
     if drop_stale(root / "_build" / ".jupyter_cache", root / "_build" / "executed.sha256", now):

@@ -9,6 +9,7 @@ import html
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -104,6 +105,11 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
     return {label: LOOKS[label] if label in LOOKS else Look(*next(spare)) for label in labels}
 
 
+def _told(caption: str) -> str:
+    """A caption as HTML, in which each file of results is a link to it: the book carries them beside its pages."""
+    return re.sub(r"book/results/([\w-]+\.\w+)", r'<a href="results/\1">\g<0></a>', html.escape(caption))
+
+
 class Shown:
     """A figure as a page or JupyterLab shows it: an image with alt text, and its caption."""
 
@@ -111,7 +117,7 @@ class Shown:
         self.png, self.alt, self.caption, self.width = png, alt, caption, width
 
     def _repr_html_(self) -> str:
-        below = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
+        below = f"<figcaption>{_told(self.caption)}</figcaption>" if self.caption else ""
         return (
             f'<figure style="margin:0"><img alt="{html.escape(self.alt)}" '
             f'src="data:image/png;base64,{base64.b64encode(self.png).decode()}" '
@@ -199,7 +205,7 @@ class Interactive(NamedTuple):
     still: Shown | None
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        below = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
+        below = f"<figcaption>{_told(self.caption)}</figcaption>" if self.caption else ""
         still = f'<div class="static">{self.still._repr_html_()}</div>' if self.still else ""
         script = _DRAW.replace("SPEC", self.spec.replace("<", "\\u003c"))
         page = (
@@ -311,6 +317,86 @@ def moving_forests(
     return figure.update_xaxes(range=[-reach, reach], zeroline=True, showgrid=True, title=xlabel)
 
 
+def moving_pictures(
+    steps: Mapping[str, tuple[ArrayLike, ArrayLike]], titles: tuple[str, str], start: int = 0, name: str = ""
+) -> Any:
+    """A picture, and a map of values below it, that a slider changes, for `interactive`.
+
+    {a step's label: ((S,S,3) picture in [0,1], (s,s) values of at least zero)}: a map of fewer pixels is drawn as large
+    as the picture, and each is shown as a share of its own maximum. start: the step that is shown first; name: what the
+    slider moves.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    shown = []
+    for image, values in steps.values():
+        pixels, heat = (255 * np.asarray(image, np.float64)).round().astype(int), np.asarray(values, np.float64)
+        near = np.arange(len(pixels)) * len(heat) // len(pixels)
+        share = heat / (heat.max(initial=0.0) or 1.0)
+        shown.append([pixels.tolist(), share[near][:, near].round(3).tolist()])
+    moves = [
+        {"method": "restyle", "label": label, "args": [{"z": both}, [0, 1]]}
+        for label, both in zip(steps, shown, strict=True)
+    ]
+    figure = make_subplots(2, 1, subplot_titles=titles, vertical_spacing=0.08)
+    figure.add_trace(go.Image(z=shown[start][0], hoverinfo="skip"), 1, 1)
+    bar = {"title": "share of the<br>maximum", "len": 0.45, "y": 0.22}
+    figure.add_trace(go.Heatmap(z=shown[start][1], zmin=0, zmax=1, colorscale="Cividis", colorbar=bar), 2, 1)
+    figure.update_layout(
+        sliders=[{"active": start, "currentvalue": {"prefix": name}, "steps": moves}],
+        height=700,
+        template="simple_white",
+        margin={"l": 10, "r": 10, "t": 30, "b": 10},
+    )
+    figure.update_xaxes(visible=False, constrain="domain")
+    return figure.update_yaxes(visible=False, autorange="reversed", scaleanchor="x", constrain="domain", row=2)
+
+
+def moving_threshold(edges: ArrayLike, genuine: ArrayLike, impostor: ArrayLike, start: int) -> Any:
+    """Scores, and the ROC below, with a threshold that a slider moves, for `interactive`.
+
+    (n+1,) edges, (n,) counts of pairs twice, as in `score_histogram`; the threshold stands at an edge, first at that
+    of index `start`, and pairs above it pass. Rates are in percent of the pairs of a kind.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    at = np.asarray(edges, np.float64).round(6).tolist()
+    shares = [100 * np.asarray(counts, np.float64) / max(np.sum(counts), 1) for counts in (genuine, impostor)]
+    true, false = (np.append(share[::-1].cumsum()[::-1], 0.0).round(6).tolist() for share in shares)
+    top = max(float(share.max(initial=0.0)) for share in shares)
+    moves = [
+        {
+            "method": "restyle",
+            "label": f"{cut:.2f}: {tar:.1f} % of the same person pass, {far:.1f} % of different people",
+            "args": [{"x": [[cut, cut], [far]], "y": [[0, top], [tar]]}, [2, 4]],
+        }
+        for cut, tar, far in zip(at, true, false, strict=True)
+    ]
+    figure = make_subplots(2, 1, vertical_spacing=0.2)
+    middle = [(left + right) / 2 for left, right in itertools.pairwise(at)]
+    for name, share, colour in zip(("same person", "different people"), shares, (BLUE, ORANGE), strict=True):
+        bars = {"color": colour, "opacity": 0.6}
+        figure.add_trace(go.Bar(x=middle, y=share.round(4).tolist(), name=name, marker=bars), 1, 1)
+    line, dot = ({"color": BLACK, "dash": "dash"}, {"color": BLACK, "size": 11})
+    figure.add_trace(go.Scatter(x=[at[start]] * 2, y=[0, top], mode="lines", name="threshold", line=line), 1, 1)
+    figure.add_trace(go.Scatter(x=false, y=true, mode="lines", line={"color": BLUE}, showlegend=False), 2, 1)
+    figure.add_trace(go.Scatter(x=[false[start]], y=[true[start]], marker=dot, showlegend=False), 2, 1)
+    figure.update_layout(
+        sliders=[{"active": start, "currentvalue": {"prefix": "threshold"}, "steps": moves}],
+        height=640,
+        barmode="overlay",
+        bargap=0,
+        template="simple_white",
+        margin={"l": 10, "r": 10, "t": 10, "b": 50},
+        legend={"orientation": "h", "y": 1.08},
+    )
+    figure.update_xaxes(title="score", row=1).update_yaxes(title="% of the pairs of a kind", row=1)
+    figure.update_xaxes(title="false accepts, % of impostor pairs", range=[-2, 102], row=2)
+    return figure.update_yaxes(title="true accepts, % of genuine pairs", range=[-2, 102], row=2)
+
+
 class Table(NamedTuple):
     """A table as a page or JupyterLab shows it, with its caption below."""
 
@@ -320,14 +406,17 @@ class Table(NamedTuple):
 
     def _repr_html_(self) -> str:
         def row(cells: Iterable[Any], kind: str) -> str:
-            marks = (f'<{kind} style="text-align:{side};padding:2px 9px">' for side in self.sides)
+            scope = ' scope="col"' if kind == "th" else ""
+            marks = (f'<{kind}{scope} style="text-align:{side};padding:2px 9px">' for side in self.sides)
             told = (f"{mark}{html.escape(str(cell))}</{kind}>" for mark, cell in zip(marks, cells, strict=True))
             return f"<tr>{''.join(told)}</tr>"
 
         body = "".join(row(cells, "td") for cells in self.frame.itertuples(index=False))
-        below = f"<p><em>{html.escape(self.caption)}</em></p>" if self.caption else ""
+        below = f"<p><em>{_told(self.caption)}</em></p>" if self.caption else ""
         head = row(self.frame.columns, "th")
-        return f'<table class="dataframe"><thead>{head}</thead><tbody>{body}</tbody></table>{below}'
+        # Formulas in \( \) are set; what is wider than the page scrolls in its own box, by keys too.
+        table = f'<table class="dataframe mathjax_process"><thead>{head}</thead><tbody>{body}</tbody></table>'
+        return f'<div style="overflow-x:auto" tabindex="0">{table}</div>{below}'
 
     def __repr__(self) -> str:
         return self.frame.to_string(index=False)

@@ -170,6 +170,42 @@ def test_two_sliders_move_one_forest():
     assert figure.layout.xaxis.range[1] > 4
 
 
+def test_a_moving_threshold_has_the_rates_of_the_scores_themselves():
+    draw = np.random.default_rng(0)
+    same, other = draw.normal(0.5, 0.2, 300).clip(-0.99, 0.99), draw.normal(0, 0.2, 500).clip(-0.99, 0.99)
+    edges = np.linspace(-1, 1, 41)
+    counts = [np.histogram(scores, edges)[0] for scores in (same, other)]
+    figure = plots.moving_threshold(edges, *counts, start=25)
+    _, _, line, curve, dot = figure.data
+    (slider,) = figure.layout.sliders
+    for cut, step, far, tar in zip(edges, slider.steps, curve.x, curve.y, strict=True):
+        assert (far, tar) == pytest.approx((100 * (other >= cut).mean(), 100 * (same >= cut).mean()), abs=1e-4)
+        assert step.args[0]["x"] == [[pytest.approx(cut)] * 2, [far]]
+        assert step.args[0]["y"][1] == [tar]
+    assert (line.x[0], dot.x[0], dot.y[0]) == (pytest.approx(edges[25]), curve.x[25], curve.y[25])
+    assert slider.active == 25
+
+
+def test_moving_pictures_keep_every_value_of_picture_and_map():
+    face, heat = np.random.default_rng(0).random((6, 6, 3)), np.arange(9.0).reshape(3, 3)
+    figure = plots.moving_pictures(
+        {"6 px": (face, np.ones((6, 6))), "3 px": (face / 2, heat)}, ("face", "map"), 1, "side"
+    )
+    (slider,) = figure.layout.sliders
+    (sharp, flat), (dim, large) = (step.args[0]["z"] for step in slider.steps)
+    np.testing.assert_allclose(np.array(sharp) / 255, face, atol=0.5 / 255)
+    assert np.array(flat).tolist() == np.ones((6, 6)).tolist()
+    np.testing.assert_allclose(np.array(dim) / 255, face / 2, atol=0.5 / 255)
+    np.testing.assert_allclose(large, np.kron(heat / 8, np.ones((2, 2))), atol=5e-4)
+    assert np.array_equal(figure.data[1].z, large)
+    assert (slider.active, slider.currentvalue.prefix) == (1, "side")
+
+
+def test_a_caption_links_to_its_results():
+    shown = plots.table(pd.DataFrame({"a": [1]}), caption="From book/results/core.csv, 6 px & up.")._repr_html_()
+    assert '<a href="results/core.csv">book/results/core.csv</a>, 6 px &amp; up.' in shown
+
+
 def test_a_table_has_its_index_its_formats_and_its_caption():
     frame = pd.DataFrame(
         {"gain": [1.25, -0.5], "p": [0.0123, np.nan], "n": [6, 1]}, pd.Index(["a<b", "c"], name="method")
