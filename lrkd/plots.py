@@ -349,8 +349,8 @@ def moving_pictures(
         template="simple_white",
         margin={"l": 10, "r": 10, "t": 30, "b": 10},
     )
-    figure.update_xaxes(visible=False, constrain="domain")
-    return figure.update_yaxes(visible=False, autorange="reversed", scaleanchor="x", constrain="domain", row=2)
+    figure.update_xaxes(visible=False, constrain="domain").update_yaxes(visible=False)
+    return figure.update_yaxes(autorange="reversed", scaleanchor="x2", constrain="domain", row=2)
 
 
 def moving_threshold(edges: ArrayLike, genuine: ArrayLike, impostor: ArrayLike, start: int) -> Any:
