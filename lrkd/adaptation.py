@@ -43,6 +43,12 @@ FEW = 3  # seeds that calibrate, and that are measured where all would take too 
 PARTS = ("calibration", "choice", "test", "batches", "layers", "momentum", "alternatives", "mixture", "matrix")
 KEY = ("config", "part", "shift", "level", "dial", "adaptation", "momentum", "batch", "order", "least")
 
+COLUMNS = (
+    *("part", "data", "scale", "method", "side", "seed", "teacher_seed", "device", "torch", "commit", "config"),
+    *("shift", "level", "dial", "adaptation", "momentum", "batch", "order", "least", "images", "pairs", "accuracy"),
+    *("accuracy_hr_lr", *(f"tpir20_at_fpir_{rate:g}" for rate in FPIR), "layer", "moved", "ratio"),
+)
+
 
 class Setting(NamedTuple):
     """How a network meets its faces. order: "shuffled 0" (and on), "sorted" by person, "one person" a batch, "domains"
@@ -181,6 +187,7 @@ class Student:
 
     @functools.cached_property
     def network(self) -> nn.Module:
+        """The trained network, in evaluation mode."""
         return load(self.run)[0].to(self.device)
 
     @functools.cached_property
@@ -256,6 +263,12 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{value:.6g}" if isinstance(value, float | int) else value for value in (row[name] for name in KEY))
 
 
+def read(path: Path | str) -> pd.DataFrame:
+    """A table of `lrkd adapt`; where the file is not there yet, one with `COLUMNS` and no row."""
+    found = pd.read_csv(path, dtype={"config": str, "commit": str, "layer": str}) if Path(path).exists() else None
+    return pd.DataFrame(columns=list(COLUMNS)) if found is None else found.reindex(columns=list(COLUMNS))
+
+
 def calibration(table: pd.DataFrame) -> pd.DataFrame:
     """At which dial the students without a teacher lose each level on validation people: -> `shift, level, dial, most`.
 
@@ -280,8 +293,8 @@ def gains(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
     Unit: a run. Of one part of the table. What the unadapted network says does not depend on batches and their order.
     """
     keys = ["config", "shift", "level", "dial"]
-    plain = table[table["adaptation"] == "source"].drop_duplicates(keys).set_index(keys)[value].rename("source")
-    found = table[table["adaptation"] != "source"].join(plain, on=keys, how="inner")
+    plain = table[table["adaptation"] == "source"].drop_duplicates(keys)[[*keys, value]]
+    found = table[table["adaptation"] != "source"].merge(plain.rename(columns={value: "source"}), on=keys)
     return found.assign(gain=found[value] - found["source"])
 
 
@@ -370,11 +383,15 @@ def gather(
         few = [one for one in students if one.spec.seed < FEW]
         every = [one for one in students if one in few or not one.spec.method.name.startswith(ABLATIONS)]
         main = [one for one in students if one.spec.method.name in MAIN]
+        both = [one for one in main if one in few]
+        bench.measure("test", tested, product(middle, both, [Setting(), chosen]))
+        rendered = tested.scene.model is not None
+        if rendered:
+            bench.measure("layers", tested, product(large, first, [Setting("facebn", 1.0)]))
+            bench.measure("batches", tested, _batches(middle, first, best.momentum))
         bench.measure("test", tested, product(middle, few, [Setting(), chosen]))
-        if tested.scene.model is None:
+        if not rendered:
             return bench.frame()
-        bench.measure("batches", tested, _batches(middle, first, best.momentum))
-        bench.measure("layers", tested, product(large, first, [Setting("facebn", 1.0)]))
         bench.measure("test", tested, product(middle, every, [Setting(), chosen]))
         bench.measure("test", tested, product(large[1:], main, [Setting(), chosen]))
         others = [Setting("facebn", a, BATCH, least=best.least) for a in MOMENTA if a != best.momentum]
@@ -384,7 +401,6 @@ def gather(
         halves = [one._replace(shift=f"half {one.shift}") for one in _risky(middle)[1:]]
         mixed = [Setting(), *(chosen._replace(order=order) for order in ("shuffled 0", "domains"))]
         bench.measure("mixture", tested, product(halves, first, mixed))
-        both = [one for one in main if one in few]
         bench.measure("matrix", tested, product(_elsewhere(scale, low), both, [Setting(), chosen]))
         bench.measure("test", tested, product(small[1:], both, [Setting(), chosen]))
         return bench.frame()
