@@ -16,11 +16,11 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help book test browse zip pdf lab check results clean lock
+.PHONY: help book test browse zip pdf lab check results gpu-results clean lock
 
 help:  ## This list
 	@echo "lrkd: knowledge distillation for low-resolution face recognition"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "Each makes $(VENV) first. Other Python: make PYTHON=python3.12 book. Scale: LRKD_SCALE=smoke|cpu|gpu make book."
 
 book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: up to 20 minutes on 2 cores)
@@ -66,6 +66,9 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/lrkd study aird --scale cpu
 	$(BIN)/lrkd adapt --scale cpu --out $(RESULTS)/adaptation.csv
 	$(BIN)/python -m book.student
+
+gpu-results: $(READY)  ## On a GPU: write its tables where runs are missing; BUDGET=MINUTES (170) stops in time
+	$(BIN)/python -m benchmarks.gpu_results --budget $(or $(BUDGET),170)
 
 clean:  ## Remove the built book and caches; .venv and trained runs stay
 	rm -rf _build book/_extra .pytest_cache .mypy_cache .ruff_cache .hypothesis

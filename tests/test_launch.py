@@ -49,15 +49,12 @@ def test_the_command_divides_a_study_among_local_jobs(tmp_path, monkeypatch, cap
     assert len(list((tmp_path / "runs" / "jobs").glob("*_log.out"))) == 2
 
 
-class Fails(launch.Job):
-    def __call__(self) -> int:
-        raise RunError("no space left")
-
-
 def test_a_job_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "_EVERY", 0.2)
-    jobs = launch.submit(Fails(WANTED, tmp_path), 1, "local", tmp_path / "jobs")
-    with pytest.raises(RunError, match=r"job \d+ failed: .*no space left.*_log\.err\); the same command goes on"):
+    (tmp_path / "file").touch()
+    job = launch.Job(WANTED, tmp_path / "file", workers=1, device="cpu")
+    jobs = launch.submit(job, 1, "local", tmp_path / "jobs")
+    with pytest.raises(RunError, match=r"job \d+ failed: .*RunError: .*cannot be made.*_log\.err\); the same command"):
         launch.wait(jobs, lambda: None)
 
 

@@ -1,0 +1,191 @@
+"""Images/s of a training step: teacher, fskd and askd, with each switch off in turn, beside the device's matrix rate.
+
+A step is all that `train.fit` does for a batch that lies on the device: mirror, degrade, both networks' forward passes,
+losses, backward pass, optimizer. Its FLOPs are those of the networks and hint layers as torch counts them: a
+multiply-add is two, other work is none. `share_of_matrix_rate` is their rate over that of a large matrix product in the
+same precision and run. A CPU is measured on one thread in seconds of that thread, which other work on the machine
+changes little, and with small defaults; switches that only a GPU profits from are left out there.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from lrkd import heads, methods, models, train
+from lrkd.device import Speed, compiled
+from lrkd.experiment import commit, device_name, device_of
+from lrkd.train import Options, Teacher
+
+CLASSES, SIDE = 10_000, 14
+STEPS = {"teacher": "none", "fskd": "fskd", "askd": "askd"}
+OFF = ("all on", "float32", "no channels_last", "no compile", "no fused", "teacher each time")
+
+
+def rate(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
+    """FLOP/s of the product of two large square matrices, the best of some."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / timed(lambda: a @ a, device, repeats, min)
+
+
+def timed(
+    work: Callable[[], object], device: torch.device, repeats: int, best: Callable[..., object] = np.median
+) -> float:
+    """Seconds of a call, CPU time on a CPU: the median of `repeats`, after one that is not counted (two on a GPU)."""
+    gpu, seconds = device.type == "cuda", []
+    clock = time.perf_counter if gpu else time.process_time
+    for _ in range(repeats + 1 + gpu):
+        if gpu:
+            torch.cuda.synchronize(device)
+        start = clock()
+        work()
+        if gpu:
+            torch.cuda.synchronize(device)
+        seconds.append(clock() - start)
+    return float(best(seconds[1 + gpu :]))
+
+
+def step(
+    name: str, model: str, batch: int, options: Options, speed: Speed, device: torch.device
+) -> Callable[[], torch.Tensor]:
+    """One training step on a batch that lies on the device; every call trains on."""
+    method = methods.get(STEPS[name])
+    memory = torch.channels_last if options.channels_last else torch.contiguous_format
+    network, head = models.build(model), heads.build("cosface", CLASSES, 512)
+    taught = None if name == "teacher" else Teacher(models.build(model, seed=1), heads.build("cosface", CLASSES, 512))
+    trained = torch.nn.ModuleDict({"network": network, "head": head})
+    if taught is not None and any(term.hint for term in method.terms):
+        trained["hints"] = models.Hints(network.widths, taught.network.widths)
+    for part in (trained, *((taught.network, taught.head) if taught else ())):
+        train._place(part, device, memory).train(part is trained)
+    fused = speed.uses("fused", device)
+    optimizer = torch.optim.SGD(trained.parameters(), 1e-4, momentum=0.9, nesterov=True, fused=fused)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(batch, 3, network.size, network.size, generator=generator).to(device)
+    y = torch.randint(CLASSES, (batch,), generator=generator).to(device)
+    amp = options.precision == "bfloat16"
+
+    def shown(x: torch.Tensor) -> torch.Tensor:
+        return train.normalise(x).contiguous(memory_format=memory)
+
+    student, ask = network, None if taught is None else taught.network
+    if speed.uses("compiled", device):
+        student = compiled(network, shown(x), amp)
+        ask = None if taught is None else compiled(taught.network, shown(x), amp)
+    told = None
+    if taught is not None and speed.uses("once", device):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            told = ask(shown(x))
+    losses = partial(train._losses, trained, head, student, taught, ask, method.terms, options, shown)
+
+    def once() -> torch.Tensor:
+        hr = train._augment(x, *train._draw(batch, options, generator))
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            parts, _ = losses(hr, y, None, 1.0, told, generator)
+        optimizer.zero_grad(set_to_none=True)
+        parts.sum().backward()
+        optimizer.step()
+        return parts.detach()
+
+    return once
+
+
+def flops(name: str, model: str, once: bool) -> float:
+    """FLOPs of one image in a step, the teacher's unless it was asked before; nothing is computed."""
+    network = models.build(model).to("meta")
+    x = torch.zeros(2, 3, network.size, network.size, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        if name != "teacher" and not once:
+            with torch.no_grad():
+                network(x)
+        out = network(x)
+        ends = [out.embedding, *out.features]
+        if any(term.hint for term in methods.get(STEPS[name]).terms):
+            ends += models.Hints(network.widths, network.widths).to("meta")(out.features)
+        torch.stack([end.sum() for end in ends]).sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def options_of(name: str) -> Options:
+    """Float32, HR for the teacher and LR images for students."""
+    return Options(side=None if name == "teacher" else SIDE)
+
+
+def main() -> None:
+    """Measure, print, and with --out write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where it is there)")
+    parser.add_argument("--model", default="iresnet50", choices=sorted(models.BUILDERS), help="default: iresnet50")
+    parser.add_argument("--batch", type=int, action="append", help="may be given again (default: 128 and 512; CPU: 2)")
+    parser.add_argument("--repeats", type=int, help="steps that are timed (default: 20; CPU: 3)")
+    parser.add_argument("--only", nargs="+", choices=OFF, help="some of the switches' settings")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    arguments = parser.parse_args()
+    device = torch.device(device_of(arguments.device))
+    gpu = device.type == "cuda"
+    if not gpu:
+        torch.set_num_threads(1)
+    batches = arguments.batch or ([128, 512] if gpu else [2])
+    repeats = arguments.repeats or (20 if gpu else 3)
+    # What is on where all is; a CPU compiles and rounds to bfloat16 slower than it trains.
+    best, speed = Options(precision="bfloat16" if gpu else "float32"), Speed(compiled=gpu, once=True)
+    off: dict[str, tuple[Options, Speed]] = {
+        "all on": (best, speed),
+        "float32": (replace(best, precision="float32"), speed),
+        "no channels_last": (replace(best, channels_last=False), speed),
+        "no compile": (best, replace(speed, compiled=False)),
+        "no fused": (best, replace(speed, fused=False)),
+        "teacher each time": (best, replace(speed, once=False)),
+    }
+    if not gpu:
+        del off["float32"], off["no compile"], off["no fused"]
+    rates = {dtype: rate(device, getattr(torch, dtype)) for dtype in ("bfloat16", "float32")}
+    counted = {(name, once): flops(name, arguments.model, once) for name in STEPS for once in (True, False)}
+    rows = []
+    cells = [(b, n, o) for b in batches for n in STEPS for o in off if o in (arguments.only or OFF)]
+    for batch, name, what in tqdm(cells, leave=False):
+        if name == "teacher" and what == "teacher each time":
+            continue
+        options, switched = off[what]
+        options = replace(options, side=options_of(name).side)
+        if gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        once = step(name, arguments.model, batch, options, switched, device)
+        seconds = timed(once, device, repeats)
+        work = counted[name, switched.uses("once", device)]
+        rows.append(
+            {
+                "step": name,
+                "model": arguments.model,
+                "batch": batch,
+                "switches": what,
+                "images_per_s": round(batch / seconds, 2),
+                "gflop_per_image": round(work / 1e9, 2),
+                "share_of_matrix_rate": round(batch * work / seconds / rates[options.precision], 3),
+                "matrix_tflops": round(rates[options.precision] / 1e12, 3),
+                "peak_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if gpu else None,
+                "threads": None if gpu else torch.get_num_threads(),
+                "device": device_name(str(device)),
+                "torch": torch.__version__,
+                "commit": commit(),
+            }
+        )
+        del once
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False))
+    if arguments.out:
+        table.to_csv(arguments.out, index=False)
+
+
+if __name__ == "__main__":
+    main()
