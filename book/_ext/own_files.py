@@ -1,9 +1,25 @@
-"""Sphinx: a page loads what lies in the book, and nothing twice.
+"""Sphinx: a page loads what lies in the book, nothing twice, and its markup is what it says.
 
 Thebe would ask another host for a kernel, and its script is declared twice, which stops it with an error on every page.
+A signature of several lines is written as a list of definitions without terms, and the bibliography as a list without
+items: a screen reader would announce both as what they are not.
 """
 
+import re
 from typing import Any
+
+OPEN, CLOSE = r'<span class="sig-paren">\(</span>', r'<span class="sig-paren">\)</span>'
+SIGNATURE = re.compile(rf"({OPEN}\s*)<dl>(.*?)</dl>(?=\s*{CLOSE})", re.DOTALL)
+
+
+def told(body: str) -> str:
+    """A signature's parameters as plain blocks, a line each; the bibliography without a role that its entries deny."""
+
+    def blocks(found: re.Match[str]) -> str:
+        inner = found[2].replace("<dd>", "<div>").replace("</dd>", "</div>")
+        return f'{found[1]}<div class="sig-lines">{inner}</div>'
+
+    return SIGNATURE.sub(blocks, body).replace('role="list" class="citation-list"', 'class="citation-list"')
 
 
 def process(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -13,6 +29,8 @@ def process(app: Any, page: str, template: str, context: dict[str, Any], doctree
             for file in context.get(kind, [])
             if "thebe" not in f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {})}".lower()
         ]
+    if "body" in context:
+        context["body"] = told(context["body"])
 
 
 def setup(app: Any) -> dict[str, bool]:
