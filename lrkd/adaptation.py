@@ -392,16 +392,17 @@ def gather(
         bench.measure("test", tested, product(middle, few, [Setting(), chosen]))
         if not rendered:
             return bench.frame()
-        bench.measure("test", tested, product(middle, every, [Setting(), chosen]))
-        bench.measure("test", tested, product(large[1:], main, [Setting(), chosen]))
-        others = [Setting("facebn", a, BATCH, least=best.least) for a in MOMENTA if a != best.momentum]
-        bench.measure("momentum", tested, product(middle + large[1:], first, others))
-        rivals = [Setting("online", MOMENTA[0], least=best.least), Setting("prior", PRIOR), Setting("adabn", 1.0)]
-        bench.measure("alternatives", tested, product(middle, first, rivals))
         halves = [one._replace(shift=f"half {one.shift}") for one in _risky(middle)[1:]]
         mixed = [Setting(), *(chosen._replace(order=order) for order in ("shuffled 0", "domains"))]
         bench.measure("mixture", tested, product(halves, first, mixed))
+        rivals = [Setting("online", MOMENTA[0], least=best.least), Setting("prior", PRIOR), Setting("adabn", 1.0)]
+        bench.measure("alternatives", tested, product(middle, first, rivals))
         bench.measure("matrix", tested, product(_elsewhere(scale, low), both, [Setting(), chosen]))
+        others = [Setting("facebn", a, BATCH, least=best.least) for a in MOMENTA if a != best.momentum]
+        bench.measure("momentum", tested, product(middle, first, others))
+        bench.measure("test", tested, product(large[1:], main, [Setting(), chosen]))
+        bench.measure("momentum", tested, product(large[1:], first, others))
+        bench.measure("test", tested, product(middle, every, [Setting(), chosen]))
         bench.measure("test", tested, product(small[1:], both, [Setting(), chosen]))
         return bench.frame()
 

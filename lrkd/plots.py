@@ -302,7 +302,8 @@ def moving_forests(
         [{"method": "restyle", "label": one, "args": [{"visible": on}]} for one, on in zip(first, seen, strict=True)],
         [{"method": "restyle", "label": b, "args": [{"x": at(b, 0), "error_x.array": at(b, 1)}]} for b in inner],
     )
-    reach = 1.2 * np.nanmax(np.abs([at(b, 0) for b in inner]), initial=0.5)
+    ends = np.abs([at(b, 0) for b in inner]) + np.array([at(b, 1) for b in inner])
+    reach = 1.1 * float(np.nanquantile(ends, 0.9)) if np.isfinite(ends).any() else 1.0
     layout = go.Layout(
         sliders=[
             {"active": place, "currentvalue": {"prefix": name}, "steps": some}
