@@ -41,6 +41,9 @@ zip: $(READY)  ## Pack the built book for reading without a connection: _build/l
 	@test -f _build/html/index.html || { echo "make: the book is not built: make book" >&2; exit 1; }
 	@$(BIN)/python -c 'import shutil; print(shutil.make_archive("_build/lrkd-book", "zip", "_build", "html"))'
 
+pdf: $(READY)  ## Print the built book with Chromium: _build/lrkd-book.pdf
+	@$(BIN)/python book/pdf.py
+
 lab: $(READY)  ## Open the pages in JupyterLab
 	$(BIN)/jupyter-lab --notebook-dir=book
 

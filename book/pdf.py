@@ -1,0 +1,51 @@
+"""What `make pdf` does: Chromium prints each page of the built book, and the parts become one file with an outline."""
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+from playwright.sync_api import sync_playwright
+from pypdf import PdfReader, PdfWriter
+
+
+def printed(pages: list[Path], chromium: str) -> list[PdfReader]:
+    """A4 prints of HTML files, once their formulas are set and their figures drawn."""
+    parts = []
+    with sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=120_000)
+        for path in pages:
+            page = browser.new_page(color_scheme="light")
+            page.set_default_timeout(300_000)
+            page.goto(path.as_uri(), wait_until="load")
+            page.evaluate("async () => { await window.MathJax?.startup?.promise; await window.lrkdPlotly; }")
+            margin = dict.fromkeys(("top", "bottom", "left", "right"), "15mm")
+            parts.append(PdfReader(io.BytesIO(page.pdf(format="A4", margin=margin, print_background=True))))
+            page.close()
+        browser.close()
+    return parts
+
+
+def main() -> None:
+    root = Path(__file__).resolve().parent.parent
+    toc = yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))
+    names = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    pages = [root / "_build" / "html" / f"{name}.html" for name in names]
+    missing = [page.name for page in pages if not page.is_file()]
+    if chromium is None or missing:
+        why = f"not built: {', '.join(missing)}; make book" if missing else "Chromium is not installed"
+        sys.exit(f"make pdf: {why}")
+    whole = PdfWriter()
+    for part in printed(pages, chromium):
+        title = (part.metadata.title if part.metadata else None) or ""
+        whole.append(part, outline_item=title.split(" — ")[0])
+    whole.compress_identical_objects()
+    out = root / "_build" / "lrkd-book.pdf"
+    whole.write(out)
+    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB, {len(whole.pages)} pages)")
+
+
+if __name__ == "__main__":
+    main()
