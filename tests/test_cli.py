@@ -116,7 +116,7 @@ def test_version(lrkd_):
 
 def test_the_commands_of_the_help_are_commands(lrkd_):
     shown = re.findall(r"^  (lrkd .*?)  ", lrkd_("--help")[1], re.M)
-    assert len(shown) == 8
+    assert len(shown) == 9
     for line in shown:
         parser().parse_args(line.split()[1:])
 
