@@ -63,6 +63,8 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/lrkd study attention --scale cpu
 	$(BIN)/lrkd attention --scale cpu --out $(RESULTS)/attention.csv --maps $(RESULTS)/attention-maps.npz
 	$(BIN)/lrkd study core --scale cpu --out $(RESULTS)/core.csv
+	$(BIN)/lrkd study relations --scale cpu --out $(RESULTS)/relations.csv
+	$(BIN)/lrkd study aird --scale cpu --out $(RESULTS)/aird.csv
 	$(BIN)/lrkd study designs --scale cpu --out $(RESULTS)/designs.csv
 	$(BIN)/lrkd study fractions --scale cpu --out $(RESULTS)/fractions.csv
 	$(BIN)/lrkd study selection --scale cpu --out $(RESULTS)/selection.csv
