@@ -343,7 +343,7 @@ def gather(
     dial, level: of the shift; order, batch, ...: see `Setting`. Parts come in the order of their worth.
 
     known: an earlier table, perhaps of another machine: what it has is not measured again. on_table is called with the
-    table so far after every condition. At scale cpu about half an hour on one core, for 48 students. RunError where no
+    table so far after every condition. At scale cpu about a quarter of an hour on one idle core. RunError where no
     student without a teacher has finished.
     """
     scale, source = wanted[0].scale, wanted[0].source
