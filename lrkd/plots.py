@@ -173,7 +173,7 @@ _DRAW = """
     input.value = one.active || 0;
     function tell() {
       said.textContent = steps[input.value].label;
-      input.setAttribute("aria-valuetext", said.textContent);
+      if (kind === "range") input.setAttribute("aria-valuetext", said.textContent);  // a select says its option itself
     }
     input.addEventListener("input", function () {
       var step = steps[input.value];
