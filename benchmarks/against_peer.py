@@ -23,10 +23,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.shared import place
 from lrkd import heads, methods, models, train, verify
 from lrkd.degrade import degrade
 from lrkd.device import compiled
-from lrkd.experiment import commit, device_name, device_of
+from lrkd.experiment import commit, device_name
 from lrkd.train import Options, Teacher
 
 CLASSES = 10_572  # CASIA-WebFace's
@@ -172,10 +173,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=6000, help="pairs of the evaluation (default: 6,000)")
     parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
     arguments = parser.parse_args()
-    device = torch.device(device_of(arguments.device))
+    device = place(arguments.device)
     gpu = device.type == "cuda"
-    if not gpu:
-        torch.set_num_threads(1)
     batch, turns = arguments.batch or (128 if gpu else 2), arguments.turns or (30 if gpu else 5)
     generator = torch.Generator().manual_seed(0)
     sharp = torch.rand(batch, 3, 112, 112, generator=generator)

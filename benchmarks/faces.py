@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from benchmarks.shared import finish
 from lrkd.experiment import commit, device_name
 from lrkd.faces import FaceModel
 
@@ -58,10 +59,7 @@ def main() -> None:
                     "commit": commit(),
                 }
             )
-    table = pd.DataFrame(rows)
-    print(table.to_string(index=False))
-    if arguments.out:
-        table.to_csv(arguments.out, index=False)
+    finish(pd.DataFrame(rows), arguments.out)
 
 
 if __name__ == "__main__":

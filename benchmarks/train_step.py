@@ -20,9 +20,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from benchmarks.shared import finish, place
 from lrkd import heads, methods, models, train
 from lrkd.device import Speed, compiled
-from lrkd.experiment import commit, device_name, device_of
+from lrkd.experiment import commit, device_name
 from lrkd.train import Options, Teacher
 
 CLASSES, SIDE = 10_000, 14
@@ -130,10 +131,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=OFF, help="some of the switches' settings")
     parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
     arguments = parser.parse_args()
-    device = torch.device(device_of(arguments.device))
+    device = place(arguments.device)
     gpu = device.type == "cuda"
-    if not gpu:
-        torch.set_num_threads(1)
     batches = arguments.batch or ([128, 512] if gpu else [2])
     repeats = arguments.repeats or (20 if gpu else 3)
     # What is on where all is; a CPU compiles and rounds to bfloat16 slower than it trains.
@@ -181,10 +180,7 @@ def main() -> None:
             }
         )
         del once
-    table = pd.DataFrame(rows)
-    print(table.to_string(index=False))
-    if arguments.out:
-        table.to_csv(arguments.out, index=False)
+    finish(pd.DataFrame(rows), arguments.out)
 
 
 if __name__ == "__main__":

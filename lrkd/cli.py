@@ -4,7 +4,6 @@ import argparse
 import errno
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -366,9 +365,7 @@ def _finish(table: pd.DataFrame, out: Path | None) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> None:
-    began, budget = time.monotonic(), arguments.budget
-    if budget is not None and not budget > 0:
-        raise ConfigError(f"budget is {budget:g}: minutes above zero are right")
+    over = study.over_after(arguments.budget)
     scale = study.scale(arguments.scale)
     ladder = study.read_table(arguments.ladder) if arguments.ladder else None
     wanted = study.specs(arguments.name, scale, arguments.data, ladder)
@@ -393,9 +390,6 @@ def _study(arguments: argparse.Namespace) -> None:
     if arguments.launcher:
         _launch(arguments, wanted, known, write)
 
-    def over() -> bool:  # what jobs have left is for the next call
-        return bool(arguments.launcher) or (budget is not None and time.monotonic() - began > 60 * budget)
-
     table = study.run_study(
         wanted,
         arguments.runs,
@@ -403,11 +397,11 @@ def _study(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         on_table=write,
         known=known,
-        stop=over,
+        stop=(lambda: True) if arguments.launcher else over,  # what jobs have left is for the next call
     )
     done = 0 if table.empty else table["config"].nunique()
     if done < len(wanted):
-        why = "" if budget is None else f"The {budget:g} minutes are over: "
+        why = "" if arguments.budget is None else f"The {arguments.budget:g} minutes are over: "
         print(f"{why}{done} of {len(wanted)} runs are there; the same command goes on.")
     if table.empty:
         return

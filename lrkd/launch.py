@@ -34,7 +34,6 @@ class Job:
 
     def __call__(self) -> int:
         """Train until nothing is left or the budget of minutes is over; -> the number of runs that are there."""
-        end = None if self.budget is None else time.monotonic() + 60 * self.budget
         table = study.run_study(
             self.wanted,
             self.where,
@@ -42,7 +41,7 @@ class Job:
             device=self.device,
             progress=False,
             known=self.known,
-            stop=None if end is None else lambda: time.monotonic() > end,
+            stop=study.over_after(self.budget),
         )
         return 0 if table.empty else int(table["config"].nunique())
 

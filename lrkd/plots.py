@@ -245,26 +245,14 @@ def moving_forest(
 
     start: the step that is shown first; name: what the slider moves. The axis suits the narrower half of the steps.
     """
-    import plotly.graph_objects as go
-
     shown = [(np.asarray(x, np.float64).tolist(), np.asarray(half, np.float64).tolist()) for x, half in steps.values()]
     ends = sorted(float(np.max(np.abs(x) + np.asarray(half), initial=0.0)) for x, half in map(np.asarray, shown))
     moves = [
         {"method": "restyle", "label": label, "args": [{"x": [x], "error_x.array": [half]}]}
         for label, (x, half) in zip(steps, shown, strict=True)
     ]
-    x, half = shown[start]
-    bars = {"type": "data", "array": half, "thickness": 3, "color": BLUE}
-    dots = go.Scatter(x=x, y=list(labels), error_x=bars, mode="markers", marker={"size": 9, "color": BLUE})
-    layout = go.Layout(
-        sliders=[{"active": start, "currentvalue": {"prefix": name}, "steps": moves}],
-        height=110 + 40 * len(labels),
-        template="simple_white",
-        margin={"l": 10, "r": 10, "t": 10, "b": 50},
-    )
     reach = 1.3 * ends[len(ends) // 2] or 1.0
-    figure = go.Figure(dots, layout).update_yaxes(autorange="reversed", automargin=True)
-    return figure.update_xaxes(range=[-reach, reach], zeroline=True, showgrid=True, title=xlabel)
+    return _slid(labels, [shown[start]], 0, [(start, name, moves)], reach, xlabel)
 
 
 def moving_forests(
@@ -278,25 +266,12 @@ def moving_forests(
 
     Every step of the first has the same steps of the second. Both start at `start`.
     """
-    import plotly.graph_objects as go
-
     first, inner = list(steps), list(next(iter(steps.values())))
 
     def at(label: str, place: int) -> list[list[float]]:
         return [np.asarray(steps[one][label][place], np.float64).tolist() for one in first]
 
-    shown = at(inner[start[1]], 0), at(inner[start[1]], 1)
-    traces = [
-        go.Scatter(
-            x=x,
-            y=list(labels),
-            error_x={"type": "data", "array": half, "thickness": 3, "color": BLUE},
-            mode="markers",
-            marker={"size": 9, "color": BLUE},
-            visible=k == start[0],
-        )
-        for k, (x, half) in enumerate(zip(*shown, strict=True))
-    ]
+    shown = list(zip(at(inner[start[1]], 0), at(inner[start[1]], 1), strict=True))
     seen = [[k == place for k in range(len(first))] for place in range(len(first))]
     moves = (
         [{"method": "restyle", "label": one, "args": [{"visible": on}]} for one, on in zip(first, seen, strict=True)],
@@ -304,12 +279,34 @@ def moving_forests(
     )
     ends = np.abs([at(b, 0) for b in inner]) + np.array([at(b, 1) for b in inner])
     reach = 1.1 * float(np.nanquantile(ends, 0.9)) if np.isfinite(ends).any() else 1.0
+    return _slid(labels, shown, start[0], list(zip(start, names, moves, strict=True)), reach, xlabel)
+
+
+def _slid(
+    labels: Sequence[str],
+    shown: Sequence[tuple[list[float], list[float]]],
+    visible: int,
+    sliders: Sequence[tuple[int, str, list[dict[str, Any]]]],
+    reach: float,
+    xlabel: str,
+) -> Any:
+    """A forest plot of traces (estimates, half widths), one of them visible, with sliders (place, name, moves)."""
+    import plotly.graph_objects as go
+
+    traces = [
+        go.Scatter(
+            x=x,
+            y=list(labels),
+            error_x={"type": "data", "array": half, "thickness": 3, "color": BLUE},
+            mode="markers",
+            marker={"size": 9, "color": BLUE},
+            visible=k == visible,
+        )
+        for k, (x, half) in enumerate(shown)
+    ]
     layout = go.Layout(
-        sliders=[
-            {"active": place, "currentvalue": {"prefix": name}, "steps": some}
-            for place, name, some in zip(start, names, moves, strict=True)
-        ],
-        height=110 + 34 * len(labels),
+        sliders=[{"active": place, "currentvalue": {"prefix": name}, "steps": moves} for place, name, moves in sliders],
+        height=110 + 36 * len(labels),
         template="simple_white",
         showlegend=False,
         margin={"l": 10, "r": 10, "t": 10, "b": 50},

@@ -60,6 +60,7 @@ __all__ = [
     "find_run",
     "key",
     "load",
+    "over_after",
     "pair_table",
     "pairs_of",
     "read_table",
@@ -85,13 +86,12 @@ DEEP_METHODS = ("none", "fskd", "askd", "askd-centred", "embedding-cos", "fskd-l
 ATTENTION_METHODS = ("none", "askd", "askd-centred", "askd-constant", "fskd")
 # Weights of the ladder in units of the matched one, the middle first: what is stopped has looked near the optimum.
 RUNGS = (1.0, 0.25, 4.0, 16.0, 64.0, 256.0)
-LADDER_SEED = 100
+LADDER_SEED = 100  # of `relations` too
 # The ablations of AIRD stay out of `core`.
 COMPARED = tuple(
     name for name, method in methods.METHODS.items() if method.start is None and not name.startswith("aird-")
 )
 AIRD_METHODS = ("none", "fskd", "askd", "embedding-cos", *(name for name in methods.METHODS if "aird" in name))
-AIRD_SEED = 100
 INSTANCE, RELATION, RKD = (5.0, 20.0, 80.0), (1.0, 4.0, 16.0), (2.5, 10.0)
 PRIMARY = ("cosine", "lp(2)")
 EXPLORATORY = ("lp(1.5)", "lp(3)", "lp(4)")  # in no hypothesis: last
@@ -210,7 +210,7 @@ def _relations(scale: Scale, source: str) -> list[Spec]:
     return [
         teacher_spec(scale, 0, source),
         *(
-            Spec(method, scale.sides[-1], AIRD_SEED, scale, source)
+            Spec(method, scale.sides[-1], LADDER_SEED, scale, source)
             for method in (methods.METHODS["none"], *(methods.aird(*each) for each in weights))
         ),
     ]
@@ -341,6 +341,16 @@ def run_study(
             if on_table is not None:
                 on_table(table(wanted, where, known))
     return table(wanted, where, known)
+
+
+def over_after(minutes: float | None) -> Callable[[], bool]:
+    """A `stop` for `run_study` that says True once so many minutes have passed; None: never. ConfigError below zero."""
+    if minutes is None:
+        return lambda: False
+    if not minutes > 0:
+        raise ConfigError(f"budget is {minutes:g}: minutes above zero are right")
+    end = time.monotonic() + 60 * minutes
+    return lambda: time.monotonic() > end
 
 
 # glibc hands freed memory back to the kernel and asks for it again, thousands of pages a step. Kept, and in huge pages
