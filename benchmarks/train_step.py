@@ -61,8 +61,9 @@ def step(
     """One training step on a batch that lies on the device; every call trains on."""
     method = methods.get(STEPS[name])
     memory = torch.channels_last if options.channels_last else torch.contiguous_format
-    network, head = models.build(model), heads.build("cosface", CLASSES, 512)
-    taught = None if name == "teacher" else Teacher(models.build(model, seed=1), heads.build("cosface", CLASSES, 512))
+    network, other = models.build(model), models.build(model, seed=1)
+    head, its = (heads.build("cosface", CLASSES, network.embedding) for _ in range(2))
+    taught = None if name == "teacher" else Teacher(other, its)
     trained = torch.nn.ModuleDict({"network": network, "head": head})
     if taught is not None and any(term.hint for term in method.terms):
         trained["hints"] = models.Hints(network.widths, taught.network.widths)
