@@ -209,7 +209,8 @@ def fit(
         beside = stack.enter_context(Writer()) if speed.uses("beside", device) else None
         rows: list[dict[str, float]] = []
         step = 0
-        if directory is not None and (directory / "state.pt").exists():
+        # What the first process sees: it may have written the file itself just now, and the others not see it yet.
+        if directory is not None and parallel.first((directory / "state.pt").exists()):
             step, rows = state.load(directory / "state.pt")
         ahead = speed.uses("ahead", device, not _fits(faces, device))
         images = _resident(faces, device)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import toys
 
 from lrkd import methods, parallel, study
+from lrkd import train as trainer
 from lrkd.device import Speed
 from lrkd.errors import ConfigError
 from lrkd.losses import logits
@@ -45,8 +47,10 @@ def main(folder: Path) -> None:
             toys.train(**(HOW | {"schedule": Schedule(1, batch=15)}))
         except ConfigError as error:
             (folder / "uneven").write_text(str(error))
-        # Stopped by what the second process alone hears; then to the end, from the first one's checkpoint.
-        steps = iter(range(100))
+        # Stopped by what the second process alone hears; then to the end, from the first one's checkpoint, which is
+        # written so slowly that the second, which does not write, would look for it too soon.
+        steps, write = iter(range(100)), trainer._write
+        trainer._write = lambda *words: time.sleep(0.3) or write(*words)
         try:
             stop = lambda: next(steps) == 8 and parallel.rank() == 1  # noqa: E731
             toys.train(directory=folder / "stopped", stop=stop, **(SCENES["shared head"] | {"epochs": 6}))
@@ -63,7 +67,7 @@ def torchrun(*words: str, **more: str) -> None:
     path = os.pathsep.join((str(TESTS.parent), str(TESTS)))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", **more}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
