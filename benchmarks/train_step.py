@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.shared import finish, place
 from lrkd import heads, methods, models, train
-from lrkd.device import Speed, compiled
+from lrkd.device import Speed, compiled, quick_convolutions
 from lrkd.experiment import commit, device_name
 from lrkd.train import Options, Teacher
 
@@ -32,10 +32,15 @@ OFF = ("all on", "float32", "no channels_last", "no compile", "no fused", "teach
 
 
 def rate(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
-    """FLOP/s of the product of two large square matrices, the best of some."""
+    """FLOP/s of the product of two large square matrices, the best of some; float32 as cuDNN's convolutions take it."""
     size = 8192 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device, dtype=dtype)
-    return 2 * size**3 / timed(lambda: a @ a, device, repeats, min)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)  # TF32
+    try:
+        return 2 * size**3 / timed(lambda: a @ a, device, repeats, min)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def timed(
@@ -161,7 +166,8 @@ def main() -> None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         once = step(name, arguments.model, batch, options, switched, device)
-        seconds = timed(once, device, repeats)
+        with quick_convolutions():  # as in `fit`
+            seconds = timed(once, device, repeats)
         work = counted[name, switched.uses("once", device)]
         rows.append(
             {

@@ -7,6 +7,7 @@ written beside the training. On a CPU none of it is used unless asked for, and t
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -88,6 +89,13 @@ def compiled(network: nn.Module, example: Tensor, amp: bool) -> Callable[[Tensor
         for name, value in network.named_buffers():
             value.copy_(buffers[name])
     return fast
+
+
+@contextmanager
+def quick_convolutions() -> Iterator[None]:
+    """cuDNN tries its algorithms for each shape and keeps the fastest; enabled is said too, as `flags` turns it off."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        yield
 
 
 class Writer:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,7 +25,17 @@ from tqdm.auto import tqdm
 
 from lrkd import parallel
 from lrkd.degrade import degrade
-from lrkd.device import LONG, Speed, Writer, compiled, fields_read, in_advance, on_host, said_once
+from lrkd.device import (
+    LONG,
+    Speed,
+    Writer,
+    compiled,
+    fields_read,
+    in_advance,
+    on_host,
+    quick_convolutions,
+    said_once,
+)
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.heads import Head
 from lrkd.losses import Term, View, cosine_logits
@@ -178,7 +188,9 @@ def fit(
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(threads(options.threads))
         interrupted = stack.enter_context(_deferred_interrupt())
-        stack.enter_context(torch.backends.cudnn.flags(benchmark=True) if devices else nullcontext())
+        if devices:
+            stack.enter_context(quick_convolutions())
+            torch.cuda.empty_cache()  # of a run before: `_fits` and `_known` ask how much is free
         # Only dropout draws from the global generator; the first process's travels in the checkpoint.
         torch.manual_seed(seed + 1_000_003 * parallel.rank())
         generator = torch.Generator().manual_seed(seed)
@@ -226,14 +238,14 @@ def fit(
 
         student: Callable[[Tensor], Output] = network
         ask: Callable[[Tensor], Output] | None = None if teacher is None else teacher.network
+        known = None
+        if teacher is not None and not options.shift and speed.uses("once", device):
+            known = _known(trained, teacher, terms, images, count, options, shown, device, len(example))
         if speed.uses("compiled", device, steps - step >= LONG and not speed.sync_norm):
             x = images(example)
             small = x if network.size == x.shape[-1] else F.interpolate(x, (network.size, network.size))
             student = compiled(network, shown(small), amp)
-            ask = None if teacher is None else compiled(teacher.network, shown(x), amp)
-        known = None
-        if teacher is not None and ask is not None and not options.shift and speed.uses("once", device):
-            known = _known(trained, teacher, ask, terms, images, count, options, shown, device, len(example))
+            ask = compiled(teacher.network, shown(x), amp) if teacher is not None and known is None else ask
         losses = parallel.together(
             trained,
             partial(_losses, trained, shard or head, student, teacher, ask, terms, options, shown),
@@ -266,7 +278,7 @@ def fit(
                 here = _sent(index, device)
                 y, picked = labels[here], None if chosen is None else chosen[here]
                 ramp = min(1.0, step / (schedule.ramp * steps)) if schedule.ramp else 1.0
-                told = None if known is None else known(here, flip)
+                told = None if known is None else known(here, None if flip is None else _sent(flip, device))
                 own = torch.Generator().manual_seed(_stream(seed, step)) if several else generator
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                     parts = losses(hr, y, picked, ramp, told, own)
@@ -380,10 +392,11 @@ def _views(
     """What the terms see of student and teacher; logits are empty where processes share the classes."""
     plain = target = labels.new_empty(0)
     if not isinstance(head, parallel.Shard):
-        with torch.no_grad():
-            if len(t.embedding):
-                target = cosine_logits(t.embedding.float(), teacher.head.weight, teacher.head.scale)
-        plain = cosine_logits(s.embedding.float(), head.weight, head.scale)
+        with torch.autocast(labels.device.type, enabled=False):  # bfloat16 would round a logit of 30 to an eighth
+            with torch.no_grad():
+                if len(t.embedding):
+                    target = cosine_logits(t.embedding.float(), teacher.head.weight, teacher.head.scale)
+            plain = cosine_logits(s.embedding.float(), head.weight, head.scale)
     hinted = trained["hints"](s.features) if "hints" in trained else s.features
     return (
         View(s.embedding, s.features, hinted, s.channel, s.spatial, plain, labels),
@@ -394,7 +407,6 @@ def _views(
 def _known(
     trained: nn.ModuleDict,
     teacher: Teacher,
-    ask: Callable[[Tensor], Output],
     terms: Sequence[Term],
     images: Callable[[Tensor], Tensor],
     count: int,
@@ -410,7 +422,7 @@ def _known(
 
     def answer(x: Tensor) -> Output:
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-            out: Output = ask(shown(x))
+            out: Output = teacher.network(shown(x))
         return out
 
     trained.eval()

@@ -30,6 +30,13 @@ def test_switches_are_on_where_the_device_is_a_gpu_and_it_pays():
     assert not Speed(ahead=False).uses("ahead", gpu)
 
 
+def test_the_fastest_convolutions_are_cudnns():
+    before = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark
+    with device.quick_convolutions():
+        assert (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark) == (True, True)
+    assert (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark) == before
+
+
 def test_reading_in_advance_is_a_map_whose_next_value_is_read_meanwhile():
     read = []
     values = in_advance(lambda k: (read.append(k), threading.current_thread().name)[1] and k * k, range(5))
@@ -187,6 +194,29 @@ def test_what_the_teacher_says_of_an_image_is_asked_once(mirror, sides, shuffled
     assert once == pytest.approx(each, rel=1e-4)
     assert asked == 6 * 64
     assert rarely == sides * 64 + 2 + 2, "every image, and a look at two first"
+
+
+def test_a_teacher_that_is_asked_once_is_not_compiled(monkeypatch):
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda network: (made.append(network), network)[1])
+    watched(speed=Speed(once=True, compiled=True))
+    assert len(made) == 1
+    watched(options=Options(side=4, shift=1, threads=1), speed=Speed(once=True, compiled=True))
+    assert len(made) == 3
+
+
+def test_logits_are_exact_where_all_else_is_rounded():
+    class Seen(Exception):
+        pass
+
+    def look(student, teacher):
+        raise Seen(student.logits.detach(), teacher.logits)
+
+    term = replace(embedding(), function=look)
+    with pytest.raises(Seen) as found:
+        watched(options=Options(side=4, precision="bfloat16", threads=1), terms=(term,))
+    for logits in found.value.args:
+        assert not torch.equal(logits, logits.bfloat16().float())
 
 
 def test_shifted_images_are_asked_about_each_time_and_so_are_too_many(monkeypatch):
