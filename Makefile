@@ -69,6 +69,7 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/lrkd study fractions --scale cpu --out $(RESULTS)/fractions.csv
 	$(BIN)/lrkd study selection --scale cpu --out $(RESULTS)/selection.csv
 	$(BIN)/lrkd study aird --scale cpu
+	$(BIN)/lrkd study kernels --scale cpu
 	$(BIN)/lrkd adapt --scale cpu --out $(RESULTS)/adaptation.csv
 	$(BIN)/python -m book.student
 

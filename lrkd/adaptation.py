@@ -39,12 +39,14 @@ TUNED, TESTED = 1000, 500  # images that a network is shown of validation and of
 ORDERS = 4
 HARM = 0.005  # half of the smallest difference in accuracy that matters in this study
 MAIN, ABLATIONS = ("none", "aird"), "aird-"  # measured at every level; with the first seeds alone
+_BLURRED = tuple(name for name in PRESETS if name.startswith("askd"))
 FEW = 3  # seeds that calibrate, and that are measured where all would take too long
 PARTS = ("calibration", "choice", "test", "batches", "layers", "momentum", "alternatives", "mixture", "matrix")
 KEY = ("config", "part", "shift", "level", "dial", "adaptation", "momentum", "batch", "order", "least")
 
 COLUMNS = (
     *("part", "data", "scale", "method", "side", "seed", "teacher_seed", "device", "torch", "commit", "config"),
+    "preset",
     *("shift", "level", "dial", "adaptation", "momentum", "batch", "order", "least", "images", "pairs", "accuracy"),
     *("accuracy_hr_lr", *(f"tpir20_at_fpir_{rate:g}" for rate in FPIR), "layer", "moved", "ratio"),
 )
@@ -195,7 +197,7 @@ class Student:
         """The columns that name the run; commit, device and torch are those of its training."""
         test = next(row for row in rows(self.spec, self.run) if row["protocol"] == "test")
         names = ("data", "scale", "method", "side", "seed", "teacher_seed", "device", "torch", "commit", "config")
-        return {name: test[name] for name in names}
+        return {**{name: test[name] for name in names}, "preset": self.spec.preset}
 
     def features(self, x: Tensor, setting: Setting, labels: np.ndarray) -> tuple[np.ndarray, Adapted | None]:
         """The images' features under that setting, (N,D), and what adapted the network."""
@@ -339,7 +341,8 @@ def gather(
     calibration, choice: on validation people, see the functions of these names. test: every student at every level,
     unadapted and by FaceBN as it was chosen, also against sharp images: the middle level of all, the others of `MAIN`.
     Then only on rendered faces, and of students without a teacher: momentum (others), alternatives (to FaceBN), batches
-    (sizes and orders), mixture, layers (what pure batch statistics move); of `MAIN`: matrix (kernels and sides).
+    (sizes and orders), mixture, layers (what pure batch statistics move); of `MAIN`: matrix (kernels and sides). The
+    matrix of kernels has students that were trained with other presets too; all else is of the first student's preset.
     dial, level: of the shift; order, batch, ...: see `Setting`. Parts come in the order of their worth.
 
     known: an earlier table, perhaps of another machine: what it has is not measured again. on_table is called with the
@@ -349,7 +352,8 @@ def gather(
     scale, source = wanted[0].scale, wanted[0].source
     low = min((spec.side for spec in wanted if isinstance(spec.side, int)), default=0)
     named = [(spec, find_run(spec, where)) for spec in wanted if spec.role == "student" and spec.side == low]
-    students = [Student(spec, run, device) for spec, run in named if run.finished and run.result["status"] == "ok"]
+    finished = [Student(spec, run, device) for spec, run in named if run.finished and run.result["status"] == "ok"]
+    students = [student for student in finished if student.spec.preset == named[0][0].preset]
     plain = [student for student in students if student.spec.method.name == "none"]
     first = [student for student in plain if student.spec.seed < FEW]
     if not first:
@@ -397,7 +401,11 @@ def gather(
         bench.measure("mixture", tested, product(halves, first, mixed))
         rivals = [Setting("online", MOMENTA[0], least=best.least), Setting("prior", PRIOR), Setting("adabn", 1.0)]
         bench.measure("alternatives", tested, product(middle, first, rivals))
-        bench.measure("matrix", tested, product(_elsewhere(scale, low), both, [Setting(), chosen]))
+        kernels = [Condition(f"kernel {name}") for name in dict.fromkeys((preset, *KERNELS, *_BLURRED))]
+        bench.measure("matrix", tested, [
+            *product([*kernels, *_sides(scale, low)], both, [Setting(), chosen]),
+            *product(kernels, [one for one in finished if one not in students], [Setting(), chosen]),
+        ])  # fmt: skip
         others = [Setting("facebn", a, BATCH, least=best.least) for a in MOMENTA if a != best.momentum]
         bench.measure("momentum", tested, product(middle, first, others))
         bench.measure("test", tested, product(large[1:], main, [Setting(), chosen]))
@@ -425,10 +433,7 @@ def _batches(
     yield from product(conditions[:1], students, [Setting("facebn", momentum, batch) for batch in BATCHES[:2]])
 
 
-def _elsewhere(scale: Scale, side: int) -> list[Condition]:
-    """Kernels and sides that no student was trained with."""
-    kernels = [*KERNELS, *(name for name in PRESETS if name.startswith("askd"))]
+def _sides(scale: Scale, side: int) -> list[Condition]:
+    """Sides that no student was trained with."""
     sides = [side // 2, *range(side - 2, side), side + 1, *(2**k * side for k in (1, 2, 3))]
-    return [Condition(f"kernel {name}") for name in kernels] + [
-        Condition(f"side {at}") for at in sorted(set(sides)) if 1 <= at <= scale.size and at != side
-    ]
+    return [Condition(f"side {at}") for at in sorted(set(sides)) if 1 <= at <= scale.size and at != side]

@@ -157,7 +157,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--maps", type=_output, metavar="NPZ", help="maps of a few faces, and where the information is")
     what(sub)
 
-    sub = command("adapt", _adapt, "measure the finished runs of study aird on shifted faces, with adapted batch norm")
+    sub = command(
+        "adapt",
+        _adapt,
+        "measure the finished runs of studies aird and kernels on shifted faces, with adapted batch norm",
+    )
     sub.add_argument("--out", type=_output, metavar="CSV", help="the table; what it has is not measured again")
     what(sub)
 
@@ -455,7 +459,11 @@ def _attention(arguments: argparse.Namespace) -> None:
 
 
 def _adapt(arguments: argparse.Namespace) -> None:
-    wanted = study.specs("aird", study.scale(arguments.scale), arguments.data)
+    chosen = study.scale(arguments.scale)
+    wanted = study.specs("aird", chosen, arguments.data)
+    if arguments.data == study.PROCEDURAL:  # what trained them is in the matrix of kernels, which photographs lack
+        others = [spec for spec in study.specs("kernels", chosen) if spec.preset != wanted[-1].preset]
+        wanted = [*wanted, *others]
 
     def write(frame: pd.DataFrame) -> None:
         if arguments.out:
@@ -468,7 +476,8 @@ def _adapt(arguments: argparse.Namespace) -> None:
     table = adaptation.gather(wanted, arguments.runs, known=known, on_table=write, device=device)
     write(table)
     there = set(table["config"])
-    if missing := {spec.method.name for spec in wanted if spec.role == "student" and study.key(spec) not in there}:
+    lacking = [spec for spec in wanted if spec.role == "student" and study.key(spec) not in there]
+    if missing := {f"{spec.method.name} ({spec.preset})" for spec in lacking}:
         print(f"Left out, as not all of their runs have finished: {', '.join(sorted(missing))}.")
     test = adaptation.gains(table[table["part"] == "test"])
     _show(test.groupby(["shift", "level", "method"], sort=False)[["source", "accuracy", "gain"]].mean().reset_index())

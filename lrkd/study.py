@@ -52,6 +52,7 @@ __all__ = [
     "PROCEDURAL",
     "SCALES",
     "STUDIES",
+    "TRAINED_KERNELS",
     "Scale",
     "Spec",
     "config",
@@ -92,6 +93,7 @@ COMPARED = tuple(
     name for name, method in methods.METHODS.items() if method.start is None and not name.startswith("aird-")
 )
 AIRD_METHODS = ("none", "fskd", "askd", "embedding-cos", *(name for name in methods.METHODS if "aird" in name))
+TRAINED_KERNELS = ("area-bicubic", "fskd", "askd-compat", "askd-isotropic")
 INSTANCE, RELATION, RKD = (5.0, 20.0, 80.0), (1.0, 4.0, 16.0), (2.5, 10.0)
 PRIMARY = ("cosine", "lp(2)")
 EXPLORATORY = ("lp(1.5)", "lp(3)", "lp(4)")  # in no hypothesis: last
@@ -227,6 +229,16 @@ def _aird(scale: Scale, source: str) -> list[Spec]:
     ]
 
 
+def _kernels(scale: Scale, source: str) -> list[Spec]:
+    """Students without a teacher at the hardest side, each trained with one of `TRAINED_KERNELS`: 3 seeds."""
+    none = methods.METHODS["none"]
+    return [
+        Spec(none, scale.sides[-1], seed, scale, source, preset=preset)
+        for seed in range(3)
+        for preset in TRAINED_KERNELS
+    ]
+
+
 def _designs(scale: Scale, source: str) -> list[Spec]:
     """Every design of the small student without a teacher, for validation; the chosen one at other sides too."""
     none = methods.METHODS["none"]
@@ -285,6 +297,7 @@ STUDIES: dict[str, Callable[..., list[Spec]]] = {
     "hypotheses": _hypotheses,
     "relations": _relations,
     "aird": _aird,
+    "kernels": _kernels,
     "designs": _designs,
     "fractions": _fractions,
     "selection": _selection,

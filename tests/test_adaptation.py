@@ -17,6 +17,7 @@ from lrkd.errors import RunError
 SMOKE = study.SCALES["smoke"]
 SIDE = SMOKE.sides[-1]
 WANTED = [study.Spec(methods.get(name), SIDE, seed, SMOKE) for seed in (0, 1) for name in ("none", "aird")]
+ABROAD = study.Spec(methods.get("none"), SIDE, 0, SMOKE, preset="askd-compat")
 LABELS = np.repeat(np.arange(5), 4)
 
 
@@ -33,11 +34,11 @@ def student(smoke: Path) -> Student:
 
 @pytest.fixture(scope="module")
 def gathered(student: Student) -> pd.DataFrame:
-    """Two of the four runs are there; two dials a shift will do."""
-    study.run_study(WANTED[:2], workers=1, device="cpu", progress=False)
+    """Two of the four runs are there, and one with another kernel; two dials a shift will do."""
+    study.run_study([*WANTED[:2], ABROAD], workers=1, device="cpu", progress=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adaptation, "DIALS", DIALS[-2:])
-        return adaptation.gather(WANTED)
+        return adaptation.gather([*WANTED, ABROAD])
 
 
 @pytest.mark.parametrize("order", ["shuffled 0", "shuffled 3", "sorted", "domains"])
@@ -195,7 +196,7 @@ def test_gains_are_run_by_run():
 
 
 def test_a_row_a_measurement_of_what_is_there(gathered):
-    assert set(gathered["config"]) == {study.key(spec) for spec in WANTED[:2]}
+    assert set(gathered["config"]) == {study.key(spec) for spec in (*WANTED[:2], ABROAD)}
     once = gathered[gathered["part"] != "layers"]
     assert not once.duplicated([*KEY, "config"]).any()
     assert once["accuracy"].between(0, 1).all()
@@ -211,13 +212,35 @@ def test_a_row_a_measurement_of_what_is_there(gathered):
     assert set(reached["level"]) <= set(LEVELS)
 
 
+def test_what_was_trained_with_another_kernel_is_in_the_matrix_of_kernels_alone(gathered):
+    away = gathered[gathered["preset"] == "askd-compat"]
+    assert set(away["part"]) == {"matrix"}
+    matrix = gathered[(gathered["part"] == "matrix") & gathered["shift"].str.startswith("kernel ")]
+    every = matrix.groupby("config")["shift"].agg(set)
+    assert len(every) == 3
+    assert all(tested == every.iloc[0] for tested in every)
+    assert {"kernel area-bicubic", "kernel askd-compat", "kernel lanczos"} <= every.iloc[0]
+    test = gathered[(gathered["part"] == "test") & (gathered["shift"] == "none")]
+    own = matrix[matrix["shift"] == "kernel area-bicubic"].merge(test, on=["config", "adaptation"])
+    assert len(own) == 4
+    np.testing.assert_array_equal(own["accuracy_x"], own["accuracy_y"])
+
+
+def test_the_study_of_kernels_has_every_kernel_for_every_seed():
+    wanted = study.specs("kernels", study.SCALES["cpu"])
+    assert {(spec.preset, spec.seed) for spec in wanted} == {(p, s) for p in study.TRAINED_KERNELS for s in range(3)}
+    assert len({study.key(spec) for spec in wanted}) == len(wanted) == 12
+    core = {study.key(spec) for spec in study.specs("core", study.SCALES["cpu"])}
+    assert sum(study.key(spec) in core for spec in wanted) == 3
+
+
 def test_what_is_known_is_not_measured_again(gathered, tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     study.write_table(path, gathered)
     known = study.read_table(path, ["config", *KEY])
     monkeypatch.setattr(adaptation, "DIALS", DIALS[-2:])
     monkeypatch.setattr(Student, "measured", lambda *_: pytest.fail("measured again"))
-    again = adaptation.gather(WANTED, known=known)
+    again = adaptation.gather([*WANTED, ABROAD], known=known)
     assert len(again) == len(gathered)
     np.testing.assert_allclose(again["accuracy"], gathered["accuracy"], rtol=1e-5)
 
@@ -243,10 +266,10 @@ def test_the_command_writes_the_table_and_says_what_is_missing(gathered, tmp_pat
     out = tmp_path / "adaptation.csv"
     study.write_table(out, gathered)
     monkeypatch.setattr(adaptation, "DIALS", DIALS[-2:])
-    monkeypatch.setattr(study, "specs", lambda name, scale, source: WANTED)
+    monkeypatch.setattr(study, "specs", lambda name, *_: {"aird": WANTED, "kernels": [ABROAD]}[name])
     assert cli.main(["adapt", "--scale", "smoke", "--out", str(out), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    assert "Left out, as not all of their runs have finished: aird, none." in said
+    assert "Left out, as not all of their runs have finished: aird (area-bicubic), none (area-bicubic)." in said
     assert "gain" in said
     assert len(study.read_table(out, KEY)) == len(gathered)
     out.write_text("config,method\n")
