@@ -1,9 +1,9 @@
 """Faces that are not like the training faces: shifts of known kind, each with a dial from 0 to 1.
 
 A `Scene` says how networks come to see a table of faces: images, LR side, degradation. A shift turns a scene into
-another, `SHIFTS["dark"](scene, 0.5)`; shifts compose. Dial 0 is the scene itself, to the bit; 1 is the shift's
-`strong`, in its `unit`. What is drawn at random comes from a seed and not from the dial, so that a larger dial does
-more of the same to each image.
+another, `SHIFTS["dark"](scene, 0.5)`; shifts compose, but of kernel and resolution the later one counts. Dial 0 is the
+scene itself, to the bit; 1 is the shift's `strong`, in its `unit`. What is drawn at random comes from a seed and not
+from the dial, so that a larger dial does more of the same to each image.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,12 +24,16 @@ BLOCK = 512
 
 
 class Scene(NamedTuple):
-    """Faces degraded to `side` px; `weight` of what is seen is degraded by `other` instead. model: drew the faces."""
+    """Faces degraded to `side` px; `weight` of what is seen is degraded by `other`, or to `lower` px, instead.
+
+    model: drew the faces.
+    """
 
     faces: Faces
     side: int
     degradation: Degradation = PRESETS["area-bicubic"]
     other: Degradation | None = None
+    lower: int | None = None
     weight: float = 0.0
     model: FaceModel | None = None
 
@@ -39,8 +43,9 @@ class Scene(NamedTuple):
         for start in range(0, len(self.faces), BLOCK):
             x = self.faces.batch(np.arange(start, min(start + BLOCK, len(self.faces)))).float() / 255
             y = degrade(x, self.side, preset=self.degradation, generator=draw)
-            if self.other is not None:
-                y = y.lerp(degrade(x, self.side, preset=self.other, generator=draw), self.weight)
+            if self.weight:
+                away = degrade(x, self.lower or self.side, preset=self.other or self.degradation, generator=draw)
+                y = y.lerp(away, self.weight)
             parts.append(y)
         return torch.cat(parts)
 
@@ -124,6 +129,13 @@ def _kernel(scene: Scene, weight: float, name: str) -> Scene:
     return scene._replace(other=PRESETS[name], weight=weight)
 
 
+def _fewer(scene: Scene, share: float) -> Scene:
+    """Fewer pixels than the side: between two whole numbers the images of both are mixed."""
+    side = max(1.0, scene.side * (1 - share))
+    lower = int(side)
+    return scene._replace(side=lower + 1, lower=lower, weight=lower + 1 - side)
+
+
 def _drawn(scene: Scene, change: Mapping[str, Callable[[Tensor], Tensor]]) -> Scene:
     """The faces rendered anew with some of their nuisances changed."""
     faces, model = scene.faces, scene.model
@@ -171,6 +183,7 @@ SHIFTS: dict[str, Shift] = {
         Shift("backlit", "backlit", 0.6, "share of the face's light that is lost", _backlit),
         Shift("occlusion", "a patch", 0.15, "its side, of the image's", _patch),
         Shift("kernel", "another kernel", 1, "weight of askd-compat", partial(_kernel, name="askd-compat")),
+        Shift("resolution", "fewer pixels", 0.5, "of the side in pixels that is lost", _fewer),
         Shift("pose", "turned heads", 4, "times wider than in training", _pose, rendered=True),
         Shift("age", "age gap", 1.5, "times wider than in training", _age, rendered=True),
         Shift("surveillance", "surveillance", 1, "of 4 stops, JPEG 20, noise 0.02", _surveillance),

@@ -150,6 +150,18 @@ def test_half_a_kernel_is_the_mean_of_both(scene):
     torch.testing.assert_close(SHIFTS["kernel"](scene, 1).seen(), degrade(x, SIDE, preset="askd-compat"))
 
 
+def test_fewer_pixels_are_those_of_the_sides_between(scene):
+    x, wide = scene.faces.batch(np.arange(len(scene.faces))).float() / 255, scene._replace(side=6)
+
+    def seen(side: float) -> torch.Tensor:
+        return SHIFTS["resolution"](wide, (6 - side) / 6 / SHIFTS["resolution"].strong).seen()
+
+    for side in (3, 4, 5):
+        torch.testing.assert_close(seen(side), degrade(x, side))
+    torch.testing.assert_close(seen(4.25), 0.25 * degrade(x, 5) + 0.75 * degrade(x, 4))
+    assert SHIFTS["resolution"](scene._replace(side=1), 1).lower == 1
+
+
 def test_heads_turn_and_ages_part_in_the_renderer_s_own_terms(scene):
     names = MODEL.nuisance_names
     before = scene.faces.nuisance
