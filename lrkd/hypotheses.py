@@ -318,6 +318,20 @@ def told(judged: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def verdicts(
+    registered: Registration,
+    results: pd.DataFrame,
+    traces: pd.DataFrame | None = None,
+    attention: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """The files of a study -> `told` of what it says to the registered claims, indexed by their labels."""
+    nothing = pd.DataFrame()
+    runs = measured(results, nothing if traces is None else traces, nothing if attention is None else attention)
+    alpha, smallest = registered.number("alpha"), registered.smallest
+    judged = judge(registered.hypotheses, comparisons(registered, runs), alpha=alpha, smallest=smallest)
+    return told(judged).set_index("label", drop=False).rename_axis(None)
+
+
 def state(registered: Registration, judged: pd.DataFrame) -> str:
     """Whether the runs that were planned are there, as a sentence."""
     short = judged.loc[~(judged["n"] >= registered.seeds), "id"]

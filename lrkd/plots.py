@@ -583,6 +583,34 @@ def forest(
     return ax
 
 
+def forests(
+    tables: Mapping[str, pd.DataFrame],
+    xlabel: str,
+    *,
+    band: float = 0,
+    styles: Mapping[str, Look] | None = None,
+    width: float = 7.4,
+) -> Figure:
+    """A forest for each table, one below the other over one axis; where there are several, each under its name.
+
+    tables: `mean, low, high` (fractions, shown in percentage points) and `n`, a row a label of the index, in order.
+    band: half the width of the grey one, in points. styles: looks of labels that are no methods. width: inches.
+    """
+    heights = [0.6 + 0.34 * max(len(table), 1) for table in tables.values()]
+    size = (width, sum(heights))
+    figure, axes = plt.subplots(len(tables), 1, sharex=True, squeeze=False, figsize=size, height_ratios=heights)
+    for ax, (name, table) in zip(axes[:, 0], tables.items(), strict=True):
+        if band:
+            ax.axvspan(-band, band, color="#ededed", zorder=0)
+        mean, low, high = 100 * table[["mean", "low", "high"]].to_numpy(np.float64).T
+        labels = list(map(str, table.index))
+        own = [(styles or {}).get(label, look(label)) for label in labels]
+        forest(ax, labels, mean, low, high, n=[int(count) for count in table["n"]], styles=own)
+        ax.set_title(name if len(tables) > 1 else "")
+    axes[-1, 0].set_xlabel(xlabel)
+    return figure
+
+
 def verdict(ax: Axes, differences: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Axes:
     """The book's answer: every method's accuracy minus that without distillation, in percentage points, greatest first.
 

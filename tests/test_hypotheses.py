@@ -294,3 +294,13 @@ def test_state_says_what_is_missing(results):
     assert "for all claims, whose verdicts are provisional" in said(EMPTY)
     with pytest.raises(DataError, match="'seeds' is '6'"):
         _ = h.read_hypotheses(PAGE.replace("10-15", "6")).seeds
+
+
+def test_verdicts_are_those_of_the_steps_one_by_one(results):
+    registered = h.read_hypotheses(PAGE)
+    runs = h.measured(results, pd.DataFrame(), pd.DataFrame())
+    compared = h.comparisons(registered, runs)
+    alone = h.judge(registered.hypotheses, compared, alpha=registered.number("alpha"), smallest=registered.smallest)
+    found = h.verdicts(registered, results)
+    assert list(found.index) == list(h.told(alone)["label"])
+    assert list(found["said"]) == list(h.told(alone)["said"])

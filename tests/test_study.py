@@ -163,8 +163,9 @@ def test_deep_is_the_papers_methods_and_their_controls():
     assert [s.role for s in grid[:2]] == ["teacher", "teacher"]
     names = ("none", "fskd", "askd", "askd-centred", "embedding-cos", "fskd-l2")
     assert Counter((s.method.name, s.side, s.seed) for s in grid[2:]) == Counter(
-        itertools.product(names, (14,), range(3))
+        itertools.product(names, (14, 28, 56), range(3))
     )
+    assert {s.side for s in grid[2 : 2 + 6 * 3]} == {14}
     assert grid[0].model["name"] == "iresnet50"
 
 
@@ -555,3 +556,34 @@ def wait_until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.05)
+
+
+def test_tables_of_both_scales_lie_beside_each_other_and_what_is_missing_is_said(tmp_path):
+    real = study.read_table(Path(__file__).parent.parent / "book/results/selection.csv")
+    study.write_table(tmp_path / "core.csv", real)
+    tables, said = study.at_scales("core", folder=tmp_path)
+    assert list(tables) == ["core.csv, scale cpu"]
+    assert said == (
+        "At 112 pixels (scale gpu): Not measured yet: book/results/gpu-core.csv, which make gpu-results would write."
+    )
+    part = real[real["seed"] < 2].assign(scale="gpu", device="a GPU", commit="abc")
+    study.write_table(tmp_path / "gpu-core.csv", part)
+    tables, said = study.at_scales("core", "deep", folder=tmp_path)
+    assert list(tables) == ["core.csv, scale cpu", "gpu-core.csv, scale gpu"]
+    pd.testing.assert_frame_equal(tables["core.csv, scale cpu"], real)
+    runs = part["config"].nunique()
+    assert f"book/results/gpu-core.csv: {runs} runs at scale gpu, on a GPU, commit abc. Not measured yet: " in said
+    assert "gpu-deep.csv" in said
+    assert study.at_scales("nothing", folder=tmp_path)[0] == {}
+
+
+def test_gains_are_the_paired_differences_at_the_least_side_that_have_an_interval():
+    table = study.read_table(Path(__file__).parent.parent / "book/results/core.csv")
+    found = study.gains(table)
+    tested = table[(table["role"] == "student") & (table["protocol"] == "test")]
+    accuracy = tested[tested["side"] == 6].pivot(index="seed", columns="method", values="accuracy")
+    assert found.loc["fskd", "mean"] == pytest.approx((accuracy["fskd"] - accuracy["none"]).mean())
+    assert set(found["side"]) == {6}
+    assert study.gains(table[table["seed"] == 0]).empty, "one seed has no interval"
+    assert study.gains(table[table["method"] != "none"]).empty
+    assert list(study.gains(table[table["role"] == "teacher"])) == ["side", "mean", "low", "high", "p", "n"]
