@@ -61,6 +61,7 @@ __all__ = [
     "evaluation_preset",
     "find_run",
     "gains",
+    "gains_at_scales",
     "key",
     "load",
     "over_after",
@@ -71,6 +72,7 @@ __all__ = [
     "scale",
     "score_table",
     "selection",
+    "small_images",
     "specs",
     "splits",
     "store",
@@ -633,13 +635,13 @@ def at_scales(*names: str, folder: Path = Path("results")) -> tuple[dict[str, pd
     tables, said = {}, []
     for file in files[len(names) :]:
         if file.exists():
-            table = read_table(file)
+            table = read_table(file, ("config", *ORIGIN))
             runs, where = table["config"].nunique(), [", ".join(map(str, table[of].unique())) for of in ORIGIN]
             said.append("book/results/{}: {} runs at scale {}, on {}, commit {}.".format(file.name, runs, *where))
         else:
             said.append(f"Not measured yet: book/results/{file.name}, which make gpu-results would write.")
     for file in filter(Path.exists, files):
-        table = read_table(file)
+        table = read_table(file, ("config", *ORIGIN))
         tables[f"{file.name}, scale {', '.join(table['scale'].unique())}"] = table
     return tables, "At 112 pixels (scale gpu): " + " ".join(said)
 
@@ -655,6 +657,30 @@ def gains(table: pd.DataFrame, baseline: str = "none") -> pd.DataFrame:
         return pd.DataFrame(columns=["side", "mean", "low", "high", "p", "n"])
     found = stats.paired_differences(hard, baseline)
     return found[found["n"] > 1].set_index("method")
+
+
+def gains_at_scales(
+    *names: str, baseline: str = "none", folder: Path = Path("results")
+) -> tuple[dict[str, pd.DataFrame], str]:
+    """`gains` of each of `at_scales` that has any, under its name and side; and what to say of those of scale gpu."""
+    tables, said = at_scales(*names, folder=folder)
+    found = {name: gains(table, baseline) for name, table in tables.items()}
+    return {f"{name}, {part['side'].iloc[0]} px": part for name, part in found.items() if len(part)}, said
+
+
+def small_images(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What resolution costs on test people: the HR teacher shown images of each side, and students trained at each.
+
+    -> by what they are `side, mean, low, high, n` from the largest side down; the students have no teacher. Unit: a
+    run; two teachers have no interval that says anything, and so none here.
+    """
+    tested = table[table["protocol"].str.fullmatch(r"test|test-at-\d+")]
+    shown = tested["protocol"].str.extract(r"(\d+)")[0].astype(float).fillna(tested["side"]).astype(int)
+    fed = stats.summarise(tested.assign(side=shown)[tested["role"] == "teacher"], ["side"])
+    fed.loc[fed["n"] < 3, ["low", "high"]] = np.nan
+    own = stats.summarise(tested[(tested["role"] == "student") & (tested["method"] == "none")], ["side"])
+    parts = {"HR teacher, shown small images": fed, "trained at each size, no teacher": own}
+    return {what: part.sort_values("side", ascending=False) for what, part in parts.items()}
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:

@@ -587,3 +587,17 @@ def test_gains_are_the_paired_differences_at_the_least_side_that_have_an_interva
     assert study.gains(table[table["seed"] == 0]).empty, "one seed has no interval"
     assert study.gains(table[table["method"] != "none"]).empty
     assert list(study.gains(table[table["role"] == "teacher"])) == ["side", "mean", "low", "high", "p", "n"]
+    frames, said = study.gains_at_scales("core", folder=Path(__file__).parent.parent / "book/results")
+    assert next(iter(frames)) == "core.csv, scale cpu, 6 px"
+    assert "At 112 pixels" in said
+
+
+def test_what_small_images_cost_is_read_from_a_table():
+    table = study.read_table(Path(__file__).parent.parent / "book/results/core.csv")
+    fed, own = study.small_images(table).values()
+    assert list(fed["side"]) == list(own["side"]) == [48, 24, 12, 6]
+    at = table[(table["role"] == "teacher") & (table["protocol"] == "test-at-12")]["accuracy"]
+    assert fed.set_index("side").loc[12, "mean"] == pytest.approx(at.mean())
+    assert fed["low"].isna().all()
+    assert own["low"].notna().all()
+    assert (own["n"] == 6).all()
