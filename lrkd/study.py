@@ -632,18 +632,18 @@ def at_scales(*names: str, folder: Path = Path("results")) -> tuple[dict[str, pd
     or the command that would write what is not measured yet.
     """
     files = [folder / f"{start}{name}.csv" for start in ("", "gpu-") for name in names]
-    tables, said = {}, []
-    for file in files[len(names) :]:
-        if file.exists():
-            table = read_table(file, ("config", *ORIGIN))
-            runs, where = table["config"].nunique(), [", ".join(map(str, table[of].unique())) for of in ORIGIN]
-            said.append("book/results/{}: {} runs at scale {}, on {}, commit {}.".format(file.name, runs, *where))
-        else:
-            said.append(f"Not measured yet: book/results/{file.name}, which make gpu-results would write.")
+    tables, said, missing = {}, [], [file for file in files[len(names) :] if not file.exists()]
     for file in filter(Path.exists, files):
         table = read_table(file, ("config", *ORIGIN))
-        tables[f"{file.name}, scale {', '.join(table['scale'].unique())}"] = table
-    return tables, "At 112 pixels (scale gpu): " + " ".join(said)
+        scales, *where = (", ".join(map(str, table[of].unique())) for of in ORIGIN)
+        tables[f"{file.name}, scale {scales}"] = table
+        if file in files[len(names) :]:
+            runs = table["config"].nunique()
+            said.append(f"book/results/{file.name}, {runs} runs on {where[0]}, commit {where[1]}")
+    if missing:
+        listed = ", ".join(f"book/results/{file.name}" for file in missing)
+        said.append(f"not measured yet; make gpu-results would write {listed}")
+    return tables, f"At scale gpu (112 pixels): {'; '.join(said)}."
 
 
 def gains(table: pd.DataFrame, baseline: str = "none") -> pd.DataFrame:

@@ -564,7 +564,7 @@ def test_tables_of_both_scales_lie_beside_each_other_and_what_is_missing_is_said
     tables, said = study.at_scales("core", folder=tmp_path)
     assert list(tables) == ["core.csv, scale cpu"]
     assert said == (
-        "At 112 pixels (scale gpu): Not measured yet: book/results/gpu-core.csv, which make gpu-results would write."
+        "At scale gpu (112 pixels): not measured yet; make gpu-results would write book/results/gpu-core.csv."
     )
     part = real[real["seed"] < 2].assign(scale="gpu", device="a GPU", commit="abc")
     study.write_table(tmp_path / "gpu-core.csv", part)
@@ -572,7 +572,7 @@ def test_tables_of_both_scales_lie_beside_each_other_and_what_is_missing_is_said
     assert list(tables) == ["core.csv, scale cpu", "gpu-core.csv, scale gpu"]
     pd.testing.assert_frame_equal(tables["core.csv, scale cpu"], real)
     runs = part["config"].nunique()
-    assert f"book/results/gpu-core.csv: {runs} runs at scale gpu, on a GPU, commit abc. Not measured yet: " in said
+    assert f"): book/results/gpu-core.csv, {runs} runs on a GPU, commit abc; not measured yet; " in said
     assert "gpu-deep.csv" in said
     assert study.at_scales("nothing", folder=tmp_path)[0] == {}
 
@@ -589,7 +589,7 @@ def test_gains_are_the_paired_differences_at_the_least_side_that_have_an_interva
     assert list(study.gains(table[table["role"] == "teacher"])) == ["side", "mean", "low", "high", "p", "n"]
     frames, said = study.gains_at_scales("core", folder=Path(__file__).parent.parent / "book/results")
     assert next(iter(frames)) == "core.csv, scale cpu, 6 px"
-    assert "At 112 pixels" in said
+    assert "At scale gpu" in said
 
 
 def test_what_small_images_cost_is_read_from_a_table():
