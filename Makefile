@@ -16,7 +16,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help book test browse zip pdf lab check results gpu-results clean lock
+.PHONY: help book runtime test browse zip pdf lab check results gpu-results clean lock
 
 help:  ## This list
 	@echo "lrkd: knowledge distillation for low-resolution face recognition"
@@ -25,11 +25,15 @@ help:  ## This list
 
 book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: up to 20 minutes on 2 cores)
 	@$(BIN)/python book/prepare.py
+	@$(BIN)/python book/runtime.py --optional --seconds 90
 	$(BIN)/lrkd study book
 	TQDM_DISABLE=1 $(BIN)/python book/execute.py
 	TQDM_DISABLE=1 $(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going --all
 	@echo
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
+
+runtime: $(READY)  ## Bring onnxruntime-web for the page Try it, by npm: a download of 36 MB, of which 3.8 MB are kept
+	@$(BIN)/python book/runtime.py
 
 test: $(READY)  ## Run the tests; TESTFLAGS="-k losses" chooses among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(TESTFLAGS)

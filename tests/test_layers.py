@@ -19,7 +19,7 @@ ROOMS = (
     ("train", "methods", "runs", "shifts"),
     ("scales", "export"),
     ("experiment",),
-    ("study", "evidence", "adaptation"),
+    ("study", "evidence", "adaptation", "demo"),
     ("launch",),
     ("cli",),
     ("__main__",),

@@ -30,3 +30,11 @@ def test_thebe_is_not_loaded():
     context = {"script_files": scripts, "css_files": ["_static/sphinx-thebe.css", "_static/book.css"], "body": "text"}
     process(None, "index", "page.html", context, None)
     assert context == {"script_files": scripts[:1], "css_files": ["_static/book.css"], "body": "text"}
+
+
+def test_the_script_of_one_page_is_loaded_there_alone():
+    files = [SimpleNamespace(filename="_static/try-it.js", attributes={}), "_static/try-it.css", "_static/book.css"]
+    for page, left in (("index", files[2:]), ("try-it", files)):
+        context = {"script_files": list(files)}
+        process(None, page, "page.html", context, None)
+        assert context["script_files"] == left

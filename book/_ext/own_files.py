@@ -22,12 +22,16 @@ def told(body: str) -> str:
     return SIGNATURE.sub(blocks, body).replace('role="list" class="citation-list"', 'class="citation-list"')
 
 
+OWN = "try-it"  # the page whose script and style sheet no other page loads
+
+
 def process(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     for kind in ("script_files", "css_files"):
         context[kind] = [
             file
             for file in context.get(kind, [])
             if "thebe" not in f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {})}".lower()
+            and (page == OWN or f"{OWN}." not in str(getattr(file, "filename", file)))
         ]
     if "body" in context:
         context["body"] = told(context["body"])
