@@ -119,12 +119,18 @@ def _pairwise(x: Tensor) -> Tensor:
     return squared.clamp_min(1e-12).sqrt() * (1 - torch.eye(len(x), device=x.device, dtype=x.dtype))
 
 
+def _off_diagonal(x: Tensor) -> Tensor:
+    """(B,B) -> (B,B-1) without the diagonal; a mask would make a GPU wait for how many there are."""
+    count = len(x)
+    return x.flatten()[1:].view(count - 1, count + 1)[:, :-1].reshape(count, count - 1)
+
+
 def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """RKD-D: Huber loss of pairwise distances over their batch mean, (B,D) twice -> (), arXiv 1904.05068, eq. 6."""
 
     def scaled(x: Tensor) -> Tensor:
         distances = _pairwise(x)
-        return distances / distances[distances > 0].mean()
+        return distances / _off_diagonal(distances).mean()
 
     return F.smooth_l1_loss(scaled(student), scaled(teacher))
 
@@ -147,10 +153,9 @@ def relation_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) ->
     from the abstract of arXiv 2409.02049, which gives no equation; a batch of one has no relation and no loss.
     """
     s, t = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
-    others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
 
     def rows(x: Tensor, y: Tensor) -> Tensor:
-        return F.log_softmax((x @ y.T / temperature)[others].view(len(x), len(x) - 1), dim=1)
+        return F.log_softmax(_off_diagonal(x @ y.T / temperature), dim=1)
 
     target = rows(t, t)
     mine, crossed = (F.kl_div(rows(s, y), target, reduction="batchmean", log_target=True) for y in (s, t))

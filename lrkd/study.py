@@ -635,7 +635,7 @@ def at_scales(*names: str, folder: Path = Path("results")) -> tuple[dict[str, pd
     tables, said, missing = {}, [], [file for file in files[len(names) :] if not file.exists()]
     for file in filter(Path.exists, files):
         table = read_table(file, ("config", *ORIGIN))
-        scales, *where = (", ".join(map(str, table[of].unique())) for of in ORIGIN)
+        scales, *where = (", ".join(map(str, table[of].dropna().unique())) for of in ORIGIN)
         tables[f"{file.name}, scale {scales}"] = table
         if file in files[len(names) :]:
             runs = table["config"].nunique()
