@@ -4,7 +4,8 @@ A step is all that `train.fit` does for a batch that lies on the device: mirror,
 losses, backward pass, optimizer. Its FLOPs are those of the networks and hint layers as torch counts them: a
 multiply-add is two, other work is none. `share_of_matrix_rate` is their rate over that of a large matrix product in the
 same precision and run. A CPU is measured on one thread in seconds of that thread, which other work on the machine
-changes little, and with small defaults; switches that only a GPU profits from are left out there.
+changes little, and with small defaults; switches that only a GPU profits from are left out there. With --out, a call
+that was ended is continued by the next.
 """
 
 import argparse
@@ -155,10 +156,12 @@ def main() -> None:
         del off["float32"], off["no compile"], off["no fused"]
     rates = {dtype: rate(device, getattr(torch, dtype)) for dtype in ("bfloat16", "float32")}
     counted = {(name, once): flops(name, arguments.model, once) for name in STEPS for once in (True, False)}
-    rows = []
-    cells = [(b, n, o) for b in batches for n in STEPS for o in off if o in (arguments.only or OFF)]
+    part = arguments.out and arguments.out.with_suffix(".part")  # what a run that was ended has measured
+    rows = pd.read_csv(part).to_dict("records") if part and part.exists() else []
+    done = {(row["batch"], row["step"], row["switches"]) for row in rows}
+    cells = [(b, n, o) for o in off if o in (arguments.only or OFF) for b in batches for n in STEPS]
     for batch, name, what in tqdm(cells, leave=False):
-        if name == "teacher" and what == "teacher each time":
+        if (name == "teacher" and what == "teacher each time") or (batch, name, what) in done:
             continue
         options, switched = off[what]
         options = replace(options, side=options_of(name).side)
@@ -187,7 +190,11 @@ def main() -> None:
             }
         )
         del once
+        if part:
+            pd.DataFrame(rows).to_csv(part, index=False)
     finish(pd.DataFrame(rows), arguments.out)
+    if part:
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
