@@ -26,7 +26,7 @@ import torch
 from benchmarks.shared import place
 from lrkd import heads, methods, models, train, verify
 from lrkd.degrade import degrade
-from lrkd.device import compiled
+from lrkd.device import compiled, forget_compiled
 from lrkd.experiment import commit, device_name
 from lrkd.train import Options, Teacher
 
@@ -89,6 +89,7 @@ def our_step(
 
     student, ask = networks
     if fast:
+        forget_compiled()
         student, ask = (compiled(network, shown(lr), amp) for network in networks)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=gpu)
     terms = methods.get("askd").terms

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.shared import finish, place
 from lrkd import heads, methods, models, train
-from lrkd.device import Speed, compiled, quick_convolutions
+from lrkd.device import Speed, compiled, forget_compiled, quick_convolutions
 from lrkd.experiment import commit, device_name
 from lrkd.train import Options, Teacher
 
@@ -87,6 +87,7 @@ def step(
 
     student, ask = network, None if taught is None else taught.network
     if speed.uses("compiled", device):
+        forget_compiled()
         student = compiled(network, shown(x), amp)
         ask = None if taught is None else compiled(taught.network, shown(x), amp)
     told = None

@@ -63,6 +63,11 @@ def in_advance(read: Callable[[Index], Value], indices: Iterable[Index]) -> Iter
             yield coming.result()
 
 
+def forget_compiled() -> None:
+    """Drop what runs before compiled: after eight networks of a class torch goes on without, and hardly says so."""
+    torch.compiler.reset()
+
+
 def compiled(network: nn.Module, example: Tensor, amp: bool) -> Callable[[Tensor], Any]:
     """The network compiled for batches like `example`, or itself, after one warning, where that cannot be done here.
 

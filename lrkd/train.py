@@ -31,6 +31,7 @@ from lrkd.device import (
     Writer,
     compiled,
     fields_read,
+    forget_compiled,
     in_advance,
     on_host,
     quick_convolutions,
@@ -244,6 +245,7 @@ def fit(
         if speed.uses("compiled", device, steps - step >= LONG and not speed.sync_norm):
             x = images(example)
             small = x if network.size == x.shape[-1] else F.interpolate(x, (network.size, network.size))
+            forget_compiled()
             student = compiled(network, shown(small), amp)
             ask = compiled(teacher.network, shown(x), amp) if teacher is not None and known is None else ask
         losses = parallel.together(

@@ -157,6 +157,21 @@ def test_a_machine_that_cannot_compile_says_so_once_and_trains(monkeypatch):
     assert toys.equal(slow, plain)
 
 
+def test_each_run_is_compiled_however_many_came_before(monkeypatch):
+    limit, graphs = torch._dynamo.config.recompile_limit, []
+    real = torch.compile
+
+    def counted(network: nn.Module):
+        return real(network, backend=lambda graph, inputs: (graphs.append(1), graph)[1])
+
+    monkeypatch.setattr(torch, "compile", counted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(limit + 1):
+            toys.train(distil=False, epochs=1, speed=Speed(compiled=True))
+    assert len(graphs) > limit
+
+
 def test_what_torch_really_traces_is_the_same_network():
     network = models.small(8, 8, (4, 8)).train()
     x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
