@@ -253,3 +253,13 @@ def test_cells_of_pages_are_short():
         for cell in json.loads(page.read_text())["cells"]:
             lines = [line for line in "".join(cell["source"]).splitlines() if line.strip()]
             assert cell["cell_type"] != "code" or len(lines) < 15, f"{page.name}: {cell['id']} has {len(lines)} lines"
+
+
+def test_no_prose_is_taken_for_a_comment():
+    """A line that begins with a percent sign is one in MyST, and lost on the built page."""
+    texts = {page.name: page.read_text(encoding="utf-8").splitlines() for page in (ROOT / "book").glob("*.md")}
+    for page in (ROOT / "book").glob("*.ipynb"):
+        cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+        texts[page.name] = [line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"]]
+    lost = [f"{name}: {line.strip()}" for name, lines in texts.items() for line in lines if line.lstrip()[:1] == "%"]
+    assert lost == []

@@ -274,6 +274,13 @@ def test_it_works_from_a_file(browser):  # noqa: F811
         assert faults == []
 
 
+def test_without_scripts_the_picture_stands_alone(visit):  # noqa: F811
+    with visit("try-it.html", java_script_enabled=False) as (page, _, _):
+        assert page.locator(".try-still img").is_visible()
+        assert not page.locator(".try-it button, .try-it input").filter(visible=True).count()
+        assert "Scripts are off" in page.locator(".try-it noscript").inner_text()
+
+
 @pytest.mark.parametrize("about", [json.dumps({"missing": "npm is not installed"}), None])
 def test_without_the_runtime_the_page_says_what_brings_it(browser, home, about):  # noqa: F811
     with fresh(browser, "about:blank") as (page, _):
