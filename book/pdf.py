@@ -1,17 +1,28 @@
-"""What `make pdf` does: Chromium prints each page of the built book, and the parts become one file with an outline."""
+"""What `make pdf` does: Chromium prints each page of the built book, and the parts become one file.
+
+Its outline has the pages' titles; a link to another page of the book leads to where that page begins.
+"""
 
 import io
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import urldefrag
 
 import yaml
 from playwright.sync_api import sync_playwright
 from pypdf import PdfReader, PdfWriter
+from pypdf.generic import ArrayObject, NameObject
+
+# Formulas are set, and figures drawn that wait until a reader comes near them.
+DRAWN = """async () => {
+    await window.MathJax?.startup?.promise;
+    await Promise.all([...document.querySelectorAll("main figure")].map(figure => figure.lrkdDraw?.()));
+}"""
 
 
 def printed(pages: list[Path], chromium: str) -> list[PdfReader]:
-    """A4 prints of HTML files, once their formulas are set and their figures drawn."""
+    """A4 prints of HTML files."""
     parts = []
     with sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=120_000)
@@ -19,12 +30,27 @@ def printed(pages: list[Path], chromium: str) -> list[PdfReader]:
             page = browser.new_page(color_scheme="light")
             page.set_default_timeout(300_000)
             page.goto(path.as_uri(), wait_until="load")
-            page.evaluate("async () => { await window.MathJax?.startup?.promise; await window.lrkdPlotly; }")
+            page.evaluate(DRAWN)
             margin = dict.fromkeys(("top", "bottom", "left", "right"), "15mm")
             parts.append(PdfReader(io.BytesIO(page.pdf(format="A4", margin=margin, print_background=True))))
             page.close()
         browser.close()
     return parts
+
+
+def lead_inside(whole: PdfWriter, first: dict[str, int]) -> int:
+    """Links to the addresses of `first` lead to the page with its number; how many."""
+    led = 0
+    for page in whole.pages:
+        for one in page.get("/Annots", []):
+            link = one.get_object()
+            to, _ = urldefrag(link["/A"].get("/URI", "") if "/A" in link else "")
+            if to in first:
+                target = whole.pages[first[to]].indirect_reference
+                link[NameObject("/Dest")] = ArrayObject([target, NameObject("/Fit")])
+                del link["/A"]
+                led += 1
+    return led
 
 
 def main() -> None:
@@ -37,14 +63,16 @@ def main() -> None:
     if chromium is None or missing:
         why = f"not built: {', '.join(missing)}; make book" if missing else "Chromium is not installed"
         sys.exit(f"make pdf: {why}")
-    whole = PdfWriter()
-    for part in printed(pages, chromium):
+    whole, first = PdfWriter(), {}
+    for path, part in zip(pages, printed(pages, chromium), strict=True):
         title = (part.metadata.title if part.metadata else None) or ""
+        first[path.as_uri()] = len(whole.pages)
         whole.append(part, outline_item=title.split(" — ")[0])
+    led = lead_inside(whole, first)
     whole.compress_identical_objects()
     out = root / "_build" / "lrkd-book.pdf"
     whole.write(out)
-    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB, {len(whole.pages)} pages)")
+    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB, {len(whole.pages)} pages, {led} links among them)")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def figure(table: pd.DataFrame) -> plots.Shown:
 
 def main() -> None:
     here = Path(__file__).resolve().parent
-    (here / "readme-forest.png").write_bytes(figure(pd.read_csv(here / "results" / "core.csv")).png)
+    (here / "readme-forest.webp").write_bytes(figure(pd.read_csv(here / "results" / "core.csv")).image)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike
+from PIL import Image
 from scipy import stats
 
 from lrkd.errors import DataError
@@ -111,16 +112,16 @@ def _told(caption: str) -> str:
 
 
 class Shown:
-    """A figure as a page or JupyterLab shows it: an image with alt text, and its caption."""
+    """A figure as a page or JupyterLab shows it: a WebP image with alt text, and its caption."""
 
-    def __init__(self, png: bytes, alt: str, caption: str, width: int) -> None:
-        self.png, self.alt, self.caption, self.width = png, alt, caption, width
+    def __init__(self, image: bytes, alt: str, caption: str, width: int) -> None:
+        self.image, self.alt, self.caption, self.width = image, alt, caption, width
 
     def _repr_html_(self) -> str:
         below = f"<figcaption>{_told(self.caption)}</figcaption>" if self.caption else ""
         return (
             f'<figure style="margin:0"><img alt="{html.escape(self.alt)}" '
-            f'src="data:image/png;base64,{base64.b64encode(self.png).decode()}" '
+            f'src="data:image/webp;base64,{base64.b64encode(self.image).decode()}" '
             f'style="width:100%;max-width:{self.width}px;height:auto">{below}</figure>'
         )
 
@@ -139,23 +140,36 @@ def show(figure: Figure | Axes, alt: str, caption: str = "", dpi: int = 160) -> 
     fig = figure if isinstance(figure, Figure) else figure.get_figure(root=True)
     assert fig is not None
     file = io.BytesIO()
-    fig.savefig(file, format="png", dpi=dpi, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.05)
+    fig.savefig(file, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.05)
     plt.close(fig)
-    width = int.from_bytes(file.getvalue()[16:20], "big")  # of the PNG: what lies beyond the figure's edge is kept
-    return Shown(file.getvalue(), " ".join(alt.split()), caption, round(100 * width / dpi))
+    with Image.open(file) as drawn:  # what lies beyond the figure's edge is kept
+        width, image = drawn.width, _webp(drawn.convert("RGB"))
+    return Shown(image, " ".join(alt.split()), caption, round(100 * width / dpi))
 
 
-# plotly's own sliders and menus are drawings that no key reaches: each becomes an element of the browser. The picture
-# stays until the script has drawn, and for good where scripts are off or vendor/plotly.min.js is not beside the page.
+def _webp(image: Image.Image) -> bytes:
+    """The shorter of the exact file, which it is for lines and text, and that of quality 90, for pictures of faces."""
+    files = []
+    for how in ({"lossless": True}, {"quality": 90}):
+        image.save(file := io.BytesIO(), "WEBP", method=4, **how)
+        files.append(file.getvalue())
+    return min(files, key=len)
+
+
+# plotly's own sliders and menus are drawings that no key reaches: each becomes an element of the browser. The library
+# is asked for when a reader comes near. The picture stays until the script has drawn, and for good where scripts are
+# off or vendor/plotly.min.js is not beside the page.
 _DRAW = """
 (function () {
   var here = document.currentScript.parentElement, figure = SPEC, layout = figure.layout, lists = [];
-  if (!window.lrkdPlotly) window.lrkdPlotly = new Promise(function (ready) {
-    var script = document.createElement("script");
-    script.src = "vendor/plotly.min.js";
-    script.onload = ready;
-    document.head.append(script);
-  });
+  function library() {
+    return window.lrkdPlotly = window.lrkdPlotly || new Promise(function (ready) {
+      var script = document.createElement("script");
+      script.src = "vendor/plotly.min.js";
+      script.onload = ready;
+      document.head.append(script);
+    });
+  }
   (layout.sliders || []).forEach(function (one) { lists.push([one, one.steps, "range"]); });
   (layout.updatemenus || []).forEach(function (one) { lists.push([one, one.buttons, "select"]); });
   delete layout.sliders;
@@ -183,7 +197,7 @@ _DRAW = """
     tell();
     return label;
   }
-  window.lrkdPlotly.then(function () {
+  function draw() {
     var drawing = here.querySelector(".drawing"), panel = here.querySelector(".controls");
     drawing.hidden = false;
     var config = {responsive: true, displayModeBar: false};
@@ -191,7 +205,15 @@ _DRAW = """
       lists.forEach(function (list) { panel.append(control(drawing, list[0], list[1], list[2])); });
       here.querySelectorAll(".static").forEach(function (one) { one.remove(); });
     });
-  });
+  }
+  var drawn, near = new IntersectionObserver(function (seen) {
+    if (seen.some(function (one) { return one.isIntersecting; })) here.lrkdDraw();
+  }, {rootMargin: "600px"});
+  here.lrkdDraw = function () {
+    near.disconnect();
+    return drawn = drawn || library().then(draw);
+  };
+  near.observe(here);
 })();
 """
 
@@ -240,10 +262,12 @@ def moving_forest(
     start: int = 0,
     name: str = "",
     xlabel: str = "",
+    reach: float | None = None,
 ) -> Any:
     """`forest` with a slider, for `interactive`: {a step's label: ((n,) estimates, (n,) half widths)} of n labels.
 
-    start: the step that is shown first; name: what the slider moves. The axis suits the narrower half of the steps.
+    start: the step that is shown first; name: what the slider moves. reach: of the axis to both sides of zero; None:
+    what suits the narrower half of the steps.
     """
     shown = [(np.asarray(x, np.float64).tolist(), np.asarray(half, np.float64).tolist()) for x, half in steps.values()]
     ends = sorted(float(np.max(np.abs(x) + np.asarray(half), initial=0.0)) for x, half in map(np.asarray, shown))
@@ -251,8 +275,8 @@ def moving_forest(
         {"method": "restyle", "label": label, "args": [{"x": [x], "error_x.array": [half]}]}
         for label, (x, half) in zip(steps, shown, strict=True)
     ]
-    reach = 1.3 * ends[len(ends) // 2] or 1.0
-    return _slid(labels, [shown[start]], 0, [(start, name, moves)], reach, xlabel)
+    own = 1.3 * ends[len(ends) // 2] or 1.0
+    return _slid(labels, [shown[start]], 0, [(start, name, moves)], own if reach is None else reach, xlabel)
 
 
 def moving_forests(

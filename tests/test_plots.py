@@ -91,19 +91,19 @@ def test_a_shown_figure_says_what_it_shows_and_is_closed(ax):
     page = shown._repr_html_()
     assert 'alt="Accuracy of &quot;none&quot; &lt;rises&gt;"' in page
     assert "<figcaption>cpu &amp; 3 seeds</figcaption>" in page
-    assert re.search(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', page)
+    assert re.search(r'src="data:image/webp;base64,[A-Za-z0-9+/=]+"', page)
     assert "://" not in page
-    width, _ = Image.open(io.BytesIO(shown.png)).size
+    width, _ = Image.open(io.BytesIO(shown.image)).size
     assert width == pytest.approx(6.4 * 160, rel=0.1)
     assert f"max-width:{round(width / 1.6)}px" in page
     assert plt.get_fignums() == []
     assert repr(shown) == 'Figure: Accuracy of "none" <rises>'
     other = plt.subplots()[1]
-    assert plots.show(other, "given by its axes").png[:4] == b"\x89PNG"
+    assert plots.show(other, "given by its axes").image[8:12] == b"WEBP"
 
 
 def test_a_figure_is_the_same_bytes_each_time():
-    first, second = (plots.show(plots.curves(plt.subplots()[1], [0, 1], {"a": [1, 2]}).figure, "a").png for _ in "ab")
+    first, second = (plots.show(plots.curves(plt.subplots()[1], [0, 1], {"a": [1, 2]}).figure, "a").image for _ in "ab")
     assert first == second
 
 
@@ -124,7 +124,7 @@ def test_an_interactive_figure_is_whole_without_its_script(ax):
     bundle = plots.interactive(moving(), 'A "line"\n moves', "scale <cpu>", ax)._repr_mimebundle_()
     page = bundle["text/html"]
     shown = re.sub("<script>.*?</script>", "", page, flags=re.DOTALL)
-    assert '<img alt="A &quot;line&quot; moves" src="data:image/png;base64,' in shown
+    assert '<img alt="A &quot;line&quot; moves" src="data:image/webp;base64,' in shown
     assert 'role="img" aria-label="A &quot;line&quot; moves"' in shown
     assert "<figcaption>scale &lt;cpu&gt;</figcaption>" in shown
     assert not plt.get_fignums(), "the static figure is closed"
@@ -236,7 +236,7 @@ def test_nothing_that_is_drawn_is_cut_off(ax):
         plots.show(plots.forest(plt.subplots()[1], [label], [1], [0], [2]), "a") for label in ("a", "a" * 60)
     )
     assert wide.width >= narrow.width
-    pixels = np.asarray(Image.open(io.BytesIO(wide.png)).convert("L"))
+    pixels = np.asarray(Image.open(io.BytesIO(wide.image)).convert("L"))
     assert (pixels[:, :4] == 255).all()
     assert (pixels[:, -4:] == 255).all()
 
@@ -346,8 +346,8 @@ def test_the_readme_figure_is_small_and_has_the_hardest_side():
     frame = pd.DataFrame(cells, columns=["method", "side", "seed", "protocol"]).assign(role="student")
     frame["accuracy"] = np.random.default_rng(0).uniform(0.7, 0.9, len(frame))
     shown = script.figure(frame)
-    assert shown.png.startswith(b"\x89PNG")
-    assert len(shown.png) < 100_000
+    assert shown.image[8:12] == b"WEBP"
+    assert len(shown.image) < 50_000
 
 
 def test_by_side_draws_intervals_where_they_are(ax):

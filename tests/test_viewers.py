@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lrkd.errors import DataError
-from lrkd.viewers import chooser, overlay
+from lrkd.viewers import chooser, overlay, plane
 
 ONE, TWO = np.zeros((8, 8, 3)), np.full((8, 8, 3), 255, np.uint8)
 PICTURES = {("a", "x"): ONE, ("a", "y"): TWO, ("b & <c>", "x"): TWO, ("b & <c>", "y"): ONE}
@@ -100,3 +100,23 @@ def test_overlays_are_brightest_where_the_map_is_high():
     assert np.ptp(found[1]) == 0
     np.testing.assert_array_equal(overlay(images, 5 * maps + 2, 16), overlay(images, maps, 16))
     np.testing.assert_array_equal(overlay(images[:1], maps[:1], 8, strength=0)[0], images[0])
+
+
+def test_a_slider_holds_the_entries_of_its_list():
+    text = chooser(PICTURES, ("letter", "side"), "alt", sliders=("side",))._repr_html_()
+    assert re.findall(r"<label[^>]*>(\w+) <(\w+)", text) == [("letter", "select"), ("side", "input")]
+    assert 'type="range" min="0" max="1" value="0"' in text
+    assert stored(text)["choices"] == [["a", "b & <c>"], ["x", "y"]]
+
+
+def test_two_vectors_stand_where_they_were_put_before_a_script_runs():
+    text = plane((0.75, 2.9), (2.0, 1.2), "two vectors", "No <data>.")._repr_html_()
+    before = text.partition("<script>")[0]
+    assert re.findall(r'data-name="(\w)".*?translate\(([-\d.]+),([-\d.]+)\)', before) == [
+        ("t", "200.0", "-120.0"),
+        ("s", "75.0", "-290.0"),
+    ]
+    assert before.count('tabindex="0"') == 2
+    assert 'role="group" aria-label="two vectors"' in before
+    assert "<figcaption>No &lt;data&gt;.</figcaption>" in before
+    assert "//" not in text
