@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -189,6 +190,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("images", type=Path, nargs=2, metavar="IMAGE", help="a face in JPEG, PNG, BMP or WebP")
 
     sub = command("runs", _runs, "list the runs of the store with their accuracy")
+    sub.add_argument("config", nargs="*", help="a hash of a table's column config, or how it begins: show that run")
+    sub.add_argument("--of", type=Path, nargs="+", metavar="CSV", help="tables whose runs --out describes")
+    sub.add_argument("--out", type=_output, metavar="CSV", help="write the configuration of each run, a row a run")
     where(sub)
     return top
 
@@ -595,6 +599,10 @@ def _runs(arguments: argparse.Namespace) -> None:
     found = runs.list_runs(store)
     if not found:
         raise RunError(f"{store}: there are no runs here; `lrkd train` makes one, --runs names another store")
+    if arguments.config:
+        return _show_runs(found, arguments.config)
+    if arguments.out:
+        return _write_configs(found, arguments.of, arguments.out)
     table = []
     for run in found:
         result: dict[str, Any] = {"status": "not finished"}
@@ -607,6 +615,37 @@ def _runs(arguments: argparse.Namespace) -> None:
         accuracy = measures["test"]["accuracy"] if measures else None
         table.append({"run": run.path.name, "status": result["status"], "accuracy": accuracy})
     _show(pd.DataFrame(table))
+
+
+def _hash(run: runs.Run) -> str:
+    return run.path.name.rpartition("-")[2]
+
+
+def _show_runs(found: Sequence[runs.Run], wanted: Sequence[str]) -> None:
+    for first in wanted:
+        chosen = [run for run in found if _hash(run).startswith(first)]
+        if not chosen:
+            raise RunError(
+                f"{first}: no configuration of this store has a hash that begins so; --runs names another store"
+            )
+        for run in chosen:
+            told = {"run": str(run.path), "config": run.config, "result": run.result if run.finished else None}
+            print(json.dumps(told, indent=1))
+
+
+def _write_configs(found: Sequence[runs.Run], tables: Sequence[Path] | None, out: Path) -> None:
+    """Rows of runs that the tables name; those stay that `out` has and this store has not."""
+    named = [pd.read_csv(path, dtype=str).get("config", pd.Series(dtype=str)) for path in tables or ()]
+    wanted = set(pd.concat(named).dropna()) if named else {_hash(run) for run in found}
+    made = [run for run in found if run.finished and _hash(run) in wanted]
+    rows = [{"config": _hash(run), "commit": run.result["commit"], **runs.flat(run.config)} for run in made]
+    table = pd.DataFrame(rows).astype(object)
+    if out.exists():
+        old = pd.read_csv(out, dtype=str)
+        table = pd.concat([table, old[old["config"].isin(wanted - {row["config"] for row in rows})]])
+    order = ["role", "data.source", "method.name", "side", "seed", "config"]
+    study.write_table(out, table.sort_values(order, key=lambda column: column.astype(str)))
+    print(f"{out}: {len(table)} runs of {len(wanted)} that are named")
 
 
 def main(words: Sequence[str] | None = None) -> int:

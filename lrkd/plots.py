@@ -614,13 +614,15 @@ def forests(
     band: float = 0,
     styles: Mapping[str, Look] | None = None,
     width: float = 7.4,
+    line: float = 0.34,
 ) -> Figure:
     """A forest for each table, one below the other; where there are several, each under its name and over its own axis.
 
     tables: `mean, low, high` (fractions, shown in percentage points) and `n`, a row a label of the index, in order.
-    band: half the width of the grey one, in points. styles: looks of labels that are no methods. width: inches.
+    band: half the width of the grey one, in points. styles: looks of labels that are no methods. width, and height of a
+    line: inches.
     """
-    heights = [0.6 + 0.34 * max(len(table), 1) for table in tables.values()]
+    heights = [0.6 + line * max(len(table), 1) for table in tables.values()]
     size = (width, sum(heights))
     figure, axes = plt.subplots(len(tables), 1, squeeze=False, figsize=size, height_ratios=heights)
     for ax, (name, table) in zip(axes[:, 0], tables.items(), strict=True):

@@ -158,6 +158,17 @@ def load_run(path: Path) -> Run:
     return run
 
 
+def flat(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """A configuration as one row, {"a": {"b": 1}, "c": [2]} -> {"a.b": 1, "c": "[2]"}."""
+    row: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            row |= flat(value, f"{within}{key}.")
+        else:
+            row[within + key] = json.dumps(value, sort_keys=True) if isinstance(value, list) else value
+    return row
+
+
 def list_runs(store: Path) -> list[Run]:
     """All runs of a store, by name."""
     return [Run(file.parent) for file in sorted(store.glob("*/config.json"))] if store.is_dir() else []

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -155,6 +156,17 @@ def chooser(
         which["|".join(key)] = uris[id(picture)][0], alts.setdefault(said, len(alts))
     text = _page(names, choices, which, [uri for _, uri in uris.values()], list(alts), caption, width, sliders)
     return Chooser(text, next(iter(alts)))
+
+
+def picture(figure: Any) -> np.ndarray:
+    """A matplotlib figure -> (H,W,3) uint8, for `chooser`; the figure is closed."""
+    import matplotlib.pyplot as plt  # only a page needs it
+
+    figure.set_dpi(160)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    plt.close(figure)
+    return pixels
 
 
 def plane(student: ArrayLike, teacher: ArrayLike, alt: str, caption: str = "") -> Chooser:
