@@ -76,6 +76,7 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/lrkd study kernels --scale cpu
 	$(BIN)/lrkd adapt --scale cpu --out $(RESULTS)/adaptation.csv
 	$(BIN)/python -m book.student
+	$(BIN)/lrkd runs --of $(RESULTS)/*.csv --out $(RESULTS)/runs.csv
 
 gpu-results: $(READY)  ## On a GPU: write its tables where runs are missing; BUDGET=MINUTES (170) stops in time
 	$(BIN)/python -m benchmarks.gpu_results --budget $(or $(BUDGET),170)

@@ -626,7 +626,7 @@ def _show_runs(found: Sequence[runs.Run], wanted: Sequence[str]) -> None:
         chosen = [run for run in found if _hash(run).startswith(first)]
         if not chosen:
             raise RunError(
-                f"{first}: no configuration of this store has a hash that begins so; --runs names another store"
+                f"{first}: no run of this store has a configuration hash that begins so; --runs names another"
             )
         for run in chosen:
             told = {"run": str(run.path), "config": run.config, "result": run.result if run.finished else None}
@@ -635,11 +635,11 @@ def _show_runs(found: Sequence[runs.Run], wanted: Sequence[str]) -> None:
 
 def _write_configs(found: Sequence[runs.Run], tables: Sequence[Path] | None, out: Path) -> None:
     """Rows of runs that the tables name; those stay that `out` has and this store has not."""
-    named = [pd.read_csv(path, dtype=str).get("config", pd.Series(dtype=str)) for path in tables or ()]
+    named = [pd.read_csv(path, dtype=str).get("config", pd.Series(dtype=str)) for path in tables or () if path != out]
     wanted = set(pd.concat(named).dropna()) if named else {_hash(run) for run in found}
     made = [run for run in found if run.finished and _hash(run) in wanted]
     rows = [{"config": _hash(run), "commit": run.result["commit"], **runs.flat(run.config)} for run in made]
-    table = pd.DataFrame(rows).astype(object)
+    table = pd.DataFrame(rows, dtype=object)
     if out.exists():
         old = pd.read_csv(out, dtype=str)
         table = pd.concat([table, old[old["config"].isin(wanted - {row["config"] for row in rows})]])

@@ -430,7 +430,7 @@ class Table(NamedTuple):
         def row(cells: Iterable[Any], kind: str) -> str:
             scope = ' scope="col"' if kind == "th" else ""
             marks = (f'<{kind}{scope} style="text-align:{side};padding:2px 9px">' for side in self.sides)
-            told = (f"{mark}{html.escape(str(cell))}</{kind}>" for mark, cell in zip(marks, cells, strict=True))
+            told = (f"{mark}{_told(str(cell))}</{kind}>" for mark, cell in zip(marks, cells, strict=True))
             return f"<tr>{''.join(told)}</tr>"
 
         body = "".join(row(cells, "td") for cells in self.frame.itertuples(index=False))
