@@ -268,6 +268,26 @@ def test_runs_lists_finished_open_and_broken_ones(lrkd_, copied):
     assert "unreadable" in lines["procedural-smoke-broken"]
 
 
+def test_a_hash_of_a_table_leads_to_its_configuration(lrkd_, refused, copied, tmp_path):
+    one = copied.name.rpartition("-")[2]
+    status, out, _ = lrkd_("runs", one[:6], runs=copied.parent)
+    assert status == 0
+    assert json.loads(out)["config"] == runs.load_run(copied).config
+    refused(1, "zz: no run of this store has a configuration hash that begins so", "runs", "zz", runs=copied.parent)
+    table, told = tmp_path / "t.csv", tmp_path / "runs.csv"
+    pd.DataFrame({"config": [one, one, "0123456789"], "accuracy": 0.5}).to_csv(table, index=False)
+    words = ("runs", "--of", table, told, "--out", told)
+    told.write_text("config,role,data.source,method.name,side,seed\n0123456789,student,far,fskd,6,0\nabc,x,x,x,x,x\n")
+    for _ in range(2):
+        assert lrkd_(*words, runs=copied.parent)[0] == 0
+        found = pd.read_csv(told, dtype=str).set_index("config")
+        assert sorted(found.index) == sorted([one, "0123456789"]), "what other stores have stays while a table names it"
+        flat = runs.flat(runs.load_run(copied).config)
+        assert {key: found.loc[one, key] for key in ("seed", "model.name", "schedule.lr")} == {
+            key: str(flat[key]) for key in ("seed", "model.name", "schedule.lr")
+        }
+
+
 # --------------------------------------------------------------------------------------------------------- bad words
 
 
