@@ -27,15 +27,18 @@ def test_a_signature_is_no_list_and_lists_stay():
     assert "<dl>\n<dt>term</dt><dd>meaning</dd></dl>" in shown
 
 
-def test_thebe_is_not_loaded():
+@pytest.mark.parametrize("formulas", [True, False])
+def test_thebe_is_not_loaded_and_mathjax_where_a_formula_is(formulas):
+    app = SimpleNamespace(env=SimpleNamespace(domaindata={"math": {"has_equations": {"index": formulas}}}))
     scripts = [
         SimpleNamespace(filename="_static/doctools.js", attributes={}),
+        SimpleNamespace(filename="vendor/mathjax/tex-mml-chtml.js", attributes={}),
         SimpleNamespace(filename="_static/sphinx-thebe.js", attributes={}),
         SimpleNamespace(filename=None, attributes={"body": "const THEBE_JS_URL = 1"}),
     ]
     context = {"script_files": scripts, "css_files": ["_static/sphinx-thebe.css", "_static/book.css"], "body": "text"}
-    process(None, "index", "page.html", context, None)
-    assert context == {"script_files": scripts[:1], "css_files": ["_static/book.css"], "body": "text"}
+    process(app, "index", "page.html", context, None)
+    assert context == {"script_files": scripts[: 1 + formulas], "css_files": ["_static/book.css"], "body": "text"}
 
 
 def test_the_script_of_one_page_is_loaded_there_alone():

@@ -3,7 +3,7 @@
 Thebe would ask another host for a kernel, and its script is declared twice, which stops it with an error on every page.
 A signature of several lines is written as a list of definitions without terms, and the bibliography as a list without
 items: a screen reader would announce both as what they are not. The theme brings its icons twice, as a font and as a
-script of 1.5 MB on each page; what draws them is the font.
+script of 1.5 MB on each page; what draws them is the font. The first page would load MathJax for formulas of others.
 """
 
 import re
@@ -28,13 +28,15 @@ OWN = "try-it"  # the page whose script and style sheet no other page loads
 
 
 def process(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    formulas = app.env.domaindata["math"]["has_equations"].get(page)
+    vain = ["thebe", *([] if formulas else ["mathjax"]), *([] if page == OWN else [f"{OWN}."])]
+
+    def wanted(file: Any) -> bool:
+        told = f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {})}".lower()
+        return not any(one in told for one in vain)
+
     for kind in ("script_files", "css_files"):
-        context[kind] = [
-            file
-            for file in context.get(kind, [])
-            if "thebe" not in f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {})}".lower()
-            and (page == OWN or f"{OWN}." not in str(getattr(file, "filename", file)))
-        ]
+        context[kind] = list(filter(wanted, context.get(kind, [])))
     if "body" in context:
         context["body"] = told(context["body"])
 
