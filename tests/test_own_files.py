@@ -27,9 +27,12 @@ def test_a_signature_is_no_list_and_lists_stay():
     assert "<dl>\n<dt>term</dt><dd>meaning</dd></dl>" in shown
 
 
+def build(formulas=False):
+    return SimpleNamespace(env=SimpleNamespace(domaindata={"math": {"has_equations": {"index": formulas}}}))
+
+
 @pytest.mark.parametrize("formulas", [True, False])
 def test_thebe_is_not_loaded_and_mathjax_where_a_formula_is(formulas):
-    app = SimpleNamespace(env=SimpleNamespace(domaindata={"math": {"has_equations": {"index": formulas}}}))
     scripts = [
         SimpleNamespace(filename="_static/doctools.js", attributes={}),
         SimpleNamespace(filename="vendor/mathjax/tex-mml-chtml.js", attributes={}),
@@ -37,7 +40,7 @@ def test_thebe_is_not_loaded_and_mathjax_where_a_formula_is(formulas):
         SimpleNamespace(filename=None, attributes={"body": "const THEBE_JS_URL = 1"}),
     ]
     context = {"script_files": scripts, "css_files": ["_static/sphinx-thebe.css", "_static/book.css"], "body": "text"}
-    process(app, "index", "page.html", context, None)
+    process(build(formulas), "index", "page.html", context, None)
     assert context == {"script_files": scripts[: 1 + formulas], "css_files": ["_static/book.css"], "body": "text"}
 
 
@@ -45,7 +48,7 @@ def test_the_script_of_one_page_is_loaded_there_alone():
     files = [SimpleNamespace(filename="_static/try-it.js", attributes={}), "_static/try-it.css", "_static/book.css"]
     for page, left in (("index", files[2:]), ("try-it", files)):
         context = {"script_files": list(files)}
-        process(None, page, "page.html", context, None)
+        process(build(), page, "page.html", context, None)
         assert context["script_files"] == left
 
 

@@ -32,8 +32,8 @@ def process(app: Any, page: str, template: str, context: dict[str, Any], doctree
     vain = ["thebe", *([] if formulas else ["mathjax"]), *([] if page == OWN else [f"{OWN}."])]
 
     def wanted(file: Any) -> bool:
-        told = f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {})}".lower()
-        return not any(one in told for one in vain)
+        words = f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {})}".lower()
+        return not any(one in words for one in vain)
 
     for kind in ("script_files", "css_files"):
         context[kind] = list(filter(wanted, context.get(kind, [])))
