@@ -264,9 +264,9 @@ def test_the_book_opens_from_a_file(browser):
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
         page.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))
-        page.goto((BOOK / f"{(moving() or PAGES)[0]}.html").as_uri(), wait_until="networkidle")
+        page.goto((BOOK / "teacher.html").as_uri(), wait_until="networkidle")
         page.evaluate(DRAWN)
-        assert page.locator("main .drawing:visible").count() or not moving()
+        assert page.locator("main .drawing:visible").count()
     assert faults == []
 
 
