@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=170, metavar="MINUTES", help="default: 170")
     arguments = parser.parse_args()
     left = plan(LINES, arguments.budget, {name: os.environ.get(where) for name, (where, _) in WANTED.items()})
+    run(["lrkd", "runs", "--of", *map(str, sorted(RESULTS.glob("*.csv"))), "--out", str(RESULTS / "runs.csv")], 10)
     for line in left:
         print(f"not run: {line}")
     sys.exit(any("ended with status" in line for line in left))

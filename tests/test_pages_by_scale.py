@@ -71,3 +71,19 @@ def test_scale_counts_the_tables_that_are_there(folder, measured, monkeypatch):
     names, said = run("scale", folder, monkeypatch)
     assert (said["tables"], said["lacks"]) == (1, said["asked"] - 1)
     assert len(names["found"]) == 4 * 2, "a row a student on test people"
+
+
+# These show no result of a study: what lies in the folder, a command, and the finished student.
+OTHERS = {"results", "add-a-method", "try-it"}
+
+
+@pytest.mark.parametrize("page", sorted(path.stem for path in BOOK.glob("*.ipynb")))
+def test_a_page_that_shows_a_table_says_what_scale_gpu_has(page):
+    cells = json.loads((BOOK / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code, text = (
+        "".join(line for cell in cells if cell["cell_type"] == kind for line in cell["source"])
+        for kind in ("code", "markdown")
+    )
+    if "results/" in code and page not in OTHERS:
+        assert "at_gpu" in code
+        assert "{glue:text}`at_gpu`" in text
