@@ -86,6 +86,12 @@ def slurm(folder: Path) -> Iterator[None]:
             raise SystemExit(f"the node did not come up: {found.stdout}{found.stderr}; logs in {folder}")
         yield
     finally:
+        subprocess.run(["scancel", "--user", "root"], check=False)
+        for _ in range(60):  # a job that has said its result is still ending, and would wait for these for ever
+            queue = subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=False)
+            if not queue.stdout.strip():
+                break
+            time.sleep(1)
         for process in reversed(running):
             process.terminate()
             process.wait()
