@@ -5,6 +5,7 @@ import html
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -194,7 +195,7 @@ def plane(student: ArrayLike, teacher: ArrayLike, alt: str, caption: str = "") -
     )
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("distance", "value", "pull", "of it along s"))
     script = _PLANE.replace("POINTS", json.dumps(places))
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    below = _below(caption)
     return Chooser(
         f'<figure style="margin:0"><p class="controls" hidden>Drag s or t, or choose one with Tab: the arrow keys left '
         f"and right turn it, up and down change its length.</p>"
@@ -233,6 +234,12 @@ def _webp(x: np.ndarray, quality: int) -> str:
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+def _below(caption: str) -> str:
+    """The caption as HTML; a file of results is a link to it, as `plots.show` has it."""
+    told = re.sub(r"book/results/([\w-]+\.\w+)", r'<a href="results/\1">\g<0></a>', html.escape(caption))
+    return f"<figcaption>{told}</figcaption>" if caption else ""
+
+
 def _page(
     names: Sequence[str],
     choices: list[list[str]],
@@ -258,7 +265,7 @@ def _page(
     first_uri, first_alt = next(iter(which.values()))
     data = json.dumps({"uris": uris, "alts": alts, "which": which, "choices": choices}).replace("<", "\\u003c")
     script = _SCRIPT.replace("ID", me).replace("DATA", data)
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    below = _below(caption)
     return (
         f'<figure style="margin:0"><div id="{me}" class="controls" role="group" aria-label="Choose the picture" hidden>'
         f"{lists}</div>"

@@ -120,3 +120,8 @@ def test_two_vectors_stand_where_they_were_put_before_a_script_runs():
     assert 'role="group" aria-label="two vectors"' in before
     assert "<figcaption>No &lt;data&gt;.</figcaption>" in before
     assert "//" not in text
+
+
+def test_a_caption_links_to_its_results():
+    text = chooser(PICTURES, ("letter", "side"), "alt", "From book/results/a-b.csv & more.")._repr_html_()
+    assert 'From <a href="results/a-b.csv">book/results/a-b.csv</a> &amp; more.' in text
