@@ -39,7 +39,7 @@ def printed(pages: list[Path], chromium: str) -> list[PdfReader]:
 
 
 def lead_inside(whole: PdfWriter, first: dict[str, int]) -> int:
-    """Links to the addresses of `first` lead to the page with its number; how many."""
+    """Links to the addresses of `first` lead to the page with its number, other links to files nowhere; how many do."""
     led = 0
     for page in whole.pages:
         for one in page.get("/Annots", []):
@@ -48,8 +48,9 @@ def lead_inside(whole: PdfWriter, first: dict[str, int]) -> int:
             if to in first:
                 target = whole.pages[first[to]].indirect_reference
                 link[NameObject("/Dest")] = ArrayObject([target, NameObject("/Fit")])
-                del link["/A"]
                 led += 1
+            if to.startswith("file:"):
+                del link["/A"]
     return led
 
 
