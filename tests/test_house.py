@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -263,3 +264,13 @@ def test_no_prose_is_taken_for_a_comment():
         texts[page.name] = [line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"]]
     lost = [f"{name}: {line.strip()}" for name, lines in texts.items() for line in lines if line.lstrip()[:1] == "%"]
     assert lost == []
+
+
+def test_every_run_of_a_results_table_has_its_configuration_beside_it():
+    folder = ROOT / "book" / "results"
+    known = set(pd.read_csv(folder / "runs.csv", dtype=str)["config"])
+    for file in sorted(folder.glob("*.csv")):
+        table = pd.read_csv(file, dtype=str)
+        if "config" in table:
+            lacking = sorted(set(table["config"].dropna()) - known)
+            assert not lacking, f"{file.name}: `make results` ends with the command that adds {', '.join(lacking[:5])}"
