@@ -122,16 +122,22 @@ def _centred_cosines(a: np.ndarray, b: np.ndarray, member: np.ndarray) -> np.nda
     (a-m)(b-m) = ab - m(a+b) + mm, so that all folds are three matrix products; the overall mean goes first, or the
     differences of large numbers would cost digits.
     """
-    lengths = np.stack([(a * a).sum(1), (b * b).sum(1)])[..., None]
-    grand = (a + b).mean(0) / 2
+    lengths = np.stack([_dots(a, a), _dots(b, b)])[..., None]
+    grand = (a.sum(0) + b.sum(0)) / (2 * len(a))
     a, b = a - grand, b - grand
     inside = member.astype(np.float64)
-    means = (((a + b).sum(0) - inside @ (a + b)) / (2 * (~member).sum(1))[:, None]).T  # (D,F)
+    sums = inside @ a + inside @ b  # (F,D): every row is in one fold
+    means = ((sums.sum(0) - sums) / (2 * (~member).sum(1))[:, None]).T
     am, bm, mm = a @ means, b @ means, (means**2).sum(0)
-    dot = (a * b).sum(1)[:, None] - am - bm + mm
-    squares = np.stack([(a * a).sum(1)[:, None] - 2 * am + mm, (b * b).sum(1)[:, None] - 2 * bm + mm])
+    dot = _dots(a, b)[:, None] - am - bm + mm
+    squares = np.stack([_dots(a, a)[:, None] - 2 * am + mm, _dots(b, b)[:, None] - 2 * bm + mm])
     directed = (squares > 1e-12 * lengths).all(0)
     return np.where(directed, dot / np.sqrt(np.where(directed, squares[0] * squares[1], 1)), 0)
+
+
+def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n,D), (n,D) -> (n,), row by row, without an array of products."""
+    return np.einsum("nd,nd->n", a, b)
 
 
 def best_threshold(scores: ArrayLike, same: ArrayLike) -> tuple[float, float]:
