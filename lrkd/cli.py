@@ -601,7 +601,9 @@ def _runs(arguments: argparse.Namespace) -> None:
         raise RunError(f"{store}: there are no runs here; `lrkd train` makes one, --runs names another store")
     if arguments.config:
         return _show_runs(found, arguments.config)
-    if arguments.out:
+    if bool(arguments.of) != bool(arguments.out):
+        raise ConfigError("--of names the tables and --out the file that describes their runs: give both or neither")
+    if arguments.of:
         return _write_configs(found, arguments.of, arguments.out)
     table = []
     for run in found:
@@ -633,17 +635,17 @@ def _show_runs(found: Sequence[runs.Run], wanted: Sequence[str]) -> None:
             print(json.dumps(told, indent=1))
 
 
-def _write_configs(found: Sequence[runs.Run], tables: Sequence[Path] | None, out: Path) -> None:
+def _write_configs(found: Sequence[runs.Run], tables: Sequence[Path], out: Path) -> None:
     """Rows of runs that the tables name; those stay that `out` has and this store has not."""
-    named = [pd.read_csv(path, dtype=str).get("config", pd.Series(dtype=str)) for path in tables or () if path != out]
-    wanted = set(pd.concat(named).dropna()) if named else {_hash(run) for run in found}
+    named = [study.read_table(path, ()).get("config", pd.Series(dtype=str)) for path in tables if path != out]
+    wanted = set().union(*(column.dropna() for column in named))
     made = [run for run in found if run.finished and _hash(run) in wanted]
     rows = [{"config": _hash(run), "commit": run.result["commit"], **runs.flat(run.config)} for run in made]
-    table = pd.DataFrame(rows, dtype=object)
-    if out.exists():
-        old = pd.read_csv(out, dtype=str)
-        table = pd.concat([table, old[old["config"].isin(wanted - {row["config"] for row in rows})]])
     order = ["role", "data.source", "method.name", "side", "seed", "config"]
+    table = pd.DataFrame(rows, columns=None if rows else order, dtype=object)
+    if out.exists():
+        old = study.read_table(out, order).astype(object)
+        table = pd.concat([table, old[old["config"].isin(wanted - {row["config"] for row in rows})]])
     study.write_table(out, table.sort_values(order, key=lambda column: column.astype(str)))
     print(f"{out}: {len(table)} runs of {len(wanted)} that are named")
 
