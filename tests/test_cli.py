@@ -286,12 +286,10 @@ def test_a_hash_of_a_table_leads_to_its_configuration(lrkd_, refused, copied, tm
         assert {key: found.loc[one, key] for key in ("seed", "model.name", "schedule.lr")} == {
             key: str(flat[key]) for key in ("seed", "model.name", "schedule.lr")
         }
-    before = told.read_text()
-    refused(
-        1, "cannot be read as a results table", "runs", "--of", tmp_path / "n.csv", "--out", told, runs=copied.parent
-    )
-    refused(1, "give both or neither", "runs", "--out", told, runs=copied.parent)
-    refused(1, "t.csv: is no such table of `lrkd study`", "runs", "--of", told, "--out", table, runs=copied.parent)
+    before, where = told.read_text(), {"runs": copied.parent}
+    refused(1, "cannot be read as a results table", "runs", "--of", tmp_path / "no.csv", "--out", told, **where)
+    refused(1, "t.csv: is no such table of `lrkd study`", "runs", "--of", told, "--out", table, **where)
+    refused(2, "give both or neither", "runs", "--out", told, **where)
     assert told.read_text() == before
 
 
