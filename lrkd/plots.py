@@ -111,6 +111,9 @@ def _told(caption: str) -> str:
     return re.sub(r"book/results/([\w-]+\.\w+)", r'<a href="results/\1">\g<0></a>', html.escape(caption))
 
 
+_READABLE = 540  # pixels: narrower, the text in a figure of a page's width cannot be read
+
+
 class Shown:
     """A figure as a page or JupyterLab shows it: a WebP image with alt text, and its caption."""
 
@@ -119,10 +122,12 @@ class Shown:
 
     def _repr_html_(self) -> str:
         below = f"<figcaption>{_told(self.caption)}</figcaption>" if self.caption else ""
+        least = min(self.width, _READABLE)  # on a phone a wide figure scrolls in its own box, by keys too
         return (
-            f'<figure style="margin:0"><img alt="{html.escape(self.alt)}" '
+            '<figure style="margin:0"><div style="overflow-x:auto" tabindex="0">'
+            f'<img alt="{html.escape(self.alt)}" '
             f'src="data:image/webp;base64,{base64.b64encode(self.image).decode()}" '
-            f'style="width:100%;max-width:{self.width}px;height:auto">{below}</figure>'
+            f'style="width:100%;min-width:{least}px;max-width:{self.width}px;height:auto"></div>{below}</figure>'
         )
 
     def __repr__(self) -> str:
