@@ -36,7 +36,7 @@ MOMENTA, BATCHES, BATCH = (0.1, 0.3, 0.5, 1.0), (1, 2, 8, 32, 128), 128
 PRIOR = 128.0  # rows that the source counts in `SourcePrior`
 FPIR = (0.3, 0.2, 0.1)
 TUNED, TESTED = 1000, 500  # images that a network is shown of validation and of test people, at most 10 a person
-ORDERS = 4
+SHUFFLED, ORDERS = "shuffled ", 4
 HARM = 0.005  # half of the smallest difference in accuracy that matters in this study
 MAIN = ("none", "aird")  # measured at every level
 _BLURRED = tuple(name for name in PRESETS if name.startswith("askd"))
@@ -60,7 +60,7 @@ class Setting(NamedTuple):
     adaptation: str = "source"
     momentum: float = 0.0
     batch: int = BATCH
-    order: str = "shuffled 0"
+    order: str = f"{SHUFFLED}0"
     least: int = 1
 
     def adapted(self, network: nn.Module, see: Callable[[], object]) -> AbstractContextManager[Any]:
@@ -145,7 +145,7 @@ def batches(setting: Setting, labels: np.ndarray) -> list[np.ndarray]:
     elif setting.order == "domains":
         order = np.concatenate([np.arange(0, count, 2), np.arange(1, count, 2)])
     else:
-        order = np.random.default_rng(int(setting.order.removeprefix("shuffled "))).permutation(count)
+        order = np.random.default_rng(int(setting.order.removeprefix(SHUFFLED))).permutation(count)
     last = max(0, count - setting.batch)
     return [order[min(start, last) :][: setting.batch] for start in range(0, count, setting.batch)]
 
@@ -340,6 +340,7 @@ def gather(
 
     calibration, choice: on validation people, see the functions of these names. test: every student at every level,
     unadapted and by FaceBN as it was chosen, also against sharp images: the middle level of all, the others of `MAIN`.
+    Each seed meets the test faces in an order of its own, so that an interval over seeds contains what the order does.
     Then only on rendered faces, and of students without a teacher: momentum (others), alternatives (to FaceBN), batches
     (sizes and orders), mixture, layers (what pure batch statistics move); of `MAIN`: matrix (kernels and sides). The
     matrix of kernels has students that were trained with other presets too; all else is of the first student's preset.
@@ -387,31 +388,40 @@ def gather(
         few = [one for one in students if one.spec.seed < FEW]
         main = [one for one in students if one.spec.method.name in MAIN]
         both = [one for one in main if one in few]
-        bench.measure("test", tested, product(middle, both, [Setting(), chosen]))
+        bench.measure("test", tested, _met(middle, both, [Setting(), chosen]))
         rendered = tested.scene.model is not None
         if rendered:
             bench.measure("layers", tested, product(large, first, [Setting("facebn", 1.0)]))
             bench.measure("batches", tested, _batches(middle, first, best.momentum))
-        bench.measure("test", tested, product(middle, few, [Setting(), chosen]))
+        bench.measure("test", tested, _met(middle, few, [Setting(), chosen]))
         if not rendered:
             return bench.frame()
         halves = [one._replace(shift=f"half {one.shift}") for one in _risky(middle)[1:]]
-        mixed = [Setting(), *(chosen._replace(order=order) for order in ("shuffled 0", "domains"))]
-        bench.measure("mixture", tested, product(halves, first, mixed))
+        mixed = [Setting(), chosen, chosen._replace(order="domains")]
+        bench.measure("mixture", tested, _met(halves, first, mixed))
         rivals = [Setting("online", MOMENTA[0], least=best.least), Setting("prior", PRIOR), Setting("adabn", 1.0)]
-        bench.measure("alternatives", tested, product(middle, first, rivals))
+        bench.measure("alternatives", tested, _met(middle, first, rivals))
         kernels = [Condition(f"kernel {name}") for name in dict.fromkeys((preset, *KERNELS, *_BLURRED))]
         bench.measure("matrix", tested, [
-            *product([*kernels, *_sides(scale, low)], both, [Setting(), chosen]),
-            *product(kernels, [one for one in finished if one not in students], [Setting(), chosen]),
+            *_met([*kernels, *_sides(scale, low)], both, [Setting(), chosen]),
+            *_met(kernels, [one for one in finished if one not in students], [Setting(), chosen]),
         ])  # fmt: skip
         others = [Setting("facebn", a, BATCH, least=best.least) for a in MOMENTA if a != best.momentum]
-        bench.measure("momentum", tested, product(middle, first, others))
-        bench.measure("test", tested, product(large[1:], main, [Setting(), chosen]))
-        bench.measure("momentum", tested, product(large[1:], first, others))
-        bench.measure("test", tested, product(middle, students, [Setting(), chosen]))
-        bench.measure("test", tested, product(small[1:], both, [Setting(), chosen]))
+        bench.measure("momentum", tested, _met(middle, first, others))
+        bench.measure("test", tested, _met(large[1:], main, [Setting(), chosen]))
+        bench.measure("momentum", tested, _met(large[1:], first, others))
+        bench.measure("test", tested, _met(middle, students, [Setting(), chosen]))
+        bench.measure("test", tested, _met(small[1:], both, [Setting(), chosen]))
         return bench.frame()
+
+
+def _met(
+    conditions: Iterable[Condition], students: Iterable[Student], settings: Iterable[Setting]
+) -> Iterator[tuple[Condition, Student, Setting]]:
+    """Every combination; what adapts meets shuffled faces in the order of the student's seed."""
+    for condition, student, setting in product(conditions, students, settings):
+        own = setting.adaptation != "source" and setting.order.startswith(SHUFFLED)
+        yield condition, student, setting._replace(order=f"{SHUFFLED}{student.spec.seed}") if own else setting
 
 
 def _risky(conditions: Sequence[Condition]) -> list[Condition]:
@@ -423,11 +433,14 @@ def _batches(
     conditions: Sequence[Condition], students: Sequence[Student], momentum: float
 ) -> Iterator[tuple[Condition, Student, Setting]]:
     """Batch sizes and orders, without a guard; and the source prior, which needs none. The smallest sizes once."""
-    shuffled = [Setting("facebn", momentum, batch) for batch in (*BATCHES[2:], TESTED // 2)]
+    most = Setting("facebn", momentum, TESTED // 2)
     ordered = [Setting("facebn", momentum, batch, "sorted") for batch in BATCHES[2:]]
-    again = [Setting("facebn", momentum, batch, f"shuffled {k}") for k in range(1, ORDERS) for batch in BATCHES[3:]]
-    priors = [Setting("prior", PRIOR, batch) for batch in BATCHES[2:]]
-    ways = [Setting(), *shuffled, *ordered, Setting("facebn", momentum, 10, "one person"), *again, *priors]
+    again = [
+        Setting(adaptation, number, batch, f"{SHUFFLED}{k}")
+        for adaptation, number in (("facebn", momentum), ("prior", PRIOR))
+        for batch, k in product(BATCHES[2:], range(ORDERS))
+    ]
+    ways = [Setting(), *again, most, *ordered, Setting("facebn", momentum, 10, "one person")]
     yield from product(_risky(conditions), students, ways)
     yield from product(conditions[:1], students, [Setting("facebn", momentum, batch) for batch in BATCHES[:2]])
 

@@ -1,6 +1,7 @@
 """What `lrkd adapt` measures: by hand where that is possible, once only, and with networks that stay as they were."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -210,6 +211,17 @@ def test_a_row_a_measurement_of_what_is_there(gathered):
     assert set(layers["method"]) == {"none"}
     reached = adaptation.calibration(gathered).dropna()
     assert set(reached["level"]) <= set(LEVELS)
+
+
+def test_each_seed_meets_the_test_faces_in_an_order_of_its_own():
+    conditions = [Condition("dark", 0.05, 0.3), Condition("half dark")]
+    students = [SimpleNamespace(spec=SimpleNamespace(seed=seed)) for seed in (0, 3)]
+    settings = [Setting(), Setting("facebn", 0.3), Setting("facebn", 0.3, order="domains")]
+    found = [
+        (student.spec.seed, setting.order) for _, student, setting in adaptation._met(conditions, students, settings)
+    ]
+    once = [(0, "shuffled 0")] * 2 + [(0, "domains"), (3, "shuffled 0"), (3, "shuffled 3"), (3, "domains")]
+    assert found == 2 * once, "unadapted, the order does not matter"
 
 
 def test_what_was_trained_with_another_kernel_is_in_the_matrix_of_kernels_alone(gathered):
