@@ -4,6 +4,7 @@ Skipped where Playwright, Chromium or the built book is missing; `make browse` r
 kept in _build/screenshots.
 """
 
+import re
 import shutil
 import subprocess
 import threading
@@ -132,6 +133,17 @@ def test_every_figure_is_visible_and_told(opened):
         "all => all.map(d => ({label: d.getAttribute('aria-label'), high: d.getBoundingClientRect().height}))"
     )
     assert [one for one in drawn if not (one["label"] and one["high"] > 50)] == []
+
+
+LEFT_OVER = re.compile(r"torch\._C| at 0x[0-9a-f]+>")
+
+
+def test_a_cell_shows_nothing_by_accident(opened):
+    """Neither an open figure, whose alt text is then its file's name, nor the address of an object."""
+    _, page, _ = opened
+    assert page.locator("main img[alt^='_images/']").evaluate_all("all => all.map(img => img.alt)") == []
+    said = page.locator("main .cell_output .output").all_text_contents()
+    assert [text.strip()[:120] for text in said if LEFT_OVER.search(text)] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
