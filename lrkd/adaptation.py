@@ -252,12 +252,17 @@ class Bench:
                     self.table[_key(row)] = [row | found for found in student.measured(x, setting, shown, part)]
                     bar.update()
                 if self.on_table is not None:
-                    self.on_table(self.frame())
+                    self.on_table(_table(self._known | self.table))  # a file keeps what nothing has asked for yet
         return self.frame(part)
 
     def frame(self, part: str | None = None) -> pd.DataFrame:
         """The rows so far, or those of one part."""
-        return pd.DataFrame(row for some in self.table.values() for row in some if part in (None, row["part"]))
+        found = _table(self.table)
+        return found if part is None else found[found["part"] == part]
+
+
+def _table(rows: Mapping[tuple[Any, ...], Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    return pd.DataFrame(row for some in rows.values() for row in some)
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, ...]:

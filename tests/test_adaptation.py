@@ -257,6 +257,18 @@ def test_what_is_known_is_not_measured_again(gathered, tmp_path, monkeypatch):
     np.testing.assert_allclose(again["accuracy"], gathered["accuracy"], rtol=1e-5)
 
 
+def test_while_it_measures_nothing_known_is_lost(gathered, monkeypatch):
+    """Whoever stops it must find in the file what was there before, also of parts that were not reached."""
+    monkeypatch.setattr(adaptation, "DIALS", DIALS[-2:])
+    lacking, written = gathered["part"].isin(["calibration", "matrix"]) & (gathered["shift"] == "none"), []
+    lacking |= gathered["shift"] == "kernel lanczos"
+    stale = gathered[gathered["part"] == "test"].head(1).assign(part="matrix", shift="kernel of old")
+    known = pd.concat([gathered[~lacking], stale])
+    again = adaptation.gather([*WANTED, ABROAD], known=known, on_table=written.append)
+    assert [len(frame) for frame in written] == [len(gathered) + 1 - gap for gap in (lacking.sum() - 1, 0)]
+    assert len(again) == len(gathered), "what nothing has asked for goes at the end"
+
+
 def test_the_same_twice(gathered, shown, student):
     """Evaluated anew, a row of the table comes out the same."""
     row = gathered[(gathered["part"] == "test") & (gathered["adaptation"] == "facebn")].iloc[0]
