@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from lrkd import __version__, adaptation, evidence, export, launch, methods, parallel, runs, study
 from lrkd.data import Splits, load_prepared, make_pairs, prepared, resized, resized_faces
@@ -198,9 +199,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _output(text: str) -> Path:
-    """argparse type: a file that can be written, so that hours of training do not end in a typing error."""
+    """argparse type: a file that can be written, so that hours of training do not end in a typing error.
+
+    A link stays one, and the file that it leads to is written. What is no file, such as a device, would be replaced.
+    """
     path = Path(text)
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+    try:
+        path = path.resolve() if path.is_symlink() else path
+        good = os.access(path.parent, os.W_OK | os.X_OK) and (path.is_file() or not path.exists())
+    except (OSError, RuntimeError):  # too long a name; a ring of links
+        good = False
+    if not good:
         raise argparse.ArgumentTypeError(f"{text}: a file in a folder that is there and can be written is right")
     return path
 
@@ -607,15 +616,13 @@ def _runs(arguments: argparse.Namespace) -> None:
         return _write_configs(found, arguments.of, arguments.out)
     table = []
     for run in found:
-        result: dict[str, Any] = {"status": "not finished"}
-        if run.finished:
-            try:
-                result = run.result
-            except RunError:
-                result = {"status": "unreadable"}
-        measures = result.get("measures")
-        accuracy = measures["test"]["accuracy"] if measures else None
-        table.append({"run": run.path.name, "status": result["status"], "accuracy": accuracy})
+        try:
+            result = run.result if run.finished else {"status": "not finished"}
+            measures = result.get("measures")
+            row = {"status": result["status"], "accuracy": measures["test"]["accuracy"] if measures else None}
+        except (RunError, KeyError, TypeError):
+            row = {"status": "unreadable"}
+        table.append({"run": run.path.name, **row})
     _show(pd.DataFrame(table))
 
 
@@ -637,7 +644,8 @@ def _show_runs(found: Sequence[runs.Run], wanted: Sequence[str]) -> None:
 
 def _write_configs(found: Sequence[runs.Run], tables: Sequence[Path], out: Path) -> None:
     """Rows of runs that the tables name; those stay that `out` has and this store has not."""
-    named = [study.read_table(path, ()).get("config", pd.Series(dtype=str)) for path in tables if path != out]
+    others = [path for path in tables if path.resolve() != out.resolve()]
+    named = [study.read_table(path, ()).get("config", pd.Series(dtype=str)) for path in others]
     wanted = set().union(*(column.dropna() for column in named))
     made = [run for run in found if run.finished and _hash(run) in wanted]
     rows = [{"config": _hash(run), "commit": run.result["commit"], **runs.flat(run.config)} for run in made]
@@ -648,6 +656,12 @@ def _write_configs(found: Sequence[runs.Run], tables: Sequence[Path], out: Path)
         table = pd.concat([table, old[old["config"].isin(wanted - {row["config"] for row in rows})]])
     study.write_table(out, table.sort_values(order, key=lambda column: column.astype(str)))
     print(f"{out}: {len(table)} runs of {len(wanted)} that are named")
+
+
+_OF_THE_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOENT),
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -669,9 +683,12 @@ def main(words: Sequence[str] | None = None) -> int:
         _drop_output()
         if isinstance(error, BrokenPipeError):  # the reader has seen enough, as `head` has
             return 1
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in _OF_THE_DISK:
             raise
-        return _fail(f"{error.filename or 'output'}: {error.strerror}; make room or choose another folder", 1)
+        return _fail(f"{error.filename or 'output'}: {error.strerror}; make room or choose another file or folder", 1)
+    except torch.cuda.OutOfMemoryError as error:
+        said = str(error).partition(". ")[0]
+        return _fail(f"the GPU's memory does not suffice ({said}); a smaller --scale needs less", 1)
     return 0
 
 

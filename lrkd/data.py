@@ -252,6 +252,8 @@ def resized_faces(faces: Faces, size: int) -> Faces:
 
     Raises DataError for images smaller than that: enlarged ones would pass for HR and are none.
     """
+    if size < 1:
+        raise ConfigError(f"size={size}: at least one pixel is needed")
     height, width = faces.images.shape[1:3]
     if (height, width) == (size, size):
         return faces
@@ -376,7 +378,10 @@ def _procedural_split(folder: Path, split: str, pairs: int | None, folds: int, s
             arrays[what] = np.load(path, mmap_mode="r" if what == "images" else None, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: {error}: remove {folder} and it is rendered again") from error
-    low, high = json.loads((folder / "meta.json").read_text())["age_range"]
+    try:
+        low, high = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["age_range"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{folder / 'meta.json'}: {error!r}: remove {folder} and it is rendered again") from error
     classes = len(arrays["identity"])
     made = None
     if pairs is not None:

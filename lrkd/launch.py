@@ -64,15 +64,16 @@ def submit(job: Job, count: int, launcher: str, folder: Path, parameters: Mappin
         raise ConfigError(f"jobs is {count}: at least 1 is needed")
     try:
         import submitit
+        from submitit.core.utils import FailedJobError
     except ImportError as error:
         raise ConfigError("launcher: submitit is not installed; `pip install lrkd[cluster]` brings it") from error
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=launcher)
         executor.update_parameters(**{"name": "lrkd", "timeout_min": 60, **(parameters or {})})
-    except (RuntimeError, NameError, TypeError, ValueError) as error:
+        with executor.batch():
+            jobs = [executor.submit(job) for _ in range(count)]
+    except (RuntimeError, NameError, TypeError, ValueError, AssertionError, OSError, FailedJobError) as error:
         raise ConfigError(f"launcher {launcher}: {str(error).strip().partition(chr(10))[0]}") from error
-    with executor.batch():
-        jobs = [executor.submit(job) for _ in range(count)]
     return jobs
 
 

@@ -57,8 +57,10 @@ def make_pairs(
         raise ConfigError(
             f"count={count}: an even number of at least {2 * folds} (a pair of each kind a fold) is right"
         )
-    if min_age_gap is not None and age is None:
-        raise ConfigError("min_age_gap needs the ages")
+    if seed < 0 or (max_genuine is not None and max_genuine < 1):
+        raise ConfigError(f"seed={seed}, max_genuine={max_genuine}: a seed from 0 on and at least one pair are right")
+    if min_age_gap is not None and (age is None or len(age) != len(labels)):
+        raise ConfigError(f"min_age_gap needs the ages of all {len(labels)} images")
     ages = None if min_age_gap is None or age is None else np.asarray(age, dtype=np.float64)
     gap = min_age_gap or 0.0
     rng = np.random.default_rng(seed)

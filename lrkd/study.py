@@ -581,7 +581,8 @@ def read_table(path: Path, columns: Iterable[str] = RESULTS) -> pd.DataFrame:
     try:
         frame = pd.read_csv(path, dtype={"config": str, "commit": str})
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a results table ({error})") from error
+        said = " ".join(str(error).split())  # pandas ends some of its messages with a new line
+        raise DataError(f"{path}: cannot be read as a results table ({said})") from error
     if missing := set(columns) - set(frame):
         raise DataError(f"{path}: is no such table of `lrkd study`: it has no column {', '.join(sorted(missing))}")
     return frame

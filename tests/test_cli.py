@@ -1,6 +1,7 @@
 """The command line: every command, and for every bad input one clear line, exit status 1 or 2, nothing lost."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from dataclasses import replace
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -258,7 +260,9 @@ def test_runs_lists_finished_open_and_broken_ones(lrkd_, copied):
     open_one.mkdir()
     shutil.copy(copied / "config.json", open_one)
     shutil.copytree(copied, copied.with_name("procedural-smoke-broken"))
+    shutil.copytree(copied, copied.with_name("procedural-smoke-odd"))
     (copied.with_name("procedural-smoke-broken") / "result.json").write_text("{")
+    (copied.with_name("procedural-smoke-odd") / "result.json").write_text('{"status": "ok", "measures": {"a": 1}}')
     status, out, err = lrkd_("runs", runs=copied.parent)
     assert (status, err) == (0, "")
     lines = {line.split()[0]: line for line in out.splitlines()[1:]}
@@ -266,6 +270,7 @@ def test_runs_lists_finished_open_and_broken_ones(lrkd_, copied):
     assert f"{accuracy:.4g}" in lines[copied.name]
     assert "not finished" in lines["procedural-smoke-open"]
     assert "unreadable" in lines["procedural-smoke-broken"]
+    assert "unreadable" in lines["procedural-smoke-odd"]
 
 
 def test_a_hash_of_a_table_leads_to_its_configuration(lrkd_, refused, copied, tmp_path):
@@ -344,6 +349,36 @@ def test_what_the_grammar_does_not_know_is_status_2_with_the_usage(lrkd_, match,
     assert (status, out) == (2, "")
     assert err.startswith("usage: lrkd")
     assert match in err.splitlines()[-1]
+
+
+def test_what_is_no_file_is_not_replaced_and_a_link_stays_a_link(lrkd_, copied, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "ring").symlink_to("ring")
+    for name in ("pipe", "ring", "a" * 300):
+        status, out, err = lrkd_("runs", "--of", tmp_path / "t.csv", "--out", tmp_path / name)
+        assert (status, out) == (2, "")
+        assert "a file in a folder that is there" in err
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "t.csv").write_text("config\nabc\n")
+    (tmp_path / "link.csv").symlink_to("there.csv")
+    assert lrkd_("runs", "--of", tmp_path / "t.csv", "--out", tmp_path / "link.csv", runs=copied.parent)[0] == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "there.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), "x: File name too long; make room or choose another"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"),
+            r"does not suffice \(CUDA out of memory\); a smaller",
+        ),
+    ],
+)
+def test_errors_of_the_machine_are_one_line(refused, monkeypatch, error, said):
+    monkeypatch.setattr(runs, "list_runs", Mock(side_effect=error))
+    refused(1, said, "runs")
 
 
 def test_the_environment_is_checked_too(refused, monkeypatch, tmp_path):

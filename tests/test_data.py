@@ -297,6 +297,9 @@ def test_without_a_count_folds_follow_the_people():
         (np.repeat(np.arange(4), [9, 9, 1, 1]), {"count": 60, "folds": 2}, DataError, "impostor pairs of 15"),
         (np.repeat(np.arange(20), 2), {"count": 41}, ConfigError, "count=41"),
         (np.repeat(np.arange(20), 2), {"folds": 1}, ConfigError, "folds=1"),
+        (np.repeat(np.arange(20), 2), {"seed": -1}, ConfigError, "seed=-1"),
+        (np.repeat(np.arange(20), 2), {"max_genuine": 0}, ConfigError, "max_genuine=0"),
+        (np.repeat(np.arange(20), 2), {"min_age_gap": 1.0, "age": np.zeros(3)}, ConfigError, "ages of all 40"),
         (np.repeat(np.arange(20), 2), {"min_age_gap": 1.0}, ConfigError, "ages"),
     ],
 )
@@ -412,6 +415,14 @@ def test_a_broken_cache_names_its_file(tiny, tmp_path):
     file = next((tmp_path / "cache").glob("*/test-images.npy"))
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(DataError, match=r"test-images.npy.*rendered again"):
+        tiny()
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"age_range": 3}'])
+def test_a_cache_whose_description_is_broken_names_it(tiny, tmp_path, text):
+    tiny()
+    next((tmp_path / "cache").glob("*/meta.json")).write_text(text)
+    with pytest.raises(DataError, match=r"meta.json.*rendered again"):
         tiny()
 
 

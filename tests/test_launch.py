@@ -64,11 +64,18 @@ def test_a_job_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
         (1, "pbs", {}, "launcher is 'pbs': slurm and local are known"),
         (0, "local", {}, "jobs is 0: at least 1"),
         (1, "local", {"gpu_per_node": 1}, "launcher local: .*gpu_per_node"),
+        (1, "local", {"timeout_min": "abc"}, "launcher local: "),
     ],
 )
 def test_what_cannot_be_launched(job, tmp_path, count, launcher, parameters, match):
     with pytest.raises(ConfigError, match=match):
         launch.submit(job, count, launcher, tmp_path / "jobs", parameters)
+
+
+def test_a_folder_for_logs_that_cannot_be_made(job, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="launcher local: .*file"):
+        launch.submit(job, 1, "local", tmp_path / "file" / "jobs")
 
 
 def test_slurm_that_is_not_there_and_parameters_that_are_none(tmp_path, monkeypatch, capsys):
