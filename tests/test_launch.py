@@ -74,7 +74,7 @@ def test_what_cannot_be_launched(job, tmp_path, count, launcher, parameters, mat
 
 def test_a_folder_for_logs_that_cannot_be_made(job, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="launcher local: .*file"):
+    with pytest.raises(ConfigError, match=r"launcher local: .*file"):
         launch.submit(job, 1, "local", tmp_path / "file" / "jobs")
 
 
