@@ -231,7 +231,7 @@ def fit(
         chosen = None if teacher is None or teacher.chosen is None else teacher.chosen.to(device)
         if chosen is not None and tuple(chosen.shape) != (count,):
             raise ConfigError(f"teacher.chosen: shape {tuple(chosen.shape)} is not ({count},), one entry an image")
-        names = ["identity", *(term.name for term in terms)]
+        names = _told_apart(["identity", *(term.name for term in terms)])
         amp, example = options.precision == "bfloat16", torch.arange(batch)[share]
 
         def shown(x: Tensor) -> Tensor:
@@ -542,6 +542,12 @@ def _scheduler(
     return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
 
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names, the second of a kind as "feature-2"."""
+    seen = (names[: k + 1].count(name) for k, name in enumerate(names))
+    return [name if nth == 1 else f"{name}-{nth}" for name, nth in zip(names, seen, strict=True)]
+
+
 def _checked(pending: Sequence[tuple[int, Tensor]], names: Sequence[str]) -> np.ndarray:
     """Mean of the pending steps' values; TrainingError at the first that is not finite. The only wait for a GPU."""
     together = parallel.summed(torch.stack([value for _, value in pending])) / parallel.size()
@@ -549,9 +555,9 @@ def _checked(pending: Sequence[tuple[int, Tensor]], names: Sequence[str]) -> np.
     bad = ~np.isfinite(values[:, : len(names)])
     if bad.any():
         row = int(bad.any(1).argmax())
-        term = names[int(bad[row].argmax())]
+        term = int(bad[row].argmax())
         raise TrainingError(
-            f"step {pending[row][0]}: the loss term {term!r} is {values[row, names.index(term)]}; "
+            f"step {pending[row][0]}: the loss term {names[term]!r} is {values[row, term]}; "
             f"lower the learning rate or this term's weight (or check the images for constant ones)"
         )
     return values.mean(0)

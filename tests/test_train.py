@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import lrkd.train
 from lrkd import degrade, heads
-from lrkd.distances import cosine
+from lrkd.distances import cosine, lp
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.losses import Term, feature
 from lrkd.train import ASKD_SCHEDULE, FSKD_SCHEDULE, Options, Schedule, Teacher, fit, load_model, normalise, save_model
@@ -426,6 +426,19 @@ def test_rows_are_means_over_steps_and_metrics_csv_holds_them(tmp_path):
     with (tmp_path / "metrics.csv").open() as file:
         read = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     assert read == [pytest.approx(row, rel=1e-6) for row in coarse.rows]
+
+
+def test_terms_of_one_name_have_a_column_each():
+    def rows(*terms):
+        more = {"teacher": Teacher(*toys.pair(9)), "terms": terms, "progress": False, "log_every": 1}
+        return fit(*toys.pair(), toys.faces(), schedule=Schedule(1, 16), **more).rows
+
+    terms = (feature(), feature(lp(2), weight=1.0))
+    for row in rows(*terms):
+        assert row["feature"] != row["feature-2"]
+        assert row["loss"] == pytest.approx(row["identity"] + row["feature"] + row["feature-2"])
+    with pytest.raises(TrainingError, match="step 3: the loss term 'feature-3' is inf"):
+        rows(*terms, Term("feature", 1.0, At(3, math.inf)))
 
 
 def test_seconds_are_the_steps_over_their_speed():
