@@ -72,6 +72,7 @@ def prepare(
             raise DataError(f"{source}: pairs {gap} years apart: {error} (--pairs, --folds, --gap)") from error
         return layout.Extras.drawn(made, f"agedb{gap}")
 
+    layout.rehearse(photos, extras)
     return layout.write(
         out,
         photos,
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gap", type=layout.positive, default=30, metavar="YEARS", help="least age gap (default 30)")
     parser.add_argument("--pairs", type=layout.positive, default=6000, metavar="N", help="how many (default 6000)")
     parser.add_argument("--folds", type=layout.positive, default=10, metavar="N", help="folds (default 10)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the pairs (default 0)")
+    parser.add_argument("--seed", type=layout.whole, default=0, help="draws the pairs (default 0)")
     options = vars(parser.parse_args(argv))
     print(layout.summary(options["out"], prepare(**options)))
 

@@ -122,6 +122,10 @@ def framing(
     """What `layout.write` needs to align instead of to crop: by the landmarks of each source, or by a detector."""
     if (landmarks is None) == (detector is None):
         raise ConfigError("landmarks, or a detector: one of the two is right")
+    try:
+        import skimage.transform  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"aligning needs scikit-image ({error}): pip install 'lrkd[align]'") from error
 
     def decode(photo: layout.Photo, data: bytes) -> np.ndarray:
         if landmarks is not None:
@@ -134,8 +138,10 @@ def framing(
         with photographs.upright(data) as image:
             return warp(image, nearest(detector(np.asarray(image)), image.height, image.width), size)
 
-    by: dict[str, Any] = {"by": "detector"}
-    if landmarks is not None:
+    if landmarks is None:
+        named: Any = detector if hasattr(detector, "__qualname__") else type(detector)
+        by = {"by": "detector", "name": f"{named.__module__}:{named.__qualname__}"}
+    else:
         told = sorted((source, None if points is None else points.tolist()) for source, points in landmarks.items())
         by = {"by": "landmarks", "sha256": hashlib.sha256(repr(told).encode()).hexdigest()}
     return {"crop": {"kind": "five points", **by}, "decode": decode}
@@ -192,7 +198,13 @@ def _named(text: str) -> Detector:
         raise argparse.ArgumentTypeError(f"{text}: {error}: MODULE:FUNCTION is right") from error
     if not callable(found):
         raise argparse.ArgumentTypeError(f"{text}: not a function")
-    return found
+
+    def detector(image: np.ndarray) -> Any:
+        return found(image)
+
+    # What one call made in two ways may have one name of its own.
+    detector.__module__, _, detector.__qualname__ = text.partition(":")
+    return detector
 
 
 def main(argv: list[str] | None = None) -> None:

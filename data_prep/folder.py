@@ -84,6 +84,7 @@ def prepare(
             raise DataError(f"{source}: {error}") from error
         return layout.Extras.drawn(pairs, pairs.protocol)
 
+    layout.rehearse(photos, extras)
     return layout.write(
         out,
         photos,
@@ -102,7 +103,7 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
     """The options that say what the set is called and which pairs are drawn."""
     parser.add_argument("--name", help="name of the data set (default: the source folder's)")
     parser.add_argument("--licence", default=LICENCE, help="note on the terms of use, kept in meta.json")
-    parser.add_argument("--seed", type=int, default=0, help="draws the pairs (default 0)")
+    parser.add_argument("--seed", type=layout.whole, default=0, help="draws the pairs (default 0)")
     parser.add_argument("--folds", type=layout.positive, default=10, help="folds, at most (default 10)")
     parser.add_argument(
         "--max-genuine",

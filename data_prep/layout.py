@@ -35,6 +35,7 @@ VERSION = "1"
 SHARD_BYTES = 2**31 - 2**20  # under 2 GB with its header
 MAX_LIST = 4 * 2**20  # bytes of a list that comes with a data set; the longest has 160 kB
 MAX_SAID = 20  # skipped images that the terminal hears of; meta.json names all
+MAX_SIDE = 4096  # pixels; some images of that size are in memory at once
 CHECKPOINT = 1024  # images; at most so many are decoded again after a run was killed
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -290,6 +291,12 @@ def check_out(out: Path) -> None:
         raise DataError(f"--out {out}: exists and is not an empty folder: a new name is right")
 
 
+def rehearse(photos: list[Photo], extras: Callable[[list[str], list[str], list[int]], Extras]) -> None:
+    """Raise what `extras` has against its options and these photographs, before `write` decodes them for hours."""
+    names, labels = np.unique([photo.name for photo in photos], return_inverse=True)
+    extras([photo.source for photo in photos], names.tolist(), labels.tolist())
+
+
 def write(
     out: Path,
     photos: Iterable[Photo],
@@ -450,6 +457,22 @@ def positive(text: str) -> int:
     return value
 
 
+def whole(text: str) -> int:
+    """argparse type: a whole number of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: 0 or more is right")
+    return value
+
+
+def side(text: str) -> int:
+    """argparse type: a whole number from 1 to MAX_SIDE."""
+    value = positive(text)
+    if value > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f"{text}: at most {MAX_SIDE} is right")
+    return value
+
+
 def share(text: str) -> float:
     """argparse type: a number in (0,1]."""
     value = float(text)
@@ -465,7 +488,7 @@ def parser(tool: str, text: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="what you downloaded")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="prepared folder to make")
-    parser.add_argument("--size", type=positive, default=112, metavar="S", help="output side in pixels (default 112)")
+    parser.add_argument("--size", type=side, default=112, metavar="S", help="output side in pixels (default 112)")
     parser.add_argument(
         "--max-broken",
         type=share,

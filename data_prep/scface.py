@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--mugshots", choices=("cropped", "original"), default="cropped", help="default: cropped")
     parser.add_argument("--cameras", type=_cameras, default=(1, 2, 3, 4, 5), metavar="LIST", help="default: 1,2,3,4,5")
     parser.add_argument("--test", type=layout.positive, default=80, metavar="N", help="people to test with (80)")
-    parser.add_argument("--seed", type=int, default=0, help="draws them (default 0)")
+    parser.add_argument("--seed", type=layout.whole, default=0, help="draws them (default 0)")
     options = vars(parser.parse_args(argv))
     print(layout.summary(options["out"], prepare(**options)))
 

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import folder, layout, lfw
+from data_prep import agedb, align, folder, layout, lfw, scface
 from lrkd import photographs
 from lrkd.data import load_prepared, prepared
-from lrkd.errors import DataError
+from lrkd.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data" / "lfw"
@@ -496,11 +496,11 @@ def test_bad_folders_are_one_clear_error(album, tmp_path, change, says):
     assert [p.name for p in tmp_path.iterdir()] == ["album"]
 
 
-def test_a_folder_of_broken_images_only(tmp_path):
-    (tmp_path / "in" / "Ada").mkdir(parents=True)
-    (tmp_path / "in" / "Ada" / "1.jpg").write_bytes(b"")
+def test_a_folder_of_broken_images_only(album, tmp_path):
+    for file in album.glob("*/*"):
+        file.write_bytes(b"")
     with pytest.raises(DataError, match="no image could be read"):
-        folder.prepare(tmp_path / "in", tmp_path / "out", max_broken=1.0)
+        folder.prepare(album, tmp_path / "out", max_broken=1.0)
 
 
 # ---------------------------------------------------------------------------------------------------- command line
@@ -553,6 +553,40 @@ def test_bad_options_exit_with_2(tool, tmp_path, capsys):
         call(tool, "--help")
     assert stop.value.code == 0
     assert "python -m data_prep." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "says"),
+    [
+        (folder, ["--seed", "-1"], "--seed: -1: 0 or more is right"),
+        (align, ["--landmarks", "x", "--seed", "-1"], "--seed: -1: 0 or more is right"),
+        (agedb, ["--seed", "-2"], "--seed: -2: 0 or more is right"),
+        (scface, ["--seed", "-1"], "--seed: -1: 0 or more is right"),
+        (lfw, ["--size", "4097"], "--size: 4097: at most 4096 is right"),
+        (folder, ["--size", "112000"], "--size: 112000: at most 4096 is right"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_at_once(tool, words, says, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        call(tool, "--source", tmp_path / "nowhere", "--out", tmp_path / "out", *words)
+    assert f"argument {says}" in capsys.readouterr().err
+    assert (layout.whole("0"), layout.side("4096")) == (0, 4096)
+
+
+def test_pairs_that_cannot_be_drawn_cost_no_decoding(album, tmp_path, monkeypatch):
+    (tmp_path / "aged").mkdir()
+    for k in range(8):
+        (tmp_path / "aged" / f"{k}_P{k // 2}_{20 + k % 2 * 40}_f.jpg").touch()
+    monkeypatch.setattr(layout, "write", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(ConfigError, match="folds=1: at least 2"):
+        folder.prepare(album, tmp_path / "out", folds=1)
+    with pytest.raises(ConfigError, match="count=5: an even number"):
+        agedb.prepare(tmp_path / "aged", tmp_path / "out", pairs=5, folds=2)
+    with pytest.raises(DataError, match="4 people, 0 of them with a genuine pair"):
+        agedb.prepare(tmp_path / "aged", tmp_path / "out", pairs=4, folds=2, gap=50)
+    one_image_each(album)
+    with pytest.raises(DataError, match="6 people, 0 of them with a genuine pair"):
+        folder.prepare(album, tmp_path / "out")
 
 
 def start(code: str, *argv: object, **options) -> subprocess.Popen:
@@ -630,6 +664,14 @@ def test_a_stopped_run_is_not_mixed_with_another_request(album, tmp_path, monkey
     folder.prepare(album, tmp_path / "out", **{"size": 16} | other)
     folder.prepare(album, tmp_path / "calm", **{"size": 16} | other)
     assert contents(tmp_path / "out") == contents(tmp_path / "calm")
+
+
+def test_what_a_stopped_run_left_outlives_a_wrong_option(album, tmp_path, monkeypatch):
+    stop_half_way(album, tmp_path / "out", monkeypatch, size=16)
+    left = contents(tmp_path / "out.partial")
+    with pytest.raises(ConfigError, match="folds=1"):
+        folder.prepare(album, tmp_path / "out", size=16, folds=1)
+    assert contents(tmp_path / "out.partial") == left
 
 
 @pytest.mark.parametrize("shard_bytes", [128 + 16 * 16 * 3 * 4, 10**6])

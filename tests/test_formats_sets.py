@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -530,6 +531,23 @@ def album(tmp_path):
     return tmp_path / "in"
 
 
+DETECTORS = """
+import numpy as np
+from data_prep.align import TEMPLATE
+
+class Detector:
+    def __init__(self, scale):
+        self.scale, self.left = scale, 7
+    def __call__(self, pixels):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return [TEMPLATE * self.scale]
+
+one, two = Detector(1), Detector(1.5)
+"""
+
+
 def table(where: Path, rows: dict[str, object]) -> Path:
     lines = [",".join(align.COLUMNS)]
     for source, points in rows.items():
@@ -583,6 +601,38 @@ def test_align_by_a_detector(album, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             layout.run(align.main, [*argv, "--detector", wrong])
     sys.modules.pop("mine", None)
+
+
+def test_a_stopped_run_is_not_mixed_with_another_detector(album, tmp_path, monkeypatch):
+    (tmp_path / "detectors.py").write_text(DETECTORS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run(out: str, detector: str) -> int:
+        words = ["--source", album, "--out", tmp_path / out, "--size", 16, "--workers", 1, "--detector", detector]
+        code = layout.run(align.main, [str(word) for word in words])
+        sys.modules.pop("detectors", None)
+        return code
+
+    assert run("out", "detectors:one") == 130
+    assert run("out", "detectors:two") == 130, "starts again"
+    assert run("out", "detectors:two") == 0, "goes on"
+    meta = align.prepare(album, tmp_path / "calm", detector=lambda pixels: [align.TEMPLATE * 1.5], size=16)
+    np.testing.assert_array_equal(opened(tmp_path / "out").faces.images, opened(tmp_path / "calm").faces.images)
+    assert opened(tmp_path / "out").meta["crop"] == {
+        "kind": "five points",
+        "by": "detector",
+        "name": "detectors:two",
+    }
+    assert meta["crop"]["name"].endswith(":test_a_stopped_run_is_not_mixed_with_another_detector.<locals>.<lambda>")
+    assert align.framing(8, detector=Mock())["crop"]["name"] == "unittest.mock:Mock", "of an instance, its type's"
+
+
+def test_without_scikit_image_nothing_is_decoded(album, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.transform", None)
+    monkeypatch.setattr(layout, "write", lambda *_, **__: pytest.fail("decoded"))
+    for given in ({"landmarks": table(tmp_path, points_of(album))}, {"detector": lambda pixels: []}):
+        with pytest.raises(ConfigError, match=r"aligning needs scikit-image .*pip install 'lrkd\[align\]'"):
+            align.prepare(album, tmp_path / "out", **given)
 
 
 @pytest.mark.parametrize(
