@@ -162,8 +162,8 @@ def _webp(image: Image.Image) -> bytes:
 
 
 # plotly's own sliders and menus are drawings that no key reaches: each becomes an element of the browser. The library
-# is asked for when a reader comes near. The picture stays until the script has drawn, and for good where scripts are
-# off or vendor/plotly.min.js is not beside the page.
+# is asked for when a reader comes near. The picture is shown until the script has drawn, on paper, and for good where
+# scripts are off or vendor/plotly.min.js is not beside the page.
 _DRAW = """
 (function () {
   var here = document.currentScript.parentElement, figure = SPEC, layout = figure.layout, lists = [];
@@ -208,7 +208,7 @@ _DRAW = """
     var config = {responsive: true, displayModeBar: false};
     return window.Plotly.newPlot(drawing, figure.data, layout, config).then(function () {
       lists.forEach(function (list) { panel.append(control(drawing, list[0], list[1], list[2])); });
-      here.querySelectorAll(".static").forEach(function (one) { one.remove(); });
+      here.querySelectorAll(".static").forEach(function (one) { one.hidden = true; });
     });
   }
   var drawn, near = new IntersectionObserver(function (seen) {

@@ -126,13 +126,23 @@ def test_every_figure_is_visible_and_told(opened):
     _, page, _ = opened
     pictures = page.locator("main article img").evaluate_all(
         "all => all.map(img => ({src: img.src.slice(0, 60), wide: img.naturalWidth, alt: img.alt.trim(),"
-        " shown: img.getClientRects().length || !!img.closest('details:not([open])')}))"
+        " shown: img.getClientRects().length || !!img.closest('details:not([open]), .static[hidden]')}))"
     )
     assert [one for one in pictures if not (one["wide"] and one["alt"] and one["shown"])] == []
     drawn = page.locator("main figure .drawing").evaluate_all(
         "all => all.map(d => ({label: d.getAttribute('aria-label'), high: d.getBoundingClientRect().height}))"
     )
     assert [one for one in drawn if not (one["label"] and one["high"] > 50)] == []
+
+
+def test_on_paper_a_drawing_is_a_picture_and_folded_code_is_left_out(opened):
+    _, page, _ = opened
+    page.emulate_media(media="print")
+    seen = "all => all.map(one => one.getClientRects().length > 0)"
+    assert not any(page.locator("main figure:has(.static) .drawing").evaluate_all(seen))
+    assert all(page.locator("main figure .static img").evaluate_all(seen))
+    assert not any(page.locator("main details.hide:not([open])").evaluate_all(seen))
+    page.emulate_media(media="screen")
 
 
 LEFT_OVER = re.compile(r"torch\._C| at 0x[0-9a-f]+>")
