@@ -59,6 +59,12 @@ class Spec:
             raise ConfigError(f"design is {self.design!r}: the designs are {', '.join(DESIGNS)}")
         if self.design and not isinstance(self.side, int):
             raise ConfigError(f"side is {self.side}: design {self.design!r} takes LR images of one side")
+        if self.design and _paired(self.method):
+            fit = [name for name, method in methods.METHODS.items() if not _paired(method)]
+            raise ConfigError(
+                f"method is {self.method.name!r}: it holds the student's maps against the teacher's one to one, and "
+                f"design {self.design!r} has fewer; with a design go {', '.join(fit)}"
+            )
         if self.preset not in PRESETS:
             raise ConfigError(f"preset is {self.preset!r}: the degradations are {', '.join(PRESETS)}")
         for name, seed in (("seed", self.seed), ("teacher-seed", self.teacher_seed)):
@@ -107,6 +113,11 @@ class Spec:
         if self.design:
             return {"size": self.side, "embedding": scale.embedding, **DESIGNS[self.design]}
         return {"name": scale.model, "size": scale.size, "embedding": scale.embedding, **scale.model_options}
+
+
+def _paired(method: Method) -> bool:
+    """Whether it needs a student with as many maps as its teacher; hint layers join them one to one."""
+    return any(term.paired or term.hint for term in method.terms)
 
 
 def teacher_spec(scale: Scale, seed: int = 0, source: str = PROCEDURAL) -> Spec:

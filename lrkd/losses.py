@@ -184,6 +184,7 @@ class Term:
     function: (student View, teacher View) -> scalar tensor, one that can be pickled (of a module, or a `partial` of
     such), as studies send it to other processes. spec: what it is, in plain values, for the run's config.
     hint: whether it needs the student's features through hint layers (1x1 conv + BN, only in training).
+    paired: whether it holds all maps of the student against the teacher's, so that both must have as many.
     """
 
     name: str
@@ -191,6 +192,7 @@ class Term:
     function: Callable[[View, View], Tensor] = field(repr=False, compare=False)
     spec: tuple[tuple[str, Any], ...] = ()
     hint: bool = False
+    paired: bool = False
 
     def describe(self) -> dict[str, Any]:
         """The term as plain values; two terms with equal descriptions compute the same."""
@@ -204,7 +206,8 @@ def feature(
     if stages != "all" and not (isinstance(stages, tuple) and stages and all(isinstance(i, int) for i in stages)):
         raise ConfigError(f'stages is {stages!r}: give "all" or a tuple of stage numbers such as (2, 3)')
     function = partial(_feature, distance=distance, stages=stages, hint=hint)
-    return Term("feature", weight, function, (("distance", distance.__name__), ("stages", stages)), hint)
+    spec = (("distance", distance.__name__), ("stages", stages))
+    return Term("feature", weight, function, spec, hint, paired=stages == "all")
 
 
 def _feature(student: View, teacher: View, distance: Distance, stages: str | tuple[int, ...], hint: bool) -> Tensor:
@@ -230,7 +233,7 @@ def attention(distance: Distance = cosine, weight: float = 5.0, centred: bool = 
         raise ConfigError("centred and constant are both set: a constant target that is centred is zero; choose one")
     function = partial(_attention, distance=distance, centred=centred, constant=constant)
     spec: tuple[tuple[str, Any], ...] = (("distance", distance.__name__), ("centred", centred))
-    return Term("attention", weight, function, (*spec, ("constant", True)) if constant else spec)
+    return Term("attention", weight, function, (*spec, ("constant", True)) if constant else spec, paired=True)
 
 
 def _attention(student: View, teacher: View, distance: Distance, centred: bool, constant: bool) -> Tensor:
@@ -240,7 +243,7 @@ def _attention(student: View, teacher: View, distance: Distance, centred: bool, 
 
 def activation_attention(weight: float = 1000.0) -> Term:
     """AT by `activation_attention_loss`."""
-    return Term("at", weight, _activation_attention)
+    return Term("at", weight, _activation_attention, paired=True)
 
 
 def _activation_attention(student: View, teacher: View) -> Tensor:

@@ -10,7 +10,9 @@ import torch
 from lrkd import experiment, methods, select, study, verify
 from lrkd.degrade import degrade
 from lrkd.errors import ConfigError
-from lrkd.study import DESIGN, DESIGNS, SCALES, SMALL_SIDE, Spec, specs
+from lrkd.losses import View
+from lrkd.models import Hints
+from lrkd.study import DESIGN, DESIGNS, SCALES, SMALL_SIDE, Spec, specs, teacher_spec
 
 SMOKE = SCALES["smoke"]
 pytestmark = pytest.mark.usefixtures("smoke")
@@ -137,6 +139,31 @@ def test_choices_have_their_size_and_kind(studied, store, fraction):
 def test_impossible_designs(more, match):
     with pytest.raises(ConfigError, match=match):
         spec("none", **more)
+
+
+@pytest.mark.parametrize("design", ["mobile-xs", "plain-s"])
+@pytest.mark.parametrize("name", [name for name, method in methods.METHODS.items() if method.terms])
+def test_exactly_the_methods_that_cannot_work_with_a_design_are_refused_before_anything_is_trained(name, design):
+    terms, x = methods.get(name).terms, torch.rand(4, 3, 24, 24)
+    student, teacher = (experiment._build(one, 0, 10)[0] for one in (spec("none", design=design), teacher_spec(SMOKE)))
+    s, t = student(x[..., :8, :8]), teacher(x)
+
+    def train() -> None:
+        hints = Hints(student.widths, teacher.widths) if any(term.hint for term in terms) else None
+        features, labels = hints(s.features) if hints else s.features, torch.tensor([0, 0, 1, 1])
+        views = [
+            View(out.embedding, out.features, hinted, out.channel, out.spatial, out.embedding, labels)
+            for out, hinted in ((s, features), (t, t.features))
+        ]
+        assert all(term.function(*views).isfinite() for term in terms)
+
+    try:
+        train()
+    except (ValueError, RuntimeError):
+        with pytest.raises(ConfigError, match=f"method is '{name}': .* '{design}' has fewer; .* go none, logit-kd, "):
+            spec(name, design=design)
+    else:
+        spec(name, design=design)
 
 
 @pytest.mark.parametrize("design", DESIGNS)
