@@ -4,6 +4,7 @@ Every function averages over the batch. Student tensors come first, teacher tens
 gradient (the caller runs it under `torch.no_grad`).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -194,6 +195,11 @@ class Term:
     hint: bool = False
     paired: bool = False
 
+    def __post_init__(self) -> None:
+        for key, value in (("weight", self.weight), *self.spec):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{key} is {value}: a finite number is right for the term {self.name!r}")
+
     def describe(self) -> dict[str, Any]:
         """The term as plain values; two terms with equal descriptions compute the same."""
         return {"name": self.name, "weight": self.weight, "hint": self.hint, **dict(self.spec)}
@@ -213,6 +219,8 @@ def feature(
 def _feature(student: View, teacher: View, distance: Distance, stages: str | tuple[int, ...], hint: bool) -> Tensor:
     s, t = (student.hinted if hint else student.features), teacher.features
     if stages != "all":
+        if not all(-len(x) <= int(i) < len(x) for i in stages for x in (s, t)):
+            raise ConfigError(f"stages is {stages}: the student's number of them is {len(s)}, the teacher's {len(t)}")
         s, t = [s[int(i)] for i in stages], [t[int(i)] for i in stages]
     return feature_loss(s, t, distance)
 
@@ -250,8 +258,14 @@ def _activation_attention(student: View, teacher: View) -> Tensor:
     return activation_attention_loss(student.features, teacher.features)
 
 
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}: a number above zero is right")
+
+
 def logits(weight: float = 1.0, temperature: float = 4.0) -> Term:
     """Logit distillation by `logit_loss`."""
+    _check_temperature(temperature)
     return Term("logits", weight, partial(_logits, temperature=temperature), (("temperature", temperature),))
 
 
@@ -272,6 +286,7 @@ def _relational(student: View, teacher: View, distance_weight: float, angle_weig
 
 def relation(weight: float = 4.0, temperature: float = 0.1) -> Term:
     """AIRD's relation level by `relation_loss`, on the embeddings."""
+    _check_temperature(temperature)
     return Term("relation", weight, partial(_relation, temperature=temperature), (("temperature", temperature),))
 
 

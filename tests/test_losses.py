@@ -168,6 +168,16 @@ def test_stages_and_hints_choose_what_is_compared():
         losses.feature(stages="last")
 
 
+def test_a_stage_that_a_network_does_not_have_is_named():
+    s, t = view(1), view(0)
+    torch.testing.assert_close(losses.feature(stages=(-1,)).function(s, t), losses.feature(stages=(1,)).function(s, t))
+    for stages in ((0, 2), (-3,)):
+        with pytest.raises(ConfigError, match=r"stages is \(.*\): the student's number of them is 2, the teacher's 2"):
+            losses.feature(stages=stages).function(s, t)
+    with pytest.raises(ConfigError, match="is 1, the teacher's 2"):
+        losses.feature(stages=(1,), hint=False).function(s._replace(features=s.features[:1]), t)
+
+
 def naive_relation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """R_XY = X^T Y' of one sample, X (C,h,w) over its Frobenius norm, position by position."""
     c, h, w = x.shape
@@ -299,6 +309,22 @@ def test_logit_distillation_against_scipys_relative_entropy(temperature):
     assert found == pytest.approx(wanted)
     gap = log_softmax(t / temperature, axis=1) - log_softmax(s / temperature, axis=1)
     assert found == pytest.approx(temperature**2 * (p * gap).sum(1).mean())
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_weight_is_finite(wrong):
+    for make in (losses.feature, losses.attention, losses.logits, losses.relational):
+        with pytest.raises(ConfigError, match=f"weight is {wrong}: a finite number is right for the term"):
+            make(weight=wrong)
+    with pytest.raises(ConfigError, match="angle_weight is"):
+        losses.relational(angle_weight=wrong)
+
+
+@pytest.mark.parametrize("make", [losses.logits, losses.relation])
+@pytest.mark.parametrize("wrong", [0, 0.0, -1.0, np.nan, np.inf])
+def test_a_temperature_is_finite_and_above_zero(make, wrong):
+    with pytest.raises(ConfigError, match=f"temperature is {wrong}: a "):
+        make(temperature=wrong)
 
 
 def test_logit_distillation_does_not_see_a_constant_added_to_all_logits():
