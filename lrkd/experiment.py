@@ -255,7 +255,8 @@ def _train(
     elif spec.method.teacher == "random":
         untaught = teacher_spec(spec.scale, spec.teacher_seed, spec.source)
         teacher = Teacher(*_build(untaught, 1000 + spec.teacher_seed, faces.train.classes))
-    stamp: dict[str, Any] = {"source": spec.source, "device": device_name(device), "torch": torch.__version__}
+    source = spec.source if spec.source == PROCEDURAL else str(Path(spec.source).resolve())  # from other folders too
+    stamp: dict[str, Any] = {"source": source, "device": device_name(device), "torch": torch.__version__}
     stamp["commit"] = commit()
     leader = parallel.rank() == 0
     if parallel.size() > 1:

@@ -493,6 +493,15 @@ def test_prepared_photographs_go_all_the_way(photographs, tmp_path):
     assert study.load(run)[1].weight.shape[0] == parts.train.classes
 
 
+def test_a_run_finds_its_photographs_from_any_folder(photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(photographs).parent)
+    relative = spec("none", 6, source=Path(photographs).name)
+    assert study.key(relative) == study.key(spec("none", 6, source=photographs))
+    run = study.train(relative, tmp_path, device="cpu", progress=False)
+    assert run.result["source"] == str(Path(photographs).resolve())
+    assert photographs not in json.dumps([*experiment.rows(relative, run), run.config])
+
+
 def test_data_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"neither 'procedural' nor a prepared folder; `python -m data_prep` makes one"):
         study.splits(SMOKE, str(tmp_path / "nowhere"))
