@@ -33,12 +33,27 @@ def rank() -> int:
 
 @contextmanager
 def joined(device: str) -> Iterator[str]:
-    """Join the processes of torchrun while the block runs; -> the device of this one, whose kind `device` says."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the processes of torchrun while the block runs; -> the device of this one, whose kind `device` says.
+
+    Raises ConfigError for an environment that is not torchrun's, and for more processes than there are GPUs.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield device
         return
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        value = os.environ.get(name, "")
+        if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
+            raise ConfigError(
+                f"{name} is {value!r} in the environment, where WORLD_SIZE asks for several processes: torchrun sets "
+                f"both; unset WORLD_SIZE to train with one"
+            )
     if device.startswith("cuda"):
-        device = f"cuda:{int(os.environ['LOCAL_RANK'])}"
+        number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= there:
+            raise ConfigError(
+                f"LOCAL_RANK is {number}, and the GPUs here are {there}: torchrun --nproc-per-node {there} is right"
+            )
+        device = f"cuda:{number}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:

@@ -130,6 +130,25 @@ def test_alone_there_is_one_process_and_nothing_to_agree_on():
             assert not any(type(module) is parallel._Norm for module in network.modules())
 
 
+TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "device", "match"),
+    [
+        *(({name: ""}, "cpu", f"{name} is '' in the environment") for name in TORCHRUN),
+        *(({name: "x"}, "cpu", f"{name} is 'x'.* unset WORLD_SIZE") for name in TORCHRUN if name != "MASTER_ADDR"),
+        ({}, "cuda", "LOCAL_RANK is 1, and the GPUs here are 1: torchrun --nproc-per-node 1 is right"),
+    ],
+)
+def test_settings_that_are_not_torchruns_are_named(monkeypatch, wrong, device, match):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (TORCHRUN | wrong).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=match), parallel.joined(device):
+        pass
+
+
 def test_the_command_trains_with_two_processes_and_says_so(smoke, tmp_path):
     words = ("train", "--scale", "smoke", "--method", "fskd", "--side", "6", "--device", "cpu", "--runs", str(tmp_path))
     torchrun("-m", "lrkd", *words, "--sync-norm")
