@@ -617,7 +617,7 @@ def _runs(arguments: argparse.Namespace) -> None:
     table = []
     for run in found:
         try:
-            result = run.result if run.finished else {"status": "not finished"}
+            result: dict[str, Any] = run.result if run.finished else {"status": "not finished"}
             measures = result.get("measures")
             row = {"status": result["status"], "accuracy": measures["test"]["accuracy"] if measures else None}
         except (RunError, KeyError, TypeError):
