@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor, nn
 
-from lrkd.errors import DataError
+from lrkd.errors import DataError, needed
 
 
 def upsample(maps: Tensor, size: int) -> Tensor:
@@ -136,14 +136,21 @@ def interval(values: ArrayLike, seed: int = 0, resamples: int = 1000) -> tuple[n
     return found.low, found.high
 
 
+def check_packages() -> None:
+    """Raises ConfigError where captum is not installed, which `grad_cam` needs and nothing else here."""
+    with needed("Grad-CAM", "book"):
+        import captum.attr  # noqa: F401
+
+
 def grad_cam(network: nn.Module, layers: Sequence[nn.Module], images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """Grad-CAM of a face network: (N,3,S,S), (N,D) -> one map (N,h,w) >= 0 a layer, by captum's LayerGradCam.
 
     What is explained is the cosine of each image's embedding with its target, such as the mean embedding of other
     images of the person: the evidence on which verification decides. Of a layer that returns several tensors the first
-    counts. The network runs in its present mode and keeps no gradients. arXiv 1610.02391.
+    counts. The network runs in its present mode and keeps no gradients. arXiv 1610.02391. Raises as `check_packages`.
     """
-    from captum.attr import LayerGradCam  # heavy, and training does without it
+    check_packages()
+    from captum.attr import LayerGradCam
 
     targets = F.normalize(targets, dim=1)
 

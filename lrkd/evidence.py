@@ -265,6 +265,7 @@ def gather(
         raise RunError(
             f"{store(where)}: no teacher of scale {scale.name} has finished: `lrkd study attention` trains it"
         )
+    attention.check_packages()  # now, and not after the ground truth
     faces = splits(scale, source).test
     shown = probes(faces, scale)
     picked = _examples(faces, scale, shown, examples)

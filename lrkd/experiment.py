@@ -210,9 +210,12 @@ def train(
     speed: how it is computed, which is no part of what it is. Processes that `parallel.joined` has joined train it
     together, and all must call this.
 
-    Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept.
+    Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept. Raises
+    ConfigError, before anything is trained, where a package is missing that the method's choice needs.
     """
-    device = device_of(device)
+    device, choice = device_of(device), spec.method.choice
+    if choice is not None and choice.kind != "random" and not find_run(spec, where).finished:
+        select.check_packages()
     run = runs.open_run(store(where), run_name(spec), config(spec))
     if not parallel.first(run.finished):
         how: dict[str, Any] = {"device": device, "progress": progress, "stop": stop, "wait": wait, "speed": speed}

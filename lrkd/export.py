@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lrkd import __version__, verify
 from lrkd.data import Faces
-from lrkd.errors import ConfigError, DataError
+from lrkd.errors import ConfigError, DataError, needed
 from lrkd.photographs import FORMATS as PHOTOGRAPHS
 from lrkd.photographs import MAX_FILE, upright
 from lrkd.runs import atomic
@@ -262,12 +262,10 @@ def _line(error: Exception) -> str:
 
 @contextmanager
 def _packages() -> Iterator[None]:
-    try:
+    with needed("exporting", "export"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"exporting needs {error.name}: pip install 'lrkd[export]'") from error
     with warnings.catch_warnings():
         # torch 2.11 deep-copies a class of its own that it has declared deprecated.
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)

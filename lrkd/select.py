@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize, sparse, stats
 from scipy.linalg import eigvalsh_tridiagonal
 
-from lrkd.errors import ConfigError, DataError
+from lrkd.errors import ConfigError, DataError, needed
 
 EXACT = 32
 _STEPS, _DOUBT = 400, 1e-9  # of Lanczos' method; the chance that its bound on the lowest eigenvalue is wrong
@@ -93,6 +93,12 @@ def unaries(embeddings: ArrayLike, labels: ArrayLike) -> np.ndarray:
     return stats.rankdata(found) / len(found)
 
 
+def check_packages() -> None:
+    """Raises ConfigError where scikit-learn is not installed, which `graph` needs and training does not."""
+    with needed("selecting features", "book"):
+        import sklearn.neighbors  # noqa: F401
+
+
 def graph(embeddings: ArrayLike, labels: ArrayLike, k: int = 10, confusion: float = 1.0) -> sparse.csr_array:
     """Weights between faces, (N,D), (N,) -> (N,N) symmetric with a zero diagonal, in [0,1] times `confusion`.
 
@@ -100,8 +106,10 @@ def graph(embeddings: ArrayLike, labels: ArrayLike, k: int = 10, confusion: floa
     within a class the share of one target that the other repeats (redundancy), between classes how close to each other
     two people would be pulled (confusability), which counts `confusion` times; 0 leaves redundancy alone.
 
-    Raises ConfigError for k outside [1, N-1] and a negative confusion, DataError for what is no (N,D) with its labels.
+    Raises ConfigError for k outside [1, N-1], a negative confusion and as `check_packages`, DataError for what is no
+    (N,D) with its labels.
     """
+    check_packages()
     faces, labels = _faces(embeddings, labels)
     n = len(faces)
     if not 1 <= k < n:

@@ -1,6 +1,7 @@
 """What is measured of trained runs: the columns' laws, the arrays that a page reads, and the command."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from lrkd import attention, cli, evidence, methods, study
 from lrkd.degrade import degrade
-from lrkd.errors import DataError, RunError
+from lrkd.errors import ConfigError, DataError, RunError
 from lrkd.train import normalise
 
 SMOKE = study.SCALES["smoke"]
@@ -147,6 +148,14 @@ def test_the_command_writes_what_a_page_reads(gathered, tmp_path, capsys):
 def test_without_a_teacher_there_is_nothing_to_compare(gathered, tmp_path):
     with pytest.raises(RunError, match="no teacher of scale smoke has finished"):
         evidence.gather(WANTED, tmp_path)
+
+
+def test_without_captum_it_is_said_before_the_ground_truth_is_computed(gathered, monkeypatch):
+    monkeypatch.setattr(evidence, "probes", None)
+    monkeypatch.setitem(sys.modules, "captum", None)
+    monkeypatch.delitem(sys.modules, "captum.attr", raising=False)
+    with pytest.raises(ConfigError, match=r"Grad-CAM needs captum.*: pip install 'lrkd\[book\]'"):
+        evidence.gather(WANTED)
 
 
 def test_photographs_have_no_ground_truth(photographs):

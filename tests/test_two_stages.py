@@ -1,5 +1,6 @@
 """Small students in two stages: what they see, where they begin, which features they learn, what is measured."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -106,6 +107,17 @@ def test_measures_of_a_small_student(studied, store):
             assert (name, "test-hr-lr") not in rows.index, "nobody's features stand in for HR ones"
             assert (name, "identification") not in rows.index
             assert np.isnan(scores[2:]).all()
+
+
+def test_without_scikit_learn_nothing_is_trained_and_what_is_there_is_found(studied, store, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    for name in ("skd", "skd-top"):
+        with pytest.raises(ConfigError, match=r"selecting features needs sklearn.*: pip install 'lrkd\[book\]'"):
+            study.train(spec(name), tmp_path, device="cpu", progress=False)
+    assert not list(tmp_path.iterdir())
+    assert study.train(spec("skd"), store, device="cpu", progress=False).finished
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
