@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from lrkd.errors import DataError
+from lrkd.errors import ConfigError, DataError
 
 
 class Estimate(NamedTuple):
@@ -28,8 +28,9 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
 
     For paired differences of two methods give their differences seed by seed: p is then the paired t-test's. Values
     that are all equal have an interval of no width, and p is 0, or 1 where they are zero.
-    Raises DataError for fewer than two values, or values that are not finite.
+    Raises DataError for fewer than two values, or values that are not finite, ConfigError for a level outside (0,1).
     """
+    _check_inside("level", level, 0, 1)
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
         raise DataError(f"values: {x.tolist()} are not two or more finite numbers, one a seed")
@@ -121,8 +122,9 @@ def tost(differences: ArrayLike, margin: float, alpha: float = 0.05) -> Equivale
 
     p is the larger of the two: below alpha exactly where the interval of level 1 - 2 alpha (90 %) lies inside the
     margins. Not finding a difference is no evidence for equality; this is. Schuirmann, J. Pharmacokin. Biopharm. 1987.
-    Raises DataError as `mean_interval`, and for a margin that is not above zero.
+    Raises DataError as `mean_interval`, and for a margin that is not above zero, ConfigError for alpha outside (0,.5).
     """
+    _check_inside("alpha", alpha, 0, 0.5)
     if not margin > 0:
         raise DataError(f"margin is {margin}: the smallest difference that matters, above zero, is right")
     x = np.asarray(differences, dtype=np.float64)
@@ -162,7 +164,11 @@ def bootstrap_interval(
     It undercovers for few seeds: six values have only 462 different resamples, and their spread misses the factor
     sqrt(n / (n-1)) and the tail of Student's t. benchmarks/statistics.csv says by how much, and that BCa, which mends
     bias and skewness, does not mend this; hence the plain percentile. The t interval stands first wherever both do.
+    Raises DataError for values that are not finite, ConfigError for a level outside (0,1), other methods, no resamples.
     """
+    _check_inside("level", level, 0, 1)
+    if resamples < 1 or method not in ("percentile", "BCa"):
+        raise ConfigError(f"resamples is {resamples}, method {method!r}: 1 or more, and percentile or BCa are right")
     x = _units(differences)
     if np.ptp(x) == 0:
         return float(x[0]), float(x[0])
@@ -189,16 +195,27 @@ def probability_of_improvement(values: ArrayLike, baseline: ArrayLike) -> float:
 
 
 def power(d_z: float, n: int, alpha: float = 0.05) -> float:
-    """Power of the two-sided paired t test with n seeds for a true d_z, by the noncentral t. Unit: a seed."""
+    """Power of the two-sided paired t test with n seeds for a true d_z, by the noncentral t. Unit: a seed.
+
+    A d_z that is not known, nan, has power nan. Raises ConfigError for fewer than two seeds and alpha outside (0,.5).
+    """
+    _check_inside("alpha", alpha, 0, 0.5)
+    _check_inside("n", n, 1, np.inf)
     limit, shift = stats.t.ppf(1 - alpha / 2, n - 1), abs(d_z) * np.sqrt(n)
     if not np.isfinite(shift):
-        return 1.0
+        return 1.0 if np.isinf(shift) else np.nan
     wrong = stats.nct.cdf(-limit, n - 1, shift) if shift < 5 else 0.0  # below 3e-7 there, and scipy's may be nan
     return float(stats.nct.sf(limit, n - 1, shift) + wrong)
 
 
 def seeds_needed(d_z: float, target: float = 0.8, alpha: float = 0.05, most: int = 100_000) -> float:
-    """The least number of seeds, 2 or more, that finds a true d_z with power `target`; inf beyond `most`."""
+    """The least number of seeds, 2 or more, that finds a true d_z with power `target`; inf beyond `most`, nan for nan.
+
+    Raises ConfigError as `power`, and for a target outside (0,1).
+    """
+    _check_inside("target", target, 0, 1)
+    if np.isnan(d_z):
+        return np.nan
     if power(d_z, most, alpha) < target:
         return np.inf
     low, high = 1, 2
@@ -211,9 +228,13 @@ def seeds_needed(d_z: float, target: float = 0.8, alpha: float = 0.05, most: int
 
 
 def detectable(n: int, target: float = 0.8, alpha: float = 0.05) -> float:
-    """The least true d_z that n seeds find with power `target`; times the differences' sd it is an effect."""
+    """The least true d_z that n seeds find with power `target`; times the differences' sd it is an effect.
+
+    Raises ConfigError as `power`, and for a target outside (alpha,1): alpha is what no effect at all reaches.
+    """
     from scipy.optimize import brentq
 
+    _check_inside("target", target, alpha, 1)
     return float(brentq(lambda d: power(d, n, alpha) - target, 1e-6, 1e3, xtol=1e-9))
 
 
@@ -357,6 +378,7 @@ def mixed_model(frame: pd.DataFrame, method: str, baseline: str, value: str = "a
     from statsmodels.regression.mixed_linear_model import VCSpec
     from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
+    _check_inside("level", level, 0, 1)
     check_columns(frame, ["method", "seed", "teacher_seed", value])
     rows = frame[frame["method"].isin([method, baseline])].dropna(subset=value)
     is_method = (rows["method"] == method).to_numpy(np.float64)
@@ -444,6 +466,11 @@ def provenance(frame: pd.DataFrame) -> dict[str, int | str]:
         "diverged": int(frame.loc[frame["status"] != "ok", "config"].nunique()),
     }
     return found | {name: ", ".join(map(str, frame[name].dropna().unique())) for name in texts}
+
+
+def _check_inside(name: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        raise ConfigError(f"{name} is {value}: between {low:g} and {high:g}, without these, is right")
 
 
 def _units(values: ArrayLike, least: int = 2) -> np.ndarray:

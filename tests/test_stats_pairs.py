@@ -14,7 +14,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
 from lrkd import stats
-from lrkd.errors import DataError
+from lrkd.errors import ConfigError, DataError
 
 
 def sample(n: int, mean: float = 0.4, seed: int = 0) -> np.ndarray:
@@ -153,6 +153,44 @@ def test_seeds_needed_at_its_ends():
 def test_detectable_is_the_inverse_of_power(n):
     assert stats.power(stats.detectable(n), n) == pytest.approx(0.8, abs=1e-6)
     assert stats.seeds_needed(stats.detectable(n) + 1e-6) == n
+
+
+@pytest.mark.parametrize("level", [0, 1, 95, -0.5, math.nan])
+def test_an_impossible_level_is_no_interval(level):
+    x = sample(6)
+    frame = pd.DataFrame({"method": ["a", "b"] * 2, "seed": [0, 0, 1, 1], "teacher_seed": 0, "accuracy": x[:4]})
+    for call in (stats.mean_interval, stats.bootstrap_interval):
+        with pytest.raises(ConfigError, match=f"level is {level}: between 0 and 1"):
+            call(x, level)
+    with pytest.raises(ConfigError, match="level is"):
+        stats.mixed_model(frame, "a", "b", level=level)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 2, math.nan])
+def test_an_impossible_alpha_is_refused(alpha):
+    for call in (lambda: stats.tost(sample(6), 1.0, alpha), lambda: stats.power(1, 6, alpha)):
+        with pytest.raises(ConfigError, match=f"alpha is {alpha}: between 0 and 0.5"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: stats.power(1, 1), "n is 1: between 1 and inf, without"),
+        (lambda: stats.detectable(1), "n is 1"),
+        (lambda: stats.detectable(6, target=0.05), "target is 0.05: between 0.05 and 1"),
+        (lambda: stats.seeds_needed(1, target=1), "target is 1"),
+        (lambda: stats.bootstrap_interval([1, 2, 3], resamples=0), "resamples is 0"),
+        (lambda: stats.bootstrap_interval([1, 1, 1], method="x"), "method 'x'"),
+    ],
+)
+def test_what_has_no_answer_is_refused(call, match):
+    with pytest.raises(ConfigError, match=match):
+        call()
+
+
+def test_an_effect_that_is_not_known_has_no_power():
+    assert np.isnan([stats.power(math.nan, 6), stats.seeds_needed(math.nan)]).all()
 
 
 # Tables
