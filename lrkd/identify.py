@@ -135,8 +135,8 @@ def identification(
     """The protocol that the roles of a prepared set say: `(N,D), (N,), {role: rows}` -> a row a kind of probe.
 
     gallery, and distractor (TinyFace): what is searched. probe, and distance1, distance2, ... (SCface): whose ranks are
-    counted. unmated (SurvFace): probes that should not be found; with them comes the open set, whose gallery holds one
-    template a person, the mean of its unit features. Columns: probes, gallery, rank1, ..., tpir20_at_fpir_0.3, ...
+    counted. unmated (SurvFace): probes that should not be found; with them comes each kind's open set, whose gallery
+    holds one template a person, the mean of its unit features. Columns: probes, gallery, rank1, ..., tpir20_at_fpir_0.3
 
     Raises DataError for roles without a gallery or without probes.
     """
@@ -152,11 +152,13 @@ def identification(
     table = rank_table(array[shelf], names[shelf], array[asked], names[asked], who, ranks)
     table.insert(1, "gallery", len(shelf))
     if "unmated" in roles:
-        own, asked = roles["gallery"], np.concatenate([roles["probe"], roles["unmated"]])
+        own = roles["gallery"]
         pool = templates(unit(array[own]), names[own], names[own])
-        found = open_set(pool.features, pool.subjects, array[asked], names[asked], fpir=fpir)
-        for rate, share in zip(fpir, found.tpir, strict=True):
-            table.loc["probe", f"tpir20_at_fpir_{rate:g}"] = share
+        for kind in kinds:
+            asked = np.concatenate([roles[kind], roles["unmated"]])
+            found = open_set(pool.features, pool.subjects, array[asked], names[asked], fpir=fpir)
+            for rate, share in zip(fpir, found.tpir, strict=True):
+                table.loc[kind, f"tpir20_at_fpir_{rate:g}"] = share
     return table.rename_axis("probe_role").reset_index()
 
 

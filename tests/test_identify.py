@@ -181,6 +181,8 @@ def test_roles_of_a_prepared_set_say_the_protocol():
         ["distance1", 2, 0.5],
         ["distance3", 1, 1.0],
     ]
+    both = identification(features, everyone, by | {"unmated": np.arange(7, 9)}, fpir=(0.0, 0.5))
+    assert both.filter(like="tpir20").to_numpy().tolist() == [[0.5, 1], [1, 1]], "each distance beside the strangers"
     with pytest.raises(DataError, match="roles: gallery: gallery, and probe or distance1"):
         identification(features, everyone, {"gallery": np.arange(4)})
     with pytest.raises(DataError, match="roles: none"):
