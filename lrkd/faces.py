@@ -243,9 +243,8 @@ class FaceModel:
     ) -> None:
         if len(amplitudes) != 3 or not all(math.isfinite(a) and a >= 0 for a in amplitudes):
             raise ConfigError(f"amplitudes={amplitudes!r}: give three finite numbers >= 0, for low, mid and high")
-        for name, value in (("nuisance_scale", nuisance_scale), ("ageing", ageing), ("seed", seed)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"{name}={value!r}: give a finite number >= 0")
+        if not (math.isfinite(nuisance_scale) and nuisance_scale >= 0):
+            raise ConfigError(f"nuisance_scale={nuisance_scale!r}: give a finite number >= 0")
         self.seed, self.amplitudes, self.nuisance_scale, self.ageing = seed, tuple(amplitudes), nuisance_scale, ageing
         self.device = torch.device(device)
         rng = np.random.default_rng(seed)

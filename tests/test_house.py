@@ -8,11 +8,15 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+
+from lrkd import data
+from lrkd.scales import SCALES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -274,3 +278,15 @@ def test_every_run_of_a_results_table_has_its_configuration_beside_it():
         if "config" in table:
             lacking = sorted(set(table["config"].dropna()) - known)
             assert not lacking, f"{file.name}: `make results` ends with the command that adds {', '.join(lacking[:5])}"
+
+
+def test_the_results_are_of_the_faces_that_this_code_renders(monkeypatch):
+    """faces.py, to the byte, is part of what a run is: a change there parts the tables from what a build trains."""
+    runs = pd.read_csv(ROOT / "book" / "results" / "runs.csv", dtype=str)
+    made = runs[(runs["data.source"] == "procedural") & (runs["scale"] == "cpu")]
+    monkeypatch.setattr(data, "_making", lambda folder: nullcontext())
+    monkeypatch.setattr(data, "_procedural_split", lambda _, *parts: data._digest(parts[-1], *parts[:-2]))
+    monkeypatch.setattr(data, "Splits", lambda *digests: digests)
+    cpu = SCALES["cpu"]
+    found = data.procedural(cpu.size, cpu.identities, cpu.images, cpu.pairs, face=dict(cpu.face), cache="nowhere")
+    assert dict(zip(data.SPLITS, found, strict=True)) == {s: made[f"data.{s}"].unique().item() for s in data.SPLITS}
