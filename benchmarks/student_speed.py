@@ -267,8 +267,9 @@ def measure(
             for (name, engine), spent in times.items():
                 rates = [size[name] / value for value in spent]
                 rate, counted = statistics.median(rates), known[name]
-                like = engine if (own.name, engine) in times else next(e for n, e in times if n == own.name)
-                base = [size[own.name] / value for value in times[own.name, like]]
+                like = engine if (own.name, engine) in times else next((e for n, e in times if n == own.name), "")
+                # An .onnx file alone has no engine on a GPU.
+                base = [size[own.name] / value for value in times.get((own.name, like), [nan] * len(spent))]
                 ratio = statistics.median(b / r for b, r in zip(base, rates, strict=True))
                 before, peak = taken[name].get(engine, (nan, nan))
                 rows.append(
@@ -337,7 +338,7 @@ def main() -> None:
                 f"{TARGET[where]:,}, the paper's {PAPER[where]:,} on hardware that it does not name"
             )
         else:
-            print(f"{where}: not measured, there is none")
+            print(f"{where}: not measured, there is none, or only an .onnx file without its .json")
     if arguments.out:
         table.to_csv(arguments.out, index=False, float_format="%.5g", lineterminator="\n")
 
