@@ -135,16 +135,6 @@ def test_every_figure_is_visible_and_told(opened):
     assert [one for one in drawn if not (one["label"] and one["high"] > 50)] == []
 
 
-def test_on_paper_a_drawing_is_a_picture_and_folded_code_is_left_out(opened):
-    _, page, _ = opened
-    page.emulate_media(media="print")
-    seen = "all => all.map(one => one.getClientRects().length > 0)"
-    assert not any(page.locator("main figure:has(.static) .drawing").evaluate_all(seen))
-    assert all(page.locator("main figure .static img").evaluate_all(seen))
-    assert not any(page.locator("main details.hide:not([open])").evaluate_all(seen))
-    page.emulate_media(media="screen")
-
-
 LEFT_OVER = re.compile(r"torch\._C| at 0x[0-9a-f]+>")
 
 
@@ -192,6 +182,16 @@ def test_a_page_is_readable_on_a_phone(opened):
         PHONE["width"],
     )
     assert told == []
+
+
+def test_on_paper_a_drawing_is_a_picture_and_folded_code_is_left_out(opened):
+    """The last of a page: the theme lays tables out anew for paper."""
+    _, page, _ = opened
+    page.emulate_media(media="print")
+    seen = "all => all.map(one => one.getClientRects().length > 0)"
+    assert not any(page.locator("main figure:has(.static) .drawing").evaluate_all(seen))
+    assert all(page.locator("main figure .static img").evaluate_all(seen))
+    assert not any(page.locator("main details.hide:not([open])").evaluate_all(seen))
 
 
 def moving() -> list[str]:
