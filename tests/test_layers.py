@@ -15,7 +15,7 @@ ROOMS = (
     ("faces", "degrade", "distances", "stats", "pairs", "photographs"),
     ("layout", "hypotheses", "race", "foreign", "identify"),
     ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "adapt", "plots", "viewers"),
-    ("device", "parallel"),
+    ("device", "parallel", "movable"),
     ("train", "methods", "runs", "shifts"),
     ("scales", "export"),
     ("experiment",),
@@ -31,7 +31,8 @@ LONERS = {"plots", "viewers", "stats", "__init__"}
 READERS = {"data", "layout", "pairs", "photographs", "errors"}
 BASE = {"torch", "torchvision", "numpy", "scipy", "pandas", "PIL", "safetensors", "tqdm"}
 MORE = {
-    "plots": {"matplotlib", "seaborn", "plotly", "myst_nb"},
+    "plots": {"matplotlib", "seaborn", "myst_nb"},
+    "movable": {"matplotlib", "plotly"},
     "stats": {"statsmodels"},
     "attention": {"captum"},
     "viewers": {"matplotlib"},
