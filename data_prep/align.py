@@ -18,7 +18,7 @@ from PIL import Image
 
 from data_prep import folder, layout
 from lrkd import photographs
-from lrkd.errors import ConfigError, DataError
+from lrkd.errors import ConfigError, DataError, needed
 
 HELP = """\
 Align photographs, one folder per person, by five landmarks a face: the similarity transform that brings both eyes, the
@@ -122,10 +122,8 @@ def framing(
     """What `layout.write` needs to align instead of to crop: by the landmarks of each source, or by a detector."""
     if (landmarks is None) == (detector is None):
         raise ConfigError("landmarks, or a detector: one of the two is right")
-    try:
+    with needed("aligning", "align"):
         import skimage.transform  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"aligning needs scikit-image ({error}): pip install 'lrkd[align]'") from error
 
     def decode(photo: layout.Photo, data: bytes) -> np.ndarray:
         if landmarks is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from lrkd import study
-from lrkd.errors import ConfigError, RunError
+from lrkd.errors import ConfigError, RunError, needed
 from lrkd.experiment import Spec
 
 # submitit's names; "local" runs the jobs as processes of this machine, as a trial.
@@ -62,11 +62,9 @@ def submit(job: Job, count: int, launcher: str, folder: Path, parameters: Mappin
         raise ConfigError(f"launcher is {launcher!r}: {' and '.join(LAUNCHERS)} are known")
     if count < 1:
         raise ConfigError(f"jobs is {count}: at least 1 is needed")
-    try:
+    with needed("a launcher", "cluster"):
         import submitit
         from submitit.core.utils import FailedJobError
-    except ImportError as error:
-        raise ConfigError("launcher: submitit is not installed; `pip install lrkd[cluster]` brings it") from error
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=launcher)
         executor.update_parameters(**{"name": "lrkd", "timeout_min": 60, **(parameters or {})})

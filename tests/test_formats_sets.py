@@ -631,7 +631,7 @@ def test_without_scikit_image_nothing_is_decoded(album, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.transform", None)
     monkeypatch.setattr(layout, "write", lambda *_, **__: pytest.fail("decoded"))
     for given in ({"landmarks": table(tmp_path, points_of(album))}, {"detector": lambda pixels: []}):
-        with pytest.raises(ConfigError, match=r"aligning needs scikit-image .*pip install 'lrkd\[align\]'"):
+        with pytest.raises(ConfigError, match=r"aligning needs skimage.*pip install 'lrkd\[align\]'"):
             align.prepare(album, tmp_path / "out", **given)
 
 
