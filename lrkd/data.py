@@ -336,7 +336,7 @@ def procedural(
     many as there are people for. The three splits have random streams of their own, so
     the test faces do not change with the number of training identities. `seed` draws people and nuisance; `face` goes
     to `FaceModel` (its own seed, amplitudes, ...). Rendered once into `cache_dir(cache)` under a hash of the parameters
-    and of faces.py, and memory-mapped; a second process waits for the first.
+    and of `RENDERER_VERSION`, and memory-mapped; a second process waits for the first.
     Raises ConfigError on impossible parameters, DataError on a full disk or a broken cache.
     """
     if size < 8 or images < 2 or len(identities) != 3 or min(identities) < 4:
@@ -353,7 +353,7 @@ def procedural(
         "seed": seed,
         "device": torch.device(device).type,
         "face": face,
-        "renderer": hashlib.sha256(Path(lrkd.faces.__file__).read_bytes()).hexdigest(),
+        "renderer": lrkd.faces.RENDERER_VERSION,
     }
     try:
         text = json.dumps(parameters, sort_keys=True)

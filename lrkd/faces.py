@@ -19,6 +19,10 @@ from torch import Tensor
 
 from lrkd.errors import ConfigError
 
+# Part of every run on rendered faces. Change it with any edit after which the same numbers render other pixels: then no
+# run in a store and no table in book/results is of these faces any more. (It began as a hash of this file.)
+RENDERER_VERSION = "d76c1c495f17a96d61ef0556754be993785def3b48db2fa63a0e999363745839"
+
 BANDS = ("low", "mid", "high")
 AGE_LOW, AGE_HIGH = 18.0, 78.0
 PARTS = ("eyes", "nose", "mouth", "brows", "skin", "hair")

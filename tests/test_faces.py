@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from lrkd.errors import ConfigError
-from lrkd.faces import AGE_HIGH, AGE_LOW, PARTS, FaceModel
+from lrkd.faces import AGE_HIGH, AGE_LOW, PARTS, RENDERER_VERSION, FaceModel
 
 # torch's forward mode imports its own scripted decompositions, which warn.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
@@ -310,3 +310,19 @@ def test_bad_construction_and_integer_identity(model: FaceModel) -> None:
         FaceModel(nuisance_scale=float("nan"))
     with pytest.raises(ConfigError, match="floating point"):
         model.render(torch.zeros(1, 64, dtype=torch.long), model.neutral(1), 16)
+
+
+def test_the_renderer_of_this_version_renders_these_pixels() -> None:
+    """Whoever changes what is rendered raises RENDERER_VERSION, and takes these figures anew."""
+    model, g = FaceModel(seed=0, amplitudes=(0.4, 1.3, 1.5)), torch.Generator().manual_seed(7)
+    faces = model(model.sample_identity(3, g), model.sample_nuisance(3, g), size=48) * 255
+    blocks = adaptive_avg_pool2d(faces, 3).mean(1).flatten(1)
+    known = [
+        [112.8, 136.4, 120.6, 120.7, 155.1, 124.3, 123.7, 127.6, 133.6],
+        [129.9, 103.4, 129.7, 126.9, 141.0, 132.5, 130.7, 107.8, 129.3],
+        [102.1, 138.9, 112.1, 126.4, 179.0, 125.1, 112.7, 140.5, 129.0],
+    ]
+    np.testing.assert_allclose(blocks, known, atol=0.1)
+    edges = (faces[:, :, 1:] - faces[:, :, :-1]).abs().mean((1, 2, 3))
+    np.testing.assert_allclose(edges, [4.724, 5.311, 4.283], atol=0.01)
+    assert RENDERER_VERSION.startswith("d76c1c49")

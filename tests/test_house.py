@@ -281,7 +281,7 @@ def test_every_run_of_a_results_table_has_its_configuration_beside_it():
 
 
 def test_the_results_are_of_the_faces_that_this_code_renders(monkeypatch):
-    """faces.py, to the byte, is part of what a run is: a change there parts the tables from what a build trains."""
+    """RENDERER_VERSION is part of what a run is: a change there parts the tables from what a build trains."""
     runs = pd.read_csv(ROOT / "book" / "results" / "runs.csv", dtype=str)
     made = runs[(runs["data.source"] == "procedural") & (runs["scale"] == "cpu")]
     monkeypatch.setattr(data, "_making", lambda folder: nullcontext())
