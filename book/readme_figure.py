@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from lrkd import methods, plots, stats
+from lrkd.files import read_table
 
 
 def figure(table: pd.DataFrame) -> plots.Shown:
@@ -25,7 +26,7 @@ def figure(table: pd.DataFrame) -> plots.Shown:
 
 def main() -> None:
     here = Path(__file__).resolve().parent
-    (here / "readme-forest.webp").write_bytes(figure(pd.read_csv(here / "results" / "core.csv")).image)
+    (here / "readme-forest.webp").write_bytes(figure(read_table(here / "results" / "core.csv")).image)
 
 
 if __name__ == "__main__":

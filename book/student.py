@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from benchmarks.student_speed import Contender, race, session
-from lrkd import cli, export, runs, study
+from lrkd import cli, export, files, runs, study
 from lrkd.errors import DataError
 from lrkd.experiment import commit, device_name
 
@@ -116,7 +116,7 @@ def main(results: Path = RESULTS) -> None:
     accuracy = {protocol: run.result["measures"][protocol]["accuracy"] for protocol in ("validation", "test")}
     about = {"design": spec.design, "method": spec.method.name, "seed": spec.seed, "teacher_seed": spec.teacher_seed}
     told = {"run": run.path.name, "rule": RULE, **about, "accuracy": accuracy, "config": run.config, "exported": stamp}
-    runs.write_json(results / "student.json", told | {"trained": run.result["commit"]})
+    files.write_json(results / "student.json", told | {"trained": run.result["commit"]})
 
 
 if __name__ == "__main__":

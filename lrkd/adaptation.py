@@ -22,9 +22,10 @@ from tqdm.auto import tqdm
 from lrkd import data, verify
 from lrkd.adapt import AdaBN, Adapted, FaceBN, SourcePrior
 from lrkd.degrade import KERNELS, PRESETS, Degradation
-from lrkd.errors import RunError
+from lrkd.errors import MissingError
 from lrkd.experiment import Spec, evaluation_preset, find_run, load, pairs_of, rows, splits, store
 from lrkd.faces import AGE_HIGH, AGE_LOW, FaceModel
+from lrkd.files import Table
 from lrkd.runs import Run
 from lrkd.scales import Scale
 from lrkd.shifts import SHIFTS, Scene
@@ -50,6 +51,8 @@ COLUMNS = (
     *("shift", "level", "dial", "adaptation", "momentum", "batch", "order", "least", "images", "pairs", "accuracy"),
     *("accuracy_hr_lr", *(f"tpir20_at_fpir_{rate:g}" for rate in FPIR), "layer", "moved", "ratio"),
 )
+
+TABLE = Table("lrkd adapt", KEY)
 
 
 class Setting(NamedTuple):
@@ -272,8 +275,8 @@ def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def read(path: Path | str) -> pd.DataFrame:
     """A table of `lrkd adapt`; where the file is not there yet, one with `COLUMNS` and no row."""
-    found = pd.read_csv(path, dtype={"config": str, "commit": str, "layer": str}) if Path(path).exists() else None
-    return pd.DataFrame(columns=list(COLUMNS)) if found is None else found.reindex(columns=list(COLUMNS))
+    found = TABLE.read(path) if Path(path).exists() else pd.DataFrame()
+    return found.reindex(columns=list(COLUMNS))
 
 
 def calibration(table: pd.DataFrame) -> pd.DataFrame:
@@ -352,7 +355,7 @@ def gather(
     dial, level: of the shift; order, batch, ...: see `Setting`. Parts come in the order of their worth.
 
     known: an earlier table, perhaps of another machine: what it has is not measured again. on_table is called with the
-    table so far after every condition. At scale cpu about a quarter of an hour on one idle core. RunError where no
+    table so far after every condition. At scale cpu about a quarter of an hour on one idle core. MissingError where no
     student without a teacher has finished.
     """
     scale, source = wanted[0].scale, wanted[0].source
@@ -363,7 +366,7 @@ def gather(
     plain = [student for student in students if student.spec.method.name == "none"]
     first = [student for student in plain if student.spec.seed < FEW]
     if not first:
-        raise RunError(
+        raise MissingError(
             f"{store(where)}: no student without a teacher of scale {scale.name}, {low} px and a seed below {FEW} has "
             "finished, and it calibrates the shifts: `lrkd study aird` trains it"
         )

@@ -1,27 +1,30 @@
 """`lrkd`: the study from the command line. A thin face over `lrkd.study`."""
 
+from __future__ import annotations
+
 import argparse
 import errno
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import pandas as pd
-import torch
+from lrkd import __version__
+from lrkd.errors import ConfigError, DataError, LrkdError, MissingError, RunError
+from lrkd.files import Table, atomic, read_table
 
-from lrkd import __version__, adaptation, evidence, export, launch, methods, parallel, runs, study
-from lrkd.data import Splits, load_prepared, make_pairs, prepared, resized, resized_faces
-from lrkd.degrade import PRESETS
-from lrkd.device import Speed
-from lrkd.errors import ConfigError, DataError, LrkdError, RunError
-from lrkd.identify import OUTSIDE
-from lrkd.models import Foreign, Network, load_foreign
-from lrkd.verify import cosine_scores, embed, fuse, identification, kfold_verification, tar_at_far
+# What a command computes with takes seconds to import: each imports its own, so that --help and --version do not wait.
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from lrkd import runs, study
+    from lrkd.data import Splits
+    from lrkd.models import Foreign, Network
 
 EPILOG = """\
 a first hour:
@@ -32,12 +35,27 @@ a first hour:
   lrkd verify last_net.ckpt --data agedb30        a published network's, on data of yours
   lrkd study core --out results.csv               every method, side and seed: hours; Ctrl-C and go on any time
   lrkd adapt --out adaptation.csv                 students of study aird on faces that were shifted
-  lrkd export runs/procedural-* --out face.onnx   a network as one file that needs neither lrkd nor torch
+  lrkd export runs/procedural-cpu-fskd-6-s0-t0-* --out face.onnx
+                                                  the network as one file that needs neither lrkd nor torch
   lrkd compare face.onnx one.jpg another.jpg      how alike it finds two faces
 
 Runs are kept in --runs (default: $LRKD_RUNS, else ./runs), one folder each; none is trained twice, and a run that was
-stopped goes on where it was. Exit status: 0 done, 1 stopped or failed while running, 2 asked for something that is not.
+stopped goes on where it was. A table that is there is added to: no row of another command is lost.
+Exit status: 0 done, 1 stopped or failed while running, 2 asked for something that is not there or not right.
 """
+
+
+class _Command(argparse.ArgumentParser):
+    """A command, whose options are added when it is called: the names that they list take seconds to import."""
+
+    options: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Add the options, then parse as usual."""
+        if self.options is not None:
+            add, self.options = self.options, None
+            add(self)
+        return super().parse_known_args(args, namespace)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,32 +67,61 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"lrkd {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
 
-    def command(name: str, action: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str,
+        action: Callable[[argparse.Namespace], None],
+        options: Callable[[argparse.ArgumentParser], None] | None,
+        text: str,
+    ) -> None:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.options = options
         sub.set_defaults(action=action)
-        return sub
 
-    def where(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--runs", type=Path, metavar="DIR", help="the run store (default: $LRKD_RUNS, else ./runs)")
+    command("methods", _methods, None, "list the methods: terms, weights, source")
+    command("train", _train, _train_options, "train one network, its teacher first where the method has one")
+    command("verify", _verify, _verify_options, "accuracy of a network at every resolution, by the 10-fold protocol")
+    command("identify", _identify, _identify_options, "ranks, distances and open sets by the roles of a prepared set")
+    command("study", _study, _study_options, "train a whole grid of runs and write its results table")
+    command("attention", _attention, _attention_options, "measure where the finished runs of study attention look")
+    command(
+        "adapt",
+        _adapt,
+        _adapt_options,
+        "measure the finished runs of studies aird and kernels on shifted faces, with adapted batch norm",
+    )
+    command("export", _export, _export_options, "write a network as one ONNX file, and measure what that costs")
+    command("embed", _embed_photographs, _embed_options, "write the embeddings of photographs of faces")
+    command("compare", _compare, _compare_options, "say how alike a network finds two photographs of faces")
+    command("runs", _runs, _runs_options, "list the runs of the store with their accuracy")
+    return top
 
-    def what(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--scale", help=f"{', '.join(study.SCALES)} (default: $LRKD_SCALE, else gpu where CUDA is there, else cpu)"
-        )
-        sub.add_argument(
-            "--data",
-            default=study.PROCEDURAL,
-            metavar="PATH",
-            help="a prepared folder (see python -m data_prep), or procedural (default): faces rendered here",
-        )
-        sub.add_argument("--device", help="cpu or cuda (default: cuda where it is there)")
-        where(sub)
 
-    command("methods", _methods, "list the methods: terms, weights, source")
+def _where(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--runs", type=Path, metavar="DIR", help="the run store (default: $LRKD_RUNS, else ./runs)")
 
-    sub = command("train", _train, "train one network, its teacher first where the method has one")
+
+def _what(sub: argparse.ArgumentParser) -> None:
+    from lrkd import study
+
+    sub.add_argument(
+        "--scale", help=f"{', '.join(study.SCALES)} (default: $LRKD_SCALE, else gpu where CUDA is there, else cpu)"
+    )
+    sub.add_argument(
+        "--data",
+        default=study.PROCEDURAL,
+        metavar="PATH",
+        help="a prepared folder (see python -m data_prep), or procedural (default): faces rendered here",
+    )
+    sub.add_argument("--device", help="cpu or cuda (default: cuda where it is there)")
+    _where(sub)
+
+
+def _train_options(sub: argparse.ArgumentParser) -> None:
+    from lrkd.degrade import PRESETS
+    from lrkd.scales import DESIGNS
+
     sub.add_argument("--method", default="none", help="a name that `lrkd methods` lists (default: none)")
     sub.add_argument("--side", type=int, metavar="PX", help="LR side in pixels (default: HR, not degraded)")
     sub.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (default: 0)")
@@ -84,34 +131,38 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--design",
         default="",
-        help=f"a student for LR images at their own size: {', '.join(study.DESIGNS)} (default: the scale's)",
+        help=f"a student for LR images at their own size: {', '.join(DESIGNS)} (default: the scale's)",
     )
     sub.add_argument(
         "--sync-norm", action="store_true", help="with torchrun: batch norm over the images of all processes"
     )
-    what(sub)
+    _what(sub)
 
-    def network(sub: argparse.ArgumentParser, sides: str) -> None:
-        sub.add_argument(
-            "network",
-            type=Path,
-            metavar="NETWORK",
-            help="a folder of the run store, or a checkpoint of A-SKD, F-SKD or insightface's arcface_torch",
-        )
-        sub.add_argument("--side", type=int, action="append", metavar="PX", help=f"side; may be given again ({sides})")
-        sub.add_argument(
-            "--degrade",
-            "--preset",
-            dest="preset",
-            metavar="PRESET",
-            help=f"{', '.join(PRESETS)} (default: the run's, or the publication's)",
-        )
-        sub.add_argument("--channels", choices=("RGB", "BGR"), help="that a checkpoint expects (default: its family's)")
-        sub.add_argument("--device", help="cpu or cuda (default: cuda where it is there)")
-        sub.add_argument("--out", type=_output, metavar="CSV", help="also write the table")
 
-    sub = command("verify", _verify, "accuracy of a network at every resolution, by the 10-fold protocol")
-    network(sub, "default: all of the network's scale")
+def _network(sub: argparse.ArgumentParser, sides: str) -> None:
+    from lrkd.degrade import PRESETS
+
+    sub.add_argument(
+        "network",
+        type=Path,
+        metavar="NETWORK",
+        help="a folder of the run store, or a checkpoint of A-SKD, F-SKD or insightface's arcface_torch",
+    )
+    sub.add_argument("--side", type=int, action="append", metavar="PX", help=f"side; may be given again ({sides})")
+    sub.add_argument(
+        "--degrade",
+        "--preset",
+        dest="preset",
+        metavar="PRESET",
+        help=f"{', '.join(PRESETS)} (default: the run's, or the publication's)",
+    )
+    sub.add_argument("--channels", choices=("RGB", "BGR"), help="that a checkpoint expects (default: its family's)")
+    sub.add_argument("--device", help="cpu or cuda (default: cuda where it is there)")
+    sub.add_argument("--out", type=_output, metavar="CSV", help="also write the table: its rows join those there")
+
+
+def _verify_options(sub: argparse.ArgumentParser) -> None:
+    _network(sub, "default: all of the network's scale")
     sub.add_argument(
         "--data", metavar="PATH", help="a prepared folder (default for a run: the test split of its own data)"
     )
@@ -120,22 +171,26 @@ def parser() -> argparse.ArgumentParser:
         help="with --data: a protocol of its pairs.csv (default: the only one; pairs are drawn where there is none)",
     )
 
-    sub = command("identify", _identify, "ranks, distances and open sets by the roles of a prepared set")
-    network(sub, "default: the images as they are")
+
+def _identify_options(sub: argparse.ArgumentParser) -> None:
+    _network(sub, "default: the images as they are")
     sub.add_argument("--data", metavar="PATH", required=True, help="a prepared folder with roles: TinyFace, SCface ...")
     sub.add_argument(
         "--split",
         help="only the people of this split, as in SCface's test; distractors and unmated probes stay (default: all)",
     )
 
-    sub = command("study", _study, "train a whole grid of runs and write its results table")
+
+def _study_options(sub: argparse.ArgumentParser) -> None:
+    from lrkd import launch, study
+
     sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}")
     sub.add_argument("--workers", type=int, help="runs at a time (default: one a core on a CPU, one on a GPU)")
     sub.add_argument(
         "--out",
         type=_output,
         metavar="CSV",
-        help="the results table, rewritten after every run; runs that it has are not trained",
+        help="the results table, added to after every run; runs that it has are not trained, and other rows stay",
     )
     sub.add_argument("--scores", type=_output, metavar="CSV", help="histograms of the test scores, written at the end")
     sub.add_argument("--pairs", type=_output, metavar="CSV", help="whether each test pair was right, run by run")
@@ -152,50 +207,65 @@ def parser() -> argparse.ArgumentParser:
         help="with --launcher: a parameter of submitit, as gpus_per_node=1 or slurm_partition=long; may be given again",
     )
     sub.add_argument("--list", action="store_true", help="only list the runs and whether they are there")
-    what(sub)
+    _what(sub)
 
-    sub = command("attention", _attention, "measure where the finished runs of study attention look")
+
+def _attention_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=_output, metavar="CSV", help="the table: a row a run, kind of map and block")
     sub.add_argument("--maps", type=_output, metavar="NPZ", help="maps of a few faces, and where the information is")
-    what(sub)
+    _what(sub)
 
-    sub = command(
-        "adapt",
-        _adapt,
-        "measure the finished runs of studies aird and kernels on shifted faces, with adapted batch norm",
-    )
+
+def _adapt_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=_output, metavar="CSV", help="the table; what it has is not measured again")
-    what(sub)
+    _what(sub)
 
-    def model(sub: argparse.ArgumentParser, name: str, text: str) -> None:
-        sub.add_argument("network", type=Path, metavar=name, help=f"{text}a run's folder or a published checkpoint")
-        sub.add_argument("--channels", choices=("RGB", "BGR"), help="that a checkpoint expects (default: its family's)")
 
-    sub = command("export", _export, "write a network as one ONNX file, and measure what that costs")
-    model(sub, "RUN", "")
-    sub.add_argument("--format", choices=export.FORMATS, default="onnx", help="default: onnx, which is float32")
+def _model(sub: argparse.ArgumentParser, name: str, text: str) -> None:
+    sub.add_argument("network", type=Path, metavar=name, help=f"{text}a run's folder or a published checkpoint")
+    sub.add_argument("--channels", choices=("RGB", "BGR"), help="that a checkpoint expects (default: its family's)")
+
+
+def _export_options(sub: argparse.ArgumentParser) -> None:
+    from lrkd.export import FORMATS
+
+    _model(sub, "RUN", "")
+    sub.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx, which is float32")
     sub.add_argument("--out", type=_output, metavar="FILE", required=True, help="the file, as face.onnx")
     sub.add_argument("--data", metavar="PATH", help="with a checkpoint: a prepared folder, to calibrate and measure on")
 
-    def photographs(sub: argparse.ArgumentParser) -> None:
-        model(sub, "MODEL", "an .onnx file of `lrkd export`, ")
-        sub.add_argument("--side", type=int, metavar="PX", help="degrade the images to this side first (default: not)")
 
-    sub = command("embed", _embed_photographs, "write the embeddings of photographs of faces")
-    photographs(sub)
+def _photographs(sub: argparse.ArgumentParser) -> None:
+    _model(sub, "MODEL", "an .onnx file of `lrkd export`, ")
+    sub.add_argument("--side", type=int, metavar="PX", help="degrade the images to this side first (default: not)")
+
+
+def _embed_options(sub: argparse.ArgumentParser) -> None:
+    _photographs(sub)
     sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a face in JPEG, PNG, BMP or WebP")
     sub.add_argument("--out", type=_output, metavar="NPY", required=True, help="(N,D) float32, a row an image")
 
-    sub = command("compare", _compare, "say how alike a network finds two photographs of faces")
-    photographs(sub)
+
+def _compare_options(sub: argparse.ArgumentParser) -> None:
+    _photographs(sub)
     sub.add_argument("images", type=Path, nargs=2, metavar="IMAGE", help="a face in JPEG, PNG, BMP or WebP")
 
-    sub = command("runs", _runs, "list the runs of the store with their accuracy")
+
+def _runs_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("config", nargs="*", help="a hash of a table's column config, or how it begins: show that run")
     sub.add_argument("--of", type=Path, nargs="+", metavar="CSV", help="tables whose runs --out describes")
     sub.add_argument("--out", type=_output, metavar="CSV", help="write the configuration of each run, a row a run")
-    where(sub)
-    return top
+    _where(sub)
+
+
+# What each command's table is known by. Those of a study have theirs in lrkd.study.
+VERIFIED = Table(
+    "lrkd verify", ("config", "data", "protocol", "side", "degradation"), ("data", "side", "accuracy", "network")
+)
+IDENTIFIED = Table(
+    "lrkd identify", ("config", "data", "split", "side", "degradation"), ("data", "side", "degradation", "network")
+)
+DESCRIBED = Table("lrkd runs", ("config",), ("role", "data.source", "method.name", "side", "seed", "config"))
 
 
 def _output(text: str) -> Path:
@@ -219,6 +289,10 @@ def _show(frame: pd.DataFrame) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from lrkd import methods
+
     _show(
         pd.DataFrame(
             {
@@ -236,6 +310,9 @@ def _methods(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from lrkd import methods, parallel, study
+    from lrkd.device import Speed
+
     scale = study.scale(arguments.scale)
     if arguments.teacher and (arguments.method != "none" or arguments.side is not None):
         raise ConfigError("--teacher trains the HR teacher: leave out --method and --side")
@@ -275,6 +352,9 @@ class Subject(NamedTuple):
 
 
 def _subject(arguments: argparse.Namespace) -> Subject:
+    from lrkd import runs, study
+    from lrkd.models import load_foreign
+
     if arguments.network.is_file():
         found = load_foreign(arguments.network, channels=arguments.channels)
         family, name = found.family, f"{found.family.name} IResNet-{found.depth} ({found.channels})"
@@ -293,6 +373,8 @@ def _subject(arguments: argparse.Namespace) -> Subject:
 
 
 def _embed(subject: Subject, images: Any, side: int | None, preset: str, device: str) -> np.ndarray:
+    from lrkd.verify import embed
+
     return embed(
         subject.network,
         images,
@@ -305,6 +387,14 @@ def _embed(subject: Subject, images: Any, side: int | None, preset: str, device:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    import numpy as np
+    import pandas as pd
+
+    from lrkd import study
+    from lrkd.data import load_prepared, make_pairs, resized_faces
+    from lrkd.verify import kfold_verification, tar_at_far
+
+    VERIFIED.check(arguments.out)
     device = study.device_of(arguments.device)
     subject = _subject(arguments)
     if arguments.data is not None:
@@ -342,14 +432,24 @@ def _verify(arguments: argparse.Namespace) -> None:
                 "threshold": found.threshold.mean(),
                 "tar_at_far_1e-2": rate,
                 "pairs": len(pairs),
+                "protocol": pairs.protocol,
                 "degradation": "none" if side == subject.size else preset,
                 "network": subject.name,
             }
         )
-    _finish(pd.DataFrame(table), arguments.out)
+    _finish(pd.DataFrame(table), arguments.out, VERIFIED, arguments.network)
 
 
 def _identify(arguments: argparse.Namespace) -> None:
+    import numpy as np
+    import pandas as pd
+
+    from lrkd import study
+    from lrkd.data import load_prepared, resized_faces
+    from lrkd.identify import OUTSIDE
+    from lrkd.verify import fuse, identification
+
+    IDENTIFIED.check(arguments.out)
     device = study.device_of(arguments.device)
     subject = _subject(arguments)
     whole = load_prepared(arguments.data)
@@ -371,17 +471,30 @@ def _identify(arguments: argparse.Namespace) -> None:
         table = identification(features, faces.labels, roles)
         table.insert(0, "data", faces.name)
         table.insert(1, "side", side)
+        table["split"] = arguments.split
         tables.append(table.assign(degradation="none" if side == subject.size else preset, network=subject.name))
-    _finish(pd.concat(tables, ignore_index=True), arguments.out)
+    _finish(pd.concat(tables, ignore_index=True), arguments.out, IDENTIFIED, arguments.network)
 
 
-def _finish(table: pd.DataFrame, out: Path | None) -> None:
+def _finish(table: pd.DataFrame, out: Path | None, kind: Table, network: Path) -> None:
     _show(table)
     if out:
-        study.write_table(out, table)
+        kind.merge(out, table.assign(config=_origin(network)))
+
+
+def _origin(network: Path) -> str:
+    """What tells networks apart in a table: a run's hash, the beginning of the SHA-256 of a checkpoint."""
+    if network.is_dir():
+        return network.resolve().name.rpartition("-")[2]
+    with network.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:10]
 
 
 def _study(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from lrkd import study
+
     over = study.over_after(arguments.budget)
     scale = study.scale(arguments.scale)
     ladder = study.read_table(arguments.ladder) if arguments.ladder else None
@@ -390,20 +503,14 @@ def _study(arguments: argparse.Namespace) -> None:
         there = [(spec, study.find_run(spec, arguments.runs)) for spec in wanted]
         _show(pd.DataFrame({"run": run.path.name, "finished": run.finished} for _, run in there))
         return
+    known = _known(arguments)
+    _keep_scores(arguments, wanted, known)
 
     def write(frame: pd.DataFrame) -> None:
-        if arguments.out:
-            study.write_table(arguments.out, frame)
+        if arguments.out and not frame.empty:  # what the table has stays as it is
+            new = frame if known is None else frame[~frame["config"].isin(known["config"])]
+            study.RUNS.merge(arguments.out, new)
 
-    known = study.read_table(arguments.out) if arguments.out and arguments.out.exists() else None
-    if known is not None and arguments.scores and arguments.scores.exists():
-        named = set(known["config"])
-        only = [s for s in wanted if study.key(s) in named and not study.find_run(s, arguments.runs).finished]
-        if only:
-            raise ConfigError(
-                f"{arguments.scores}: would lose {len(only)} runs, which {arguments.out} has and the store has not: "
-                f"leave out --scores, or name another file"
-            )
     if arguments.launcher:
         _launch(arguments, wanted, known, write)
 
@@ -424,13 +531,40 @@ def _study(arguments: argparse.Namespace) -> None:
         return
     write(table)
     if arguments.scores:
-        study.write_table(arguments.scores, study.score_table(wanted, arguments.runs))
-    for path, collect in ((arguments.pairs, study.pair_table), (arguments.traces, study.trace_table)):
-        if path:
-            known = study.read_table(path, ["config"]) if path.exists() else None
-            study.write_table(path, collect(wanted, arguments.runs, known))
+        study.SCORES.merge(arguments.scores, study.score_table(wanted, arguments.runs))
+    if arguments.pairs:
+        study.PAIRS.merge(arguments.pairs, study.pair_table(wanted, arguments.runs))
+    if arguments.traces:
+        study.TRACES.merge(arguments.traces, study.trace_table(wanted, arguments.runs))
     test = table[table["protocol"] == "test"]
     _show(test.groupby(["role", "side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
+
+
+def _known(arguments: argparse.Namespace) -> pd.DataFrame | None:
+    """The results table that is there; DataError, before anything is trained, for a file that cannot be added to."""
+    from lrkd import study
+
+    kinds = {"out": study.RUNS, "scores": study.SCORES, "pairs": study.PAIRS, "traces": study.TRACES}
+    given = {name: getattr(arguments, name) for name in kinds if getattr(arguments, name)}
+    if len(set(given.values())) < len(given):
+        raise ConfigError(f"{', '.join(f'--{name}' for name in given)}: expected a file of its own for each table")
+    for name, path in given.items():
+        kinds[name].check(path)
+    return study.RUNS.read(arguments.out) if arguments.out and arguments.out.exists() else None
+
+
+def _keep_scores(arguments: argparse.Namespace, wanted: Sequence[study.Spec], known: pd.DataFrame | None) -> None:
+    """Raise ConfigError where new histograms would lack runs that the old ones have."""
+    from lrkd import study
+
+    if known is not None and arguments.scores and arguments.scores.exists():
+        named = set(known["config"])
+        only = [s for s in wanted if study.key(s) in named and not study.find_run(s, arguments.runs).finished]
+        if only:
+            raise ConfigError(
+                f"{arguments.scores}: would lose {len(only)} runs, which {arguments.out} has and the store has not: "
+                f"leave out --scores, or name another file"
+            )
 
 
 def _launch(
@@ -440,6 +574,8 @@ def _launch(
     write: Callable[[pd.DataFrame], None],
 ) -> None:
     """Queue the study's jobs and wait for them, with the table so far written from time to time."""
+    from lrkd import launch, study
+
     parameters: dict[str, Any] = {}
     for given in arguments.job:
         name, sign, value = given.partition("=")
@@ -460,10 +596,13 @@ def _launch(
 
 
 def _attention(arguments: argparse.Namespace) -> None:
+    from lrkd import evidence, study
+
+    evidence.TABLE.check(arguments.out)
     wanted = study.specs("attention", study.scale(arguments.scale), arguments.data)
     table, maps = evidence.gather(wanted, arguments.runs)
     if arguments.out:
-        study.write_table(arguments.out, table)
+        evidence.TABLE.merge(arguments.out, table)
     if arguments.maps:
         evidence.save_maps(arguments.maps, maps)
     fused = table[table["map"] == "fused"]
@@ -472,6 +611,9 @@ def _attention(arguments: argparse.Namespace) -> None:
 
 
 def _adapt(arguments: argparse.Namespace) -> None:
+    from lrkd import adaptation, study
+
+    adaptation.TABLE.check(arguments.out)
     chosen = study.scale(arguments.scale)
     wanted = study.specs("aird", chosen, arguments.data)
     if arguments.data == study.PROCEDURAL:  # what trained them is in the matrix of kernels, which photographs lack
@@ -480,11 +622,9 @@ def _adapt(arguments: argparse.Namespace) -> None:
 
     def write(frame: pd.DataFrame) -> None:
         if arguments.out:
-            study.write_table(arguments.out, frame)
+            adaptation.TABLE.merge(arguments.out, frame)
 
-    known = None
-    if arguments.out and arguments.out.exists():
-        known = study.read_table(arguments.out, ["config", *adaptation.KEY])
+    known = adaptation.TABLE.read(arguments.out) if arguments.out and arguments.out.exists() else None
     device = study.device_of(arguments.device)
     table = adaptation.gather(wanted, arguments.runs, known=known, on_table=write, device=device)
     write(table)
@@ -497,6 +637,11 @@ def _adapt(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    import numpy as np
+    import pandas as pd
+
+    from lrkd import export, study
+
     subject, out = _subject(arguments), arguments.out
     faces, sides, metadata = _schooling(subject, arguments.data)
     calibration = None
@@ -528,6 +673,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _schooling(subject: Subject, path: str | None) -> tuple[Splits | None, list[int | None], dict[str, object]]:
     """What a network was trained on, or for a checkpoint the prepared folder `path`: data, sides, and notes on them."""
+    from lrkd import study
+    from lrkd.data import load_prepared, prepared, resized
+
     metadata: dict[str, object] = {"preset": study.evaluation_preset(subject.preset), "network": subject.name}
     if subject.run is None:
         faces = None if path is None else resized(prepared(path), subject.network.size)
@@ -558,11 +706,18 @@ class _Photographs:
         return len(self._paths)
 
     def __getitem__(self, some: slice) -> np.ndarray:
+        import numpy as np
+
+        from lrkd import export
+
         return np.stack([export.photograph(path, self._size) for path in self._paths[some]])
 
 
 def _seen(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, str], int]:
     """The embeddings of the images, (N,D), without mirror images; the model's notes; the side that it saw."""
+    from lrkd import export, study
+    from lrkd.verify import embed
+
     network: Any
     if arguments.network.suffix == ".onnx":
         if arguments.channels:
@@ -578,13 +733,17 @@ def _seen(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, str], in
 
 
 def _embed_photographs(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
     found, _, side = _seen(arguments)
-    with runs.atomic(arguments.out, "wb") as file:
+    with atomic(arguments.out, "wb") as file:
         np.save(file, found)
     print(f"{arguments.out}: {found.shape[0]} embeddings of {found.shape[1]} numbers, of images of {side} px")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    from lrkd.verify import cosine_scores
+
     found, notes, side = _seen(arguments)
     cosine = float(cosine_scores(found[:1], found[1:])[0])
     print(f"cosine {cosine:.4f}")
@@ -604,10 +763,14 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _runs(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from lrkd import runs, study
+
     store = study.store(arguments.runs)
     found = runs.list_runs(store)
     if not found:
-        raise RunError(f"{store}: there are no runs here; `lrkd train` makes one, --runs names another store")
+        raise MissingError(f"{store}: there are no runs here; `lrkd train` makes one, --runs names another store")
     if arguments.config:
         return _show_runs(found, arguments.config)
     if bool(arguments.of) != bool(arguments.out):
@@ -634,7 +797,7 @@ def _show_runs(found: Sequence[runs.Run], wanted: Sequence[str]) -> None:
     for first in wanted:
         chosen = [run for run in found if _hash(run).startswith(first)]
         if not chosen:
-            raise RunError(
+            raise MissingError(
                 f"{first}: no run of this store has a configuration hash that begins so; --runs names another"
             )
         for run in chosen:
@@ -643,19 +806,22 @@ def _show_runs(found: Sequence[runs.Run], wanted: Sequence[str]) -> None:
 
 
 def _write_configs(found: Sequence[runs.Run], tables: Sequence[Path], out: Path) -> None:
-    """Rows of runs that the tables name; those stay that `out` has and this store has not."""
+    """Add the configurations of the runs that the tables name."""
+    import pandas as pd
+
+    from lrkd import runs
+
+    DESCRIBED.check(out)
     others = [path for path in tables if path.resolve() != out.resolve()]
-    named = [study.read_table(path, ()).get("config", pd.Series(dtype=str)) for path in others]
+    named = [read_table(path).get("config", pd.Series(dtype=str)) for path in others]
     wanted = set().union(*(column.dropna() for column in named))
     made = [run for run in found if run.finished and _hash(run) in wanted]
     rows = [{"config": _hash(run), "commit": run.result["commit"], **runs.flat(run.config)} for run in made]
-    order = ["role", "data.source", "method.name", "side", "seed", "config"]
+    order = list(DESCRIBED.columns)
     table = pd.DataFrame(rows, columns=None if rows else order, dtype=object)
-    if out.exists():
-        old = study.read_table(out, order).astype(object)
-        table = pd.concat([table, old[old["config"].isin(wanted - {row["config"] for row in rows})]])
-    study.write_table(out, table.sort_values(order, key=lambda column: column.astype(str)))
-    print(f"{out}: {len(table)} runs of {len(wanted)} that are named")
+    DESCRIBED.merge(out, table.sort_values(order, key=lambda column: column.astype(str)))
+    there = len(wanted & set(DESCRIBED.read(out)["config"]))
+    print(f"{out}: {there} runs of {len(wanted)} that are named")
 
 
 _OF_THE_DISK = {
@@ -672,10 +838,8 @@ def main(words: Sequence[str] | None = None) -> int:
             arguments.action(arguments)
         finally:
             sys.stdout.flush()  # here, so that a closed pipe or a full disk is met below and not at exit
-    except ConfigError as error:
-        return _fail(str(error), 2)
     except LrkdError as error:
-        return _fail(str(error), 1)
+        return _fail(str(error), error.status)
     except KeyboardInterrupt as error:
         said = str(error)
         return _fail(f"interrupted{': ' + said if said else ''}; the same command goes on from here", 1)
@@ -686,7 +850,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if error.errno not in _OF_THE_DISK:
             raise
         return _fail(f"{error.filename or 'output'}: {error.strerror}; make room or choose another file or folder", 1)
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; it may not have been imported
+            raise
         said = str(error).partition(". ")[0]
         return _fail(f"the GPU's memory does not suffice ({said}); a smaller --scale needs less", 1)
     return 0

@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 import lrkd.faces
-from lrkd.errors import ConfigError, DataError
+from lrkd.errors import ConfigError, DataError, RunError
 from lrkd.layout import Layout, NpyWriter, Shards, read_layout
 from lrkd.pairs import Pairs, make_pairs
 
@@ -38,6 +38,7 @@ __all__ = [
     "make_pairs",
     "prepared",
     "procedural",
+    "procedural_digests",
     "resized",
     "resized_faces",
 ]
@@ -247,27 +248,35 @@ def resized(splits: Splits, size: int) -> Splits:
     return Splits(*(resized_faces(getattr(splits, part), size) for part in SPLITS))
 
 
-def resized_faces(faces: Faces, size: int) -> Faces:
-    """The same table with images of size px, by antialiased bilinear interpolation, in memory where they shrink.
-
-    Raises DataError for images smaller than that: enlarged ones would pass for HR and are none.
-    """
+def resized_digest(faces: Faces, size: int) -> str:
+    """The digest of the table that `resized_faces` makes, without making it; it raises the same errors."""
     if size < 1:
         raise ConfigError(f"size={size}: at least one pixel is needed")
     height, width = faces.images.shape[1:3]
     if (height, width) == (size, size):
-        return faces
+        return faces.digest
     if min(height, width) < size:
         raise DataError(
             f"{faces.name}: its images are {height} x {width} px and this scale needs {size} px or more: prepare the "
             f"data with --size {size}, or choose a smaller scale"
         )
+    return _digest(faces.digest, "resized", size)
+
+
+def resized_faces(faces: Faces, size: int) -> Faces:
+    """The same table with images of size px, by antialiased bilinear interpolation, in memory where they shrink.
+
+    Raises DataError for images smaller than that: enlarged ones would pass for HR and are none.
+    """
+    digest = resized_digest(faces, size)
+    if digest == faces.digest:
+        return faces
     images = np.empty((len(faces.images), size, size, 3), np.uint8)
     for start in range(0, len(images), 512):
         block = torch.from_numpy(np.array(faces.images[start : start + 512])).permute(0, 3, 1, 2).float()
         small = torch.nn.functional.interpolate(block, (size, size), mode="bilinear", antialias=True)
         images[start : start + 512] = small.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return replace(faces, images=images, digest=_digest(faces.digest, "resized", size))
+    return replace(faces, images=images, digest=digest)
 
 
 def _faces(layout: Layout) -> Faces:
@@ -337,30 +346,18 @@ def procedural(
     the test faces do not change with the number of training identities. `seed` draws people and nuisance; `face` goes
     to `FaceModel` (its own seed, amplitudes, ...). Rendered once into `cache_dir(cache)` under a hash of the parameters
     and of `RENDERER_VERSION`, and memory-mapped; a second process waits for the first.
-    Raises ConfigError on impossible parameters, DataError on a full disk or a broken cache.
+    Raises ConfigError on impossible parameters, RunError on a full disk, DataError on a broken cache.
     """
     if size < 8 or images < 2 or len(identities) != 3 or min(identities) < 4:
         raise ConfigError(
             f"size={size}, identities={identities}, images={images}: a size of 8 or more, three counts of "
             "identities of 4 or more, and 2 or more images are right"
         )
-    face = dict(face or {})
-    parameters = {
-        "version": _PROCEDURAL,
-        "size": size,
-        "identities": list(identities),
-        "images": images,
-        "seed": seed,
-        "device": torch.device(device).type,
-        "face": face,
-        "renderer": lrkd.faces.RENDERER_VERSION,
-    }
+    parameters, key = _rendering(size, identities, images, seed, device, face)
     try:
-        text = json.dumps(parameters, sort_keys=True)
-        model = lrkd.faces.FaceModel(**face)
+        model = lrkd.faces.FaceModel(**parameters["face"])
     except TypeError as error:
         raise ConfigError(f"face={face}: {error}: plain keyword arguments of FaceModel are right") from error
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = cache_dir(cache) / f"procedural-{size}px-{key}"
     if not folder.is_dir():
         with _making(folder) as temporary:
@@ -368,6 +365,49 @@ def procedural(
                 _render(temporary, model, parameters, torch.device(device), progress)
     wanted = dict(zip(SPLITS, (None, *pairs), strict=True))
     return Splits(*(_procedural_split(folder, split, wanted[split], folds, seed, key) for split in SPLITS))
+
+
+def procedural_digests(
+    size: int,
+    identities: tuple[int, int, int],
+    images: int,
+    pairs: tuple[int, int],
+    *,
+    folds: int = 10,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    face: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """The digest of each split that `procedural` makes of these arguments, without rendering anything."""
+    key = _rendering(size, identities, images, seed, device, face)[1]
+    wanted = dict(zip(SPLITS, (None, *pairs), strict=True))
+    return {split: _digest(key, split, count, folds) for split, count in wanted.items()}
+
+
+def _rendering(
+    size: int,
+    identities: tuple[int, int, int],
+    images: int,
+    seed: int,
+    device: str | torch.device,
+    face: Mapping[str, Any] | None,
+) -> tuple[dict[str, Any], str]:
+    """What determines the pixels of rendered faces, and its hash."""
+    parameters = {
+        "version": _PROCEDURAL,
+        "size": size,
+        "identities": list(identities),
+        "images": images,
+        "seed": seed,
+        "device": torch.device(device).type,
+        "face": dict(face or {}),
+        "renderer": lrkd.faces.RENDERER_VERSION,
+    }
+    try:
+        text = json.dumps(parameters, sort_keys=True)
+    except TypeError as error:
+        raise ConfigError(f"face={face}: {error}: plain keyword arguments of FaceModel are right") from error
+    return parameters, hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _procedural_split(folder: Path, split: str, pairs: int | None, folds: int, seed: int, key: str) -> Faces:
@@ -466,9 +506,9 @@ def _making(folder: Path) -> Iterator[Path | None]:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise DataError(
+            raise RunError(
                 f"{folder.parent}: no space left for the rendered faces: free some or set LRKD_CACHE"
             ) from error
-        raise DataError(
+        raise RunError(
             f"{folder.parent}: {error.strerror or error}: set LRKD_CACHE to a folder that can be written"
         ) from error

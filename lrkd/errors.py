@@ -2,22 +2,38 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 
 class LrkdError(ValueError):
-    """Base of every error that the command line reports in one line, without a traceback."""
+    """Base of every error that the command line reports in one line, without a traceback.
+
+    status: with which it ends: 1 for what stopped or failed while running, 2 for what was asked for and is not.
+    """
+
+    status: ClassVar[int] = 1
 
 
 class ConfigError(LrkdError):
     """A method, scale, side, preset or other option that does not exist or does not fit."""
 
+    status = 2
+
 
 class DataError(LrkdError):
     """Data on disk that is missing, broken, or does not match its manifest."""
 
+    status = 2
+
 
 class RunError(LrkdError):
     """A run directory that is locked, half-written, or belongs to another configuration."""
+
+
+class MissingError(RunError):
+    """A run, or a whole store of them, that is not there or has not finished."""
+
+    status = 2
 
 
 class TrainingError(LrkdError):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrkd import attention, data, runs, viewers
+from lrkd import attention, data, viewers
 from lrkd.degrade import degrade
-from lrkd.errors import DataError, RunError
+from lrkd.errors import DataError, MissingError
 from lrkd.experiment import (
     Spec,
     commit,
@@ -28,6 +28,7 @@ from lrkd.experiment import (
     teacher_spec,
 )
 from lrkd.faces import PARTS, FaceModel
+from lrkd.files import Table, atomic
 from lrkd.information import Maps, face_derivatives, information
 from lrkd.models import Network
 from lrkd.runs import Run
@@ -38,6 +39,12 @@ LEVELS = np.linspace(0, 1, 41)  # of the quantiles that are kept of a run's like
 TOP = 0.1  # share of the pixels that count as the most informative
 # The columns that have an interval.
 SURE = ("cosine_same", "cosine_other", "pearson_same", "pearson_other", "rank", "rank_other", "pointing", "on_top")
+
+TABLE = Table(
+    "lrkd attention",
+    ("data", "scale", "role", "method", "side", "config"),
+    ("data", "scale", "role", "method", "side", "config", "kind", "map"),
+)
 
 
 @dataclass(frozen=True)
@@ -249,7 +256,7 @@ def gather(
     """Evaluate the finished ones among the runs: -> a table, one row a run, kind and map, and arrays to be seen.
 
     Arrays: what `save_maps` says. Runs of seed 0 leave their maps of the examples there. A run whose teacher has not
-    finished is left out; RunError where no teacher has. At scale cpu, on one core, about half a minute for the
+    finished is left out; MissingError where no teacher has. At scale cpu, on one core, about half a minute for the
     ground truth and 3 s a run.
     """
     finished = [
@@ -262,7 +269,7 @@ def gather(
         if (run := find_run(teacher_spec(scale, n, source), where)).finished
     }
     if not taught:
-        raise RunError(
+        raise MissingError(
             f"{store(where)}: no teacher of scale {scale.name} has finished: `lrkd study attention` trains it"
         )
     attention.check_packages()  # now, and not after the ground truth
@@ -373,7 +380,7 @@ def save_maps(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     (4,41) quantiles over people of cosine same, cosine other, Pearson same, Pearson other, at LEVELS.
     about: JSON of scale, commit, torch, device.
     """
-    with runs.atomic(path, "wb") as file:
+    with atomic(path, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 

@@ -20,6 +20,7 @@ from lrkd import data, heads, methods, models, parallel, runs, select, verify
 from lrkd.degrade import PRESETS, degrade
 from lrkd.device import Speed
 from lrkd.distances import cosine, gradient_split, norm_angle_split
+from lrkd.downloads import how_to_prepare
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.losses import View
 from lrkd.methods import Method
@@ -137,16 +138,31 @@ def _splits(name: str, source: str, cache: str | None) -> data.Splits:
         place = "cuda" if size.on_gpu and torch.cuda.is_available() else "cpu"
         face = dict(size.face)
         return data.procedural(size.size, size.identities, size.images, size.pairs, face=face, device=place)
+    return data.resized(_prepared(source), size.size)
+
+
+def digests(scale: Scale, source: str = PROCEDURAL) -> tuple[str, dict[str, str]]:
+    """The data's own name and each split's digest, as `splits` has them; but nothing is rendered, nothing resized."""
+    if source == PROCEDURAL:
+        place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
+        counts = scale.identities, scale.images, scale.pairs
+        return PROCEDURAL, data.procedural_digests(scale.size, *counts, face=dict(scale.face), device=place)
+    faces = _prepared(str(source))
+    found = {part: data.resized_digest(getattr(faces, part), scale.size) for part in data.SPLITS}
+    return faces.train.name.split("/")[0], found
+
+
+@functools.lru_cache(maxsize=2)
+def _prepared(source: str) -> data.Splits:
     if not Path(source).is_dir():
-        raise DataError(
-            f"data is {source!r}: neither {PROCEDURAL!r} nor a prepared folder; `python -m data_prep` makes one"
-        )
-    return data.resized(data.prepared(source), size.size)
+        told = how_to_prepare(Path(source)) or "`python -m data_prep` makes one"
+        raise DataError(f"data is {source!r}: neither {PROCEDURAL!r} nor a prepared folder; {told}")
+    return data.prepared(source)
 
 
 def config(spec: Spec) -> dict[str, Any]:
     """Everything that determines a run's weights and measures, in plain values: what the run store hashes."""
-    faces = splits(spec.scale, spec.source)
+    source, found = digests(spec.scale, spec.source)
     return {
         "role": spec.role,
         "scale": spec.scale.name,
@@ -161,8 +177,8 @@ def config(spec: Spec) -> dict[str, Any]:
         "schedule": asdict(spec.schedule),
         "options": asdict(spec.options),
         "data": {
-            "source": source_name(spec),
-            **{part: getattr(faces, part).digest for part in data.SPLITS},
+            "source": source,
+            **found,
         },
         **({"observations": spec.observations} if spec.observations else {}),
         **({"start": runs.digest(config(spec.start))} if spec.start else {}),
@@ -171,7 +187,7 @@ def config(spec: Spec) -> dict[str, Any]:
 
 def source_name(spec: Spec) -> str:
     """The data's own name, wherever its folder lies."""
-    return splits(spec.scale, spec.source).train.name.split("/")[0]
+    return digests(spec.scale, spec.source)[0]
 
 
 def run_name(spec: Spec) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lrkd.downloads import how_to_prepare
 from lrkd.errors import DataError
 from lrkd.pairs import Pairs
 
@@ -176,10 +177,12 @@ def read_layout(path: str | os.PathLike[str], checksum: bool = False) -> Layout:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder: one written by `python -m data_prep.lfw` or `.folder` is right")
+        told = how_to_prepare(folder) or "one written by `python -m data_prep.lfw` or `.folder` is right"
+        raise DataError(f"{folder}: no such folder: {told}")
     for needed in ("meta.json", "manifest.csv", "pairs.csv"):
         if not (folder / needed).is_file():
-            raise DataError(f"{folder}: {needed} is missing: not a prepared folder, or one that was not finished")
+            told = how_to_prepare(folder) or "not a prepared folder, or one that was not finished"
+            raise DataError(f"{folder}: {needed} is missing: {told}")
     meta = _read_meta(folder / "meta.json")
     images = _read_images(folder, meta, checksum)
     labels, age, roles, names, sources = _read_manifest(folder / "manifest.csv", len(images))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lrkd.files import read_table
 from lrkd.stats import check_columns, holm, paired_differences, spelled
 
 CHANCE = 0.5
@@ -16,7 +17,7 @@ COLUMNS = ("scale", *RUN, "status", "protocol", "accuracy", "step", "device", "t
 
 def read(path: Path | str) -> pd.DataFrame:
     """A table of `lrkd study`; where the file is not there yet, one with `COLUMNS` and no row."""
-    return pd.read_csv(path, dtype={"config": str}) if Path(path).exists() else pd.DataFrame(columns=list(COLUMNS))
+    return read_table(path, ["config"], "lrkd study") if Path(path).exists() else pd.DataFrame(columns=list(COLUMNS))
 
 
 def rungs(ladder: pd.DataFrame) -> pd.DataFrame:

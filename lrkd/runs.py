@@ -4,18 +4,32 @@
 when it is done. Every file appears under a temporary name and is renamed, so that what is there is whole.
 """
 
-import csv
 import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from lrkd.errors import RunError
+from lrkd.errors import MissingError, RunError
+from lrkd.files import atomic, read_json, write_json, write_rows
+
+__all__ = [
+    "Busy",
+    "Run",
+    "atomic",
+    "digest",
+    "find_run",
+    "flat",
+    "list_runs",
+    "load_run",
+    "open_run",
+    "read_json",
+    "write_json",
+    "write_rows",
+]
 
 # Part of every run's identity. Raise it with any change after which the same configuration trains other weights.
 VERSION = 1
@@ -25,53 +39,6 @@ def digest(config: Mapping[str, Any]) -> str:
     """The first 10 hex digits of the SHA-256 of the canonical JSON of a configuration and VERSION."""
     text = json.dumps({"version": VERSION, **config}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-@contextmanager
-def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that takes its name only when the block ends well; a full disk is a RunError that names it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open(mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise RunError(
-            f"{path}: could not be written ({error.strerror}); what was there before is unchanged: make room or "
-            f"choose another folder, then repeat the command"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
-    with atomic(path) as file:
-        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
-        file.write("\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file; RunError that names it when it is missing or broken."""
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RunError(f"{path}: no such file, so this is not a run directory of lrkd") from error
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read as JSON ({error}); remove the run directory to train anew") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{path}: holds no JSON object; remove the run directory to train anew")
-    return value
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with equal keys as CSV, atomically; numbers in full precision."""
-    with atomic(path) as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 class Busy(RunError):
@@ -98,7 +65,7 @@ class Run:
     def result(self) -> dict[str, Any]:
         """What was measured; RunError before the run has finished."""
         if not self.finished:
-            raise RunError(f"{self.path}: this run has not finished; train it first (the same command resumes it)")
+            raise MissingError(f"{self.path}: this run has not finished; train it first (the same command resumes it)")
         result = read_json(self.path / "result.json")
         if "status" not in result:
             raise RunError(f"{self.path / 'result.json'}: has no status; remove the run directory to train anew")

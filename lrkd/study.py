@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from lrkd import methods, race, runs, stats
+from lrkd import files, methods, race, runs, stats
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.experiment import (
     PROCEDURAL,
@@ -40,6 +40,7 @@ from lrkd.experiment import (
     teacher_spec,
     train,
 )
+from lrkd.files import Table, atomic
 from lrkd.scales import DESIGNS, SCALES, Scale, scale
 
 # A page imports `study` alone: what it needs of one run and of the scales stands here too.
@@ -86,6 +87,16 @@ __all__ = [
 
 RESULTS = ("config", "method", "side", "seed", "protocol", "accuracy")
 ORIGIN = ("scale", "device", "commit")
+# The tables of `lrkd study`: results, whether each pair was right, traces, and histograms of scores.
+RUNS = Table("lrkd study", ("config",), RESULTS)
+PAIRS = Table("lrkd study --pairs", ("config",), ("config", "correct"))
+TRACES = Table("lrkd study --traces", ("config",), ("config", "method", "seed", "step", "accuracy"))
+SCORES = Table(
+    "lrkd study --scores",
+    ("data", "scale", "role", "method", "side", "protocol", "design", "preset"),
+    ("data", "method", "side", "protocol", "low", "high", "genuine", "impostor", "runs"),
+    most="runs",
+)
 LIVE_METHODS = ("none", "fskd", "fskd-l2", "askd", "embedding-cos")
 PHOTO_METHODS = ("none", "fskd", "askd", "embedding-cos")
 DEEP_METHODS = ("none", "fskd", "askd", "askd-centred", "embedding-cos", "fskd-l2")
@@ -547,7 +558,7 @@ def trace_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.Dat
     def rows(spec: Spec, run: runs.Run) -> Iterator[dict[str, Any]]:
         who = {"config": key(spec), "method": spec.method.name, "seed": spec.seed, "teacher_seed": spec.teacher_seed}
         if spec.observations:
-            yield from (who | row for row in pd.read_csv(run.path / "trace.csv").to_dict("records"))
+            yield from (who | row for row in files.read_table(run.path / "trace.csv").to_dict("records"))
 
     return _collected(wanted, where, known, rows)
 
@@ -576,22 +587,16 @@ def _scores(run: runs.Run) -> np.ndarray:
         raise RunError(f"{run.path / 'scores.npy'}: cannot be read ({error}); remove the run directory") from error
 
 
-def read_table(path: Path, columns: Iterable[str] = RESULTS) -> pd.DataFrame:
-    """A table that `write_table` wrote, with at least these columns; DataError when it is none."""
-    try:
-        frame = pd.read_csv(path, dtype={"config": str, "commit": str})
-    except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())  # pandas ends some of its messages with a new line
-        raise DataError(f"{path}: cannot be read as a results table ({said})") from error
-    if missing := set(columns) - set(frame):
-        raise DataError(f"{path}: is no such table of `lrkd study`: it has no column {', '.join(sorted(missing))}")
-    return frame
+def read_table(path: Path | str, columns: Sequence[str] = RESULTS) -> pd.DataFrame:
+    """A table of `lrkd study` with at least these columns; DataError when it is none."""
+    return files.read_table(path, columns, "lrkd study")
 
 
 def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 50) -> pd.DataFrame:
     """Test scores of the finished runs as histograms over [-1,1], pooled over seeds: genuine and impostor pairs.
 
-    One row a role, method, side, protocol ("test", "test-hr-lr") and bin, with the number of runs pooled.
+    One row a role, method, side, protocol ("test", "test-hr-lr") and bin, with the number of runs pooled; also by
+    design and preset where any run has another than the usual one.
     """
     edges = np.linspace(-1, 1, bins + 1)
     counts: dict[tuple[Any, ...], np.ndarray] = {}
@@ -604,10 +609,11 @@ def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 5
         side = spec.scale.size if spec.side is None else spec.side
         for protocol, values in (("test", scores[0]), ("test-hr-lr", scores[2])):
             found = [np.histogram(values[kind].clip(-1, 1), edges)[0] for kind in (same, ~same)]
-            key = (source_name(spec), spec.scale.name, spec.role, spec.method.name, side, protocol)
+            preset = "" if spec.preset == Spec.preset else spec.preset
+            key = (source_name(spec), spec.scale.name, spec.role, spec.method.name, side, protocol, spec.design, preset)
             counts[key] = counts.get(key, 0) + np.stack([*found, np.ones(bins, np.int64)])
-    names = ("data", "scale", "role", "method", "side", "protocol")
-    return pd.concat(
+    names = ("data", "scale", "role", "method", "side", "protocol", "design", "preset")
+    table = pd.concat(
         [
             pd.DataFrame(
                 {
@@ -624,6 +630,8 @@ def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 5
         or [pd.DataFrame()],
         ignore_index=True,
     )
+    usual = [name for name in names[-2:] if name in table and table[name].eq("").all()]
+    return table.drop(columns=usual)
 
 
 def at_scales(*names: str, folder: Path = Path("results")) -> tuple[dict[str, pd.DataFrame], str]:
@@ -686,5 +694,5 @@ def small_images(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write a results table as CSV, atomically; fractions with six digits."""
-    with runs.atomic(path) as file:
-        frame.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    with atomic(path) as file:
+        file.write(files.table_text(frame))

@@ -33,7 +33,7 @@ from lrkd.data import (
     resized,
     resized_faces,
 )
-from lrkd.errors import ConfigError, DataError
+from lrkd.errors import ConfigError, DataError, RunError
 from lrkd.layout import NpyWriter
 
 TINY = {"size": 12, "identities": (8, 8, 10), "images": 6, "pairs": (16, 40), "folds": 4}
@@ -404,7 +404,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tiny, tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(lrkd.data.NpyWriter, "append", full)
-    with pytest.raises(DataError, match=r"no space left.*LRKD_CACHE"):
+    with pytest.raises(RunError, match=r"no space left.*LRKD_CACHE"):
         tiny()
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
 

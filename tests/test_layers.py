@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A file imports only from rooms to its left, never from its own; a new file must be placed here to be let in.
 ROOMS = (
     ("errors",),
+    ("files", "downloads"),
     ("faces", "degrade", "distances", "stats", "pairs", "photographs"),
     ("layout", "hypotheses", "race", "foreign", "identify"),
     ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "adapt", "plots", "viewers"),
@@ -28,7 +29,7 @@ LEVEL = {name: level for level, room in enumerate(ROOMS) for name in room}
 # Arrays in, figures or tables out: pages hand them what they need. `import lrkd` alone stays light.
 LONERS = {"plots", "viewers", "stats", "__init__"}
 # Where data_prep meets lrkd: the readers, which are `data` and the files split off it so that they need no torch.
-READERS = {"data", "layout", "pairs", "photographs", "errors"}
+READERS = {"data", "layout", "pairs", "photographs", "downloads", "errors"}
 BASE = {"torch", "torchvision", "numpy", "scipy", "pandas", "PIL", "safetensors", "tqdm"}
 MORE = {
     "plots": {"matplotlib", "seaborn", "myst_nb"},
