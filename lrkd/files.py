@@ -118,6 +118,8 @@ def read_table(path: Path | str, columns: Sequence[str] = (), made_by: str = "lr
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())  # pandas ends some of its messages with a new line
         raise DataError(f"{path}: cannot be read as a results table ({said})") from error
+    if not isinstance(frame.index, pd.RangeIndex):  # so pandas takes what is too much
+        raise DataError(f"{path}: cannot be read as a results table (it has rows with more cells than its header)")
     if missing := [name for name in columns if name not in frame]:
         raise DataError(f"{path}: is no such table of `{made_by}`: it has no column {', '.join(sorted(missing))}")
     return frame
