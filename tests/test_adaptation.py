@@ -297,5 +297,5 @@ def test_the_command_writes_the_table_and_says_what_is_missing(gathered, tmp_pat
     assert "gain" in said
     assert len(study.read_table(out, KEY)) == len(gathered)
     out.write_text("config,method\n")
-    assert cli.main(["adapt", "--scale", "smoke", "--out", str(out)]) == 1
+    assert cli.main(["adapt", "--scale", "smoke", "--out", str(out)]) == 2
     assert "has no column" in capsys.readouterr().err
