@@ -432,12 +432,11 @@ def _verify(arguments: argparse.Namespace) -> None:
                 "threshold": found.threshold.mean(),
                 "tar_at_far_1e-2": rate,
                 "pairs": len(pairs),
-                "protocol": pairs.protocol,
                 "degradation": "none" if side == subject.size else preset,
                 "network": subject.name,
             }
         )
-    _finish(pd.DataFrame(table), arguments.out, VERIFIED, arguments.network)
+    _finish(pd.DataFrame(table), arguments.out, VERIFIED, protocol=pairs.protocol, config=_origin(arguments.network))
 
 
 def _identify(arguments: argparse.Namespace) -> None:
@@ -471,15 +470,16 @@ def _identify(arguments: argparse.Namespace) -> None:
         table = identification(features, faces.labels, roles)
         table.insert(0, "data", faces.name)
         table.insert(1, "side", side)
-        table["split"] = arguments.split
         tables.append(table.assign(degradation="none" if side == subject.size else preset, network=subject.name))
-    _finish(pd.concat(tables, ignore_index=True), arguments.out, IDENTIFIED, arguments.network)
+    table = pd.concat(tables, ignore_index=True)
+    _finish(table, arguments.out, IDENTIFIED, split=arguments.split, config=_origin(arguments.network))
 
 
-def _finish(table: pd.DataFrame, out: Path | None, kind: Table, network: Path) -> None:
+def _finish(table: pd.DataFrame, out: Path | None, kind: Table, **known: str | None) -> None:
+    """Print the table, and add it to a file with what tells its rows from those of other calls."""
     _show(table)
     if out:
-        kind.merge(out, table.assign(config=_origin(network)))
+        kind.merge(out, table.assign(**known))
 
 
 def _origin(network: Path) -> str:
@@ -507,9 +507,8 @@ def _study(arguments: argparse.Namespace) -> None:
     _keep_scores(arguments, wanted, known)
 
     def write(frame: pd.DataFrame) -> None:
-        if arguments.out and not frame.empty:  # what the table has stays as it is
-            new = frame if known is None else frame[~frame["config"].isin(known["config"])]
-            study.RUNS.merge(arguments.out, new)
+        if arguments.out:
+            study.RUNS.merge(arguments.out, frame)
 
     if arguments.launcher:
         _launch(arguments, wanted, known, write)

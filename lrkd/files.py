@@ -155,7 +155,7 @@ class Table:
             self.read(path)
 
     def merge(self, path: Path, frame: "pd.DataFrame") -> None:
-        """Write rows into the file: those that it knows in their places, new ones at the end; all others stay.
+        """Write rows into the file: those that it knows in their places, new ones behind them; all others stay.
 
         Other processes may write the same file: each sees what was written before it. Without rows a file
         that is there is not touched.
@@ -180,20 +180,30 @@ class Table:
                 writer.writerows(self._merged(old, [dict(zip(header, row, strict=True)) for row in made]))
 
     def _merged(self, old: Sequence[dict[str, str]], new: Sequence[dict[str, str]]) -> Iterator[dict[str, str]]:
-        """The rows of both, where the new ones take the places of the old ones with their key."""
+        """The rows of both: new ones in the places of old ones with their key, or behind what they follow, or last."""
         before, after = self._by_key(old), self._by_key(new)
         if self.most:
             after = {key: rows for key, rows in after.items() if self._count(rows) >= self._count(before.get(key, []))}
+        known = [key for key in after if key in before]
+        behind: dict[tuple[str, ...], list[dict[str, str]]] = {}
+        first, last = list[dict[str, str]](), None
+        for key, rows in after.items():
+            if key in before:
+                last = key
+            else:
+                (first if last is None else behind.setdefault(last, [])).extend(rows)
         for row in old:
             key = self._key(row)
             if key not in after:
                 yield row
             elif row is before[key][0]:
+                if key == known[0]:
+                    yield from first
                 was = before[key] if len(before[key]) == len(after[key]) else [{}] * len(after[key])
                 yield from (_updated(*both) for both in zip(was, after[key], strict=True))
-        for key, rows in after.items():
-            if key not in before:
-                yield from rows
+                yield from behind.get(key, [])
+        if not known:
+            yield from first
 
     def _by_key(self, rows: Sequence[dict[str, str]]) -> dict[tuple[str, ...], list[dict[str, str]]]:
         groups: dict[tuple[str, ...], list[dict[str, str]]] = {}

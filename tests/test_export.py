@@ -623,12 +623,12 @@ def test_compare_says_on_which_side_the_pair_lies(exported, portraits, tmp_path,
 @pytest.mark.parametrize(
     ("status", "match", "words"),
     [
-        (1, "none.onnx: cannot be read", ["compare", "none.onnx", "PHOTO", "PHOTO"]),
-        (1, "none.jpg: no such file", ["compare", "FILE", "PHOTO", "none.jpg"]),
+        (2, "none.onnx: cannot be read", ["compare", "none.onnx", "PHOTO", "PHOTO"]),
+        (2, "none.jpg: no such file", ["compare", "FILE", "PHOTO", "none.jpg"]),
         (2, "channels is 'BGR'", ["compare", "FILE", "PHOTO", "PHOTO", "--channels", "BGR"]),
         (2, "goes with a checkpoint", ["export", "RUN", "--out", "OUT", "--data", "x"]),
-        (1, "config.json: no such file", ["export", "nowhere", "--out", "OUT"]),
-        (1, "no such file", ["embed", "FILE", "PHOTO", "none.jpg", "--out", "OUT"]),
+        (2, "config.json: no such file", ["export", "nowhere", "--out", "OUT"]),
+        (2, "no such file", ["embed", "FILE", "PHOTO", "none.jpg", "--out", "OUT"]),
     ],
 )
 def test_bad_requests_are_one_line(exported, portraits, tmp_path, capsys, status, match, words):
@@ -651,5 +651,5 @@ def test_a_run_on_other_data_is_refused(exported, tmp_path, capsys):
     config = run.config
     config["data"]["train"] = "0" * 16
     (moved / "config.json").write_text(json.dumps(config))
-    assert main(["export", str(moved), "--out", str(tmp_path / "x.onnx")]) == 1
+    assert main(["export", str(moved), "--out", str(tmp_path / "x.onnx")]) == 2
     assert "is not the data that" in capsys.readouterr().err

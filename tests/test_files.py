@@ -52,6 +52,17 @@ def test_rows_that_are_known_are_updated_in_their_places(table):
     assert [line.split(",")[0] for line in table.read_text().splitlines()[1:]] == ["1234e56789", "0012345678", "b2"]
 
 
+def test_new_rows_stand_where_their_study_has_them(tmp_path):
+    """So that a table does not tell in which order its runs ended, or by how many processes."""
+    whole, path = [f"r{k}" for k in range(8)], tmp_path / "t.csv"
+    path.write_text("config,accuracy\nother,1\nmore,1\n")
+    there: list[str] = []
+    for one in np.random.default_rng(0).permutation(8):
+        there = [name for name in whole if name in (*there, whole[one])]
+        RUNS.merge(path, frame(*there))
+        assert list(RUNS.read(path)["config"]) == ["other", "more", *there]
+
+
 def test_the_same_numbers_keep_their_text(table):
     RUNS.merge(table, RUNS.read(table))
     assert table.read_text() == OLD

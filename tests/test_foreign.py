@@ -20,7 +20,7 @@ from test_models import naive_forward, naive_norm, naive_prelu, norm_names, publ
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrkd import cli, foreign, models
+from lrkd import foreign, models, verify
 from lrkd.cli import main
 from lrkd.data import load_prepared, make_pairs
 from lrkd.errors import ConfigError, DataError
@@ -481,7 +481,7 @@ def test_verify_sees_only_the_images_that_are_compared(tmp_path, people, called,
     fewer.to_csv(folder / "pairs.csv", index=False)
     seen = []
     monkeypatch.setattr(
-        cli, "embed", lambda network, images, **rest: seen.append(len(images)) or embed(network, images, **rest)
+        verify, "embed", lambda network, images, **rest: seen.append(len(images)) or embed(network, images, **rest)
     )
     assert called(*words)[0] == 0
     whole = load_prepared(folder)
@@ -505,7 +505,7 @@ def test_identify_takes_the_people_of_a_split_and_every_distractor(tmp_path, peo
     out = tmp_path / "t.csv"
     for words, probes, gallery in (([], 3, 5), (["--split", "test"], 2, 4), (["--split", "train"], 1, 3)):
         assert called("identify", path, "--data", folder, "--out", out, *words)[0] == 0
-        row = pd.read_csv(out).iloc[0]
+        row = pd.read_csv(out).iloc[-1]  # the rows of other splits stay
         assert (row["probes"], row["gallery"]) == (probes, gallery)
     faces = load_prepared(folder).faces
     features = fuse(embed(load_foreign(path), faces.images))
@@ -520,7 +520,7 @@ def test_identify_measures_by_roles(tmp_path, people, called, narrow):
     path = saved(tmp_path / "net.pth", narrow)
     folder = Path(shutil.copytree(people, tmp_path / "people"))
     status, shown, err = called("identify", path, "--data", people)
-    assert (status, shown) == (1, "")
+    assert (status, shown) == (2, "")
     assert "has no roles" in err
     manifest = pd.read_csv(folder / "manifest.csv")
     manifest["role"] = ["gallery", "probe"] * 3 + ["distractor"] * 2
@@ -546,8 +546,8 @@ def test_the_command_line_says_what_is_missing(tmp_path, people, called, narrow)
     small = toys.photographs(tmp_path / "small", people=4, images=2, size=28)
     for status, said, words in (
         (2, "a published network needs --data", ("verify", path)),
-        (1, r"missing: fc\.bias", ("verify", wrong, "--data", people)),
-        (1, "its images are 28 x 28 px and this scale needs 112 px", ("verify", path, "--data", small)),
+        (2, r"missing: fc\.bias", ("verify", wrong, "--data", people)),
+        (2, "its images are 28 x 28 px and this scale needs 112 px", ("verify", path, "--data", small)),
         (
             2,
             "preset: unknown degradation 'nope'",
