@@ -341,7 +341,9 @@ def test_fewer_than_one_worker(tmp_path, workers):
 
 
 def test_a_method_that_cannot_travel_is_named_before_workers_start(tmp_path):
-    local = replace(methods.get("fskd"), terms=(Term("mine", 1.0, lambda s, t: s.embedding.sum() * 0),))
+    made: dict = {"__name__": "nowhere"}
+    exec("def mine(s, t): return s.embedding.sum() * 0", made)
+    local = replace(methods.get("fskd"), terms=(Term("mine", 1.0, made["mine"]),))
     wanted = [Spec(local, 6, seed, SMOKE, teacher_seed=0) for seed in (0, 1)]
     with pytest.raises(ConfigError, match=r"cannot be sent to a worker .*in a module, or take workers=1"):
         study.run_study(wanted, tmp_path, workers=2, device="cpu", progress=False)
