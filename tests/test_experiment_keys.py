@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from lrkd import data, experiment, runs, study
+from lrkd import data, experiment, methods, runs, study
 from lrkd.scales import SCALES
 
 RESULTS = Path(__file__).resolve().parent.parent / "book" / "results"
@@ -63,3 +64,26 @@ def test_every_committed_configuration_has_the_hash_that_it_had(no_images):
         told = runs.flat(json.loads(json.dumps(found[row["config"]])))
         written = {name: value for name, value in row.items() if name not in ("config", "commit") and value}
         assert {name: str(value) for name, value in told.items() if value not in (None, "")} == written
+
+
+def test_a_run_of_several_processes_is_another_where_something_sees_a_part_of_a_batch(no_images):
+    """Batch norm that is not synchronised, or terms, which may compare images; a teacher's too, in its student's key."""
+    for name, alike in (("none", True), ("rkd", False)):
+        one = study.Spec(methods.get(name), 6, 0, CPU)
+        apart, joint = replace(one, processes=2), replace(one, processes=2, sync_norm=True)
+        assert len({experiment.key(spec) for spec in (one, apart, replace(one, processes=3))}) == 3
+        assert (experiment.key(joint) == experiment.key(one)) == alike
+        assert experiment.key(replace(one, sync_norm=True)) == experiment.key(one), "of one process it says nothing"
+    assert (
+        experiment.config(joint)["teacher"] == experiment.config(one)["teacher"] != experiment.config(apart)["teacher"]
+    )
+
+
+def test_the_batch_is_part_of_a_run_as_it_is(no_images, monkeypatch):
+    one = study.Spec(methods.get("none"), 6, 0, CPU)
+    before = experiment.key(one)
+    monkeypatch.setattr(Table, "__len__", lambda table: one.recipe.student.batch)
+    assert experiment.key(one) == before
+    monkeypatch.setattr(Table, "__len__", lambda table: 48)
+    assert experiment.config(one)["schedule"]["batch"] == 48
+    assert experiment.key(one) != before

@@ -99,7 +99,7 @@ def test_a_lambda_is_refused_wherever_a_term_is_described(distance, tmp_path):
         with pytest.raises(ConfigError, match=r"lambda>|<locals>"):
             term.describe()
     method = replace(METHODS["fskd"], terms=terms[:1])
-    with pytest.raises(ConfigError, match="distance is .*(lambda>|<locals>).* of test_identity"):
+    with pytest.raises(ConfigError, match=r"distance is .*(lambda>|<locals>).* of test_identity"):
         method.describe()
     network, head = toys.pair()
     more = {"schedule": Schedule(1, 16), "teacher": Teacher(*toys.pair(9)), "terms": terms[:1], "progress": False}
