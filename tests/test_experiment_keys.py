@@ -67,7 +67,7 @@ def test_every_committed_configuration_has_the_hash_that_it_had(no_images):
 
 
 def test_a_run_of_several_processes_is_another_where_something_sees_a_part_of_a_batch(no_images):
-    """Batch norm that is not synchronised, or terms, which may compare images; a teacher's too, in its student's key."""
+    """Batch norm that is not synchronised, or terms, which may compare images; of its teacher too."""
     for name, alike in (("none", True), ("rkd", False)):
         one = study.Spec(methods.get(name), 6, 0, CPU)
         apart, joint = replace(one, processes=2), replace(one, processes=2, sync_norm=True)
