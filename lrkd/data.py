@@ -115,9 +115,17 @@ class Faces:
         if (indices is None) == (labels is None):
             raise ConfigError("subset takes either row indices or labels=")
         if labels is not None:
-            rows = np.flatnonzero(np.isin(self.labels, np.asarray(labels, dtype=np.int64)))
+            rows = np.flatnonzero(np.isin(self.labels, np.asarray(labels)))
         else:
-            rows = np.arange(len(self))[np.asarray(indices)]
+            try:
+                rows = np.arange(len(self))[np.asarray(indices) if len(indices) else []]
+            except (IndexError, TypeError) as error:
+                raise ConfigError(f"subset of {self.name}, {len(self)} rows: {error}") from error
+        if not rows.size:
+            raise ConfigError(
+                f"subset of {self.name}: {'labels' if indices is None else 'indices'} choose no row; at least one of "
+                f"its {len(self)} rows or {self.classes} identities (0 to {self.classes - 1}) is needed"
+            )
         position = np.full(len(self), -1, np.int64)
         position[rows] = np.arange(len(rows))
         kept, new = np.unique(self.labels[rows], return_inverse=True)
@@ -131,6 +139,7 @@ class Faces:
             names=tuple(self.names[k] for k in kept) if relabel else self.names,
             identity=self.identity[kept] if relabel and self.identity is not None else self.identity,
             nuisance=None if self.nuisance is None else self.nuisance[rows],
+            digest=_digest(self.digest, "subset", hashlib.sha256(rows.astype(np.int64).data).hexdigest(), relabel),
         )
 
 
@@ -223,8 +232,9 @@ def prepared(
     enough = people["train"][counts[people["train"]] >= min_images]
     if not enough.size:
         raise DataError(
-            f"{layout.path}: none of the {len(people['train'])} people in the train split has {min_images} images: "
-            "more images a person, or a smaller min_images, are needed"
+            f"{layout.path}: of its {len(layout.names)} people {len(people['train'])} are there to train on (the rest "
+            f"are for validation and test, at least four each), and none of these has {min_images} images: add people, "
+            f"or images of them, to the source and prepare the folder again"
         )
     made = {}
     for split in SPLITS:

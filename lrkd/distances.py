@@ -1,6 +1,7 @@
 """Distances between two tensors, one number a sample; normalisation is a separate step (`unit`).
 
-A distance can be pickled, as studies send methods to other processes: so those with a parameter are small classes.
+A distance can be pickled, as studies send methods to other processes: so those with a parameter are small classes. In a
+run's configuration it stands for what it computes, by `identity.described`: a lambda cannot stand there.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrkd.errors import ConfigError
+from lrkd.identity import described
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,7 +40,7 @@ class _Lp:
 
     @property
     def __name__(self) -> str:
-        return f"lp({self.p:g})"
+        return f"lp({self.p:g})" if float(f"{self.p:g}") == self.p else f"lp({self.p})"
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().pow(self.p).flatten(1).mean(1)
@@ -70,7 +72,7 @@ class _OnUnit:
 
     @property
     def __name__(self) -> str:
-        return f"on_unit({self.distance.__name__})"
+        return f"on_unit({described(self.distance, 'distance')})"
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         return self.distance(unit(a), unit(b))

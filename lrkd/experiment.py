@@ -25,7 +25,7 @@ from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.losses import View
 from lrkd.methods import Method
 from lrkd.runs import Run
-from lrkd.scales import DESIGNS, SCALES, Recipe, Scale
+from lrkd.scales import DESIGNS, Recipe, Scale
 from lrkd.train import Options, Schedule, Teacher, fit, load_model, normalise, save_model, threads
 
 PROCEDURAL = "procedural"
@@ -42,6 +42,8 @@ class Spec:
 
     observations: how often the run looks at validation images while it trains, which leaves a trace.csv beside it.
     design: a student of `scales.DESIGNS`, which takes LR images at their own size; "" is the scale's own network.
+    processes, sync_norm: how many train it together, and whether their batch norm sees the whole batch; `train` sets
+    both. They are part of what the run is where something sees only a process's part of the batch.
     """
 
     method: Method
@@ -54,6 +56,8 @@ class Spec:
     preset: str = "area-bicubic"
     observations: int = 0
     design: str = ""
+    processes: int = 1
+    sync_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.design and self.design not in DESIGNS:
@@ -84,7 +88,16 @@ class Spec:
 
     @property
     def schedule(self) -> Schedule:
-        return self.recipe.teacher if self.role == "teacher" else self.recipe.student
+        """The recipe's; of data with fewer training images than a batch, a batch is all of them."""
+        asked, there = self.recipe.teacher if self.role == "teacher" else self.recipe.student, self.images
+        if there < 2:
+            raise DataError(f"{self.source}: has {there} image to train on: add people or images, and prepare it again")
+        return asked if asked.batch <= there else replace(asked, batch=there)
+
+    @property
+    def images(self) -> int:
+        """How many there are to train on."""
+        return len(splits(self.scale, self.source).train)
 
     @property
     def options(self) -> Options:
@@ -95,7 +108,13 @@ class Spec:
         """The run that this one learns from."""
         if self.method.teacher in ("none", "random"):
             return None
-        return teacher_spec(self.scale, self.teacher_seed, self.source)
+        made = teacher_spec(self.scale, self.teacher_seed, self.source)
+        return replace(made, processes=self.processes, sync_norm=self.sync_norm)
+
+    @property
+    def divided(self) -> bool:
+        """Whether something sees only a process's part of a batch: batch norm, or terms, which may compare images."""
+        return self.processes > 1 and not (self.sync_norm and not self.method.terms)
 
     @property
     def start(self) -> "Spec | None":
@@ -128,17 +147,21 @@ def teacher_spec(scale: Scale, seed: int = 0, source: str = PROCEDURAL) -> Spec:
 
 def splits(scale: Scale, source: str = PROCEDURAL) -> data.Splits:
     """The data of a scale: rendered faces, or the prepared folder `source`, brought to the scale's size."""
-    return _splits(scale.name, str(source), os.environ.get("LRKD_CACHE"))
+    cache, rendered = os.environ.get("LRKD_CACHE"), None
+    if source == PROCEDURAL:
+        place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
+        face = tuple(sorted((name, tuple(x) if isinstance(x, list) else x) for name, x in scale.face.items()))
+        rendered = (tuple(scale.identities), scale.images, tuple(scale.pairs), face, place)
+    return _splits(scale.size, str(source), cache, rendered)
 
 
 @functools.lru_cache(maxsize=2)
-def _splits(name: str, source: str, cache: str | None) -> data.Splits:
-    size = SCALES[name]
-    if source == PROCEDURAL:
-        place = "cuda" if size.on_gpu and torch.cuda.is_available() else "cpu"
-        face = dict(size.face)
-        return data.procedural(size.size, size.identities, size.images, size.pairs, face=face, device=place)
-    return data.resized(_prepared(source), size.size)
+def _splits(size: int, source: str, cache: str | None, rendered: tuple[Any, ...] | None) -> data.Splits:
+    """`splits` of what it depends on. rendered: identities, images, pairs, the face's settings and the device."""
+    if rendered is not None:
+        identities, images, pairs, face, place = rendered
+        return data.procedural(size, identities, images, pairs, face=dict(face), device=place)
+    return data.resized(_prepared(source), size)
 
 
 def digests(scale: Scale, source: str = PROCEDURAL) -> tuple[str, dict[str, str]]:
@@ -182,6 +205,7 @@ def config(spec: Spec) -> dict[str, Any]:
         },
         **({"observations": spec.observations} if spec.observations else {}),
         **({"start": runs.digest(config(spec.start))} if spec.start else {}),
+        **({"processes": spec.processes, "sync_norm": spec.sync_norm} if spec.divided else {}),
     }
 
 
@@ -224,25 +248,33 @@ def train(
 
     wait: whether to wait for another process that trains the run or one that it needs, or to raise runs.Busy.
     speed: how it is computed, which is no part of what it is. Processes that `parallel.joined` has joined train it
-    together, and all must call this.
+    together, and all must call this; without `Speed.sync_norm`, and with terms, it is another run than one process's.
 
     Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept. Raises
     ConfigError, before anything is trained, where a package is missing that the method's choice needs.
     """
+    speed = speed or Speed()
+    spec = replace(spec, processes=parallel.size(), sync_norm=speed.sync_norm and parallel.size() > 1)
     device, choice = device_of(device), spec.method.choice
     if choice is not None and choice.kind != "random" and not find_run(spec, where).finished:
         select.check_packages()
-    run = runs.open_run(store(where), run_name(spec), config(spec))
+    run = find_run(spec, where)
     if not parallel.first(run.finished):
         how: dict[str, Any] = {"device": device, "progress": progress, "stop": stop, "wait": wait, "speed": speed}
         lent = {name: train(need, where, **how) for name, need in spec.needs.items()}
+        runs.open_run(store(where), run_name(spec), config(spec))
 
         def say() -> None:
             tqdm.write(f"{run.path}: waiting for another process that trains this run")
 
         with run.lock(wait, on_wait=say) if parallel.rank() == 0 else nullcontext():
             if not parallel.first(run.finished):
-                _train(spec, run, lent, device, progress, checkpoint_every, stop, speed or Speed())
+                try:
+                    _train(spec, run, lent, device, progress, checkpoint_every, stop, speed)
+                except (ConfigError, DataError):
+                    if parallel.rank() == 0:
+                        runs.discard(run)
+                    raise
             parallel.first(True)  # until the first process has measured and written, the others wait here
     if run.result["status"] != "ok":
         raise TrainingError(f"{run.path}: {run.result['reason']}")
@@ -266,6 +298,9 @@ def _train(
     speed: Speed,
 ) -> None:
     faces = splits(spec.scale, spec.source)
+    asked = (spec.recipe.teacher if spec.role == "teacher" else spec.recipe.student).batch
+    if progress and asked > spec.images and parallel.rank() == 0:
+        _say(f"{spec.source}: a batch is all of its {spec.images} training images, as they are fewer than {asked}")
     network, head = load(lent["start"]) if "start" in lent else _build(spec, spec.seed, faces.train.classes)
     teacher = None
     if "teacher" in lent:
@@ -314,6 +349,12 @@ def _train(
     result = {"status": "ok", "measures": measures, "seconds": fitted.seconds, **stamp}
     runs.write_json(run.path / "result.json", result)
     (run.path / "state.pt").unlink(missing_ok=True)
+
+
+@functools.lru_cache(maxsize=32)
+def _say(text: str) -> None:
+    """Say it once."""
+    tqdm.write(text)
 
 
 def _chosen(spec: Spec, teacher: Run, device: str) -> Tensor | None:

@@ -8,7 +8,7 @@ edges are never sharper than a pixel, so that a render at 112 px, averaged down,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -223,6 +223,11 @@ def _rgb(*channels: Tensor) -> Tensor:
     return torch.stack(channels, dim=1)
 
 
+def _number(x: object) -> bool:
+    """Whether it is a finite number that is not below zero."""
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) and x >= 0
+
+
 class FaceModel:
     """A world of procedural faces: fixed random patterns (from `seed`) and a renderer.
 
@@ -245,12 +250,19 @@ class FaceModel:
         ageing: float = 0.8,
         device: torch.device | str = "cpu",
     ) -> None:
-        if len(amplitudes) != 3 or not all(math.isfinite(a) and a >= 0 for a in amplitudes):
+        if not isinstance(amplitudes, Sequence) or len(amplitudes) != 3 or not all(map(_number, amplitudes)):
             raise ConfigError(f"amplitudes={amplitudes!r}: give three finite numbers >= 0, for low, mid and high")
-        if not (math.isfinite(nuisance_scale) and nuisance_scale >= 0):
+        if not _number(nuisance_scale):
             raise ConfigError(f"nuisance_scale={nuisance_scale!r}: give a finite number >= 0")
+        if not _number(ageing):
+            raise ConfigError(f"ageing={ageing!r}: give a finite number >= 0; 0 is no ageing, 0.8 the usual one")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ConfigError(f"seed={seed!r}: give a whole number >= 0")
         self.seed, self.amplitudes, self.nuisance_scale, self.ageing = seed, tuple(amplitudes), nuisance_scale, ageing
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ConfigError(f"device={device!r}: give a device of torch, such as cpu or cuda") from error
         rng = np.random.default_rng(seed)
         f = np.hypot(*np.meshgrid(*2 * [np.fft.fftfreq(_TEXELS, 1 / _TEXELS)], indexing="ij"))
 

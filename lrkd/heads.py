@@ -91,7 +91,8 @@ class AdaFace(Head):
     z = clip((|x| - mean) / std * h, -1, 1); the label's cosine becomes cos(theta - m z) - (m z + m): ArcFace-like for
     low norms, CosFace-like at the mean. theta - m z stays within [.001, pi - .001]. mean and std are exponential
     averages over batches (rate `rate`, from 20 and 100 as in the authors' code) of norms clipped to [.001, 100], kept
-    as buffers and updated in training mode only: a teacher's pass in evaluation mode leaves them as they are.
+    as buffers and updated in training mode only: a teacher's pass in evaluation mode leaves them as they are, and so
+    does a batch with a norm that is not a number.
     No gradient flows through z. F-SKD: scale 32, margin .4.
     """
 
@@ -117,8 +118,9 @@ class AdaFace(Head):
     def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
         norm = embedding.detach().norm(dim=1, keepdim=True).clamp(1e-3, 100)
         if self.training and len(norm) > 1:
-            self.mean.lerp_(norm.mean().to(self.mean.dtype), self.rate)
-            self.std.lerp_(norm.std().to(self.std.dtype), self.rate)
+            for kept, found in ((self.mean, norm.mean()), (self.std, norm.std())):
+                found = found.to(kept.dtype)
+                kept.lerp_(torch.where(found.isfinite(), found, kept), self.rate)
         z = ((norm - self.mean) / (self.std + 1e-3) * self.h).clamp(-1, 1)
         angle = (cosine.acos() - margin * z).clamp(1e-3, torch.pi - 1e-3)
         return angle.cos() - (margin * z + margin)

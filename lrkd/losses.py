@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lrkd.distances import Distance, cosine, lp
 from lrkd.errors import ConfigError
+from lrkd.identity import described
 
 
 class View(NamedTuple):
@@ -178,31 +179,60 @@ def cosine_logits(embedding: Tensor, weight: Tensor, scale: float) -> Tensor:
     return scale * F.normalize(embedding, dim=1) @ F.normalize(weight, dim=1).T
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Term:
     """One weighted summand of a distillation loss, as data.
 
     function: (student View, teacher View) -> scalar tensor, one that can be pickled (of a module, or a `partial` of
-    such), as studies send it to other processes. spec: what it is, in plain values, for the run's config.
+    such), as studies send it to other processes; a partial's parameters are the term's.
     hint: whether it needs the student's features through hint layers (1x1 conv + BN, only in training).
     paired: whether it holds all maps of the student against the teacher's, so that both must have as many.
     """
 
     name: str
     weight: float
-    function: Callable[[View, View], Tensor] = field(repr=False, compare=False)
-    spec: tuple[tuple[str, Any], ...] = ()
+    function: Callable[[View, View], Tensor] = field(repr=False)
     hint: bool = False
     paired: bool = False
 
     def __post_init__(self) -> None:
-        for key, value in (("weight", self.weight), *self.spec):
+        for key, value in (("weight", self.weight), *self._made[2].items()):
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{key} is {value}: a finite number is right for the term {self.name!r}")
 
+    @property
+    def _made(self) -> tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]:
+        """The function without its parameters, and these."""
+        f = self.function
+        return (f.func, f.args, f.keywords) if isinstance(f, partial) else (f, (), {})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Term):
+            return NotImplemented
+        mine, theirs = ((t.name, t.weight, t.hint, t.paired, t._made) for t in (self, other))
+        return mine == theirs
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.weight, self.hint, self.paired))
+
+    @property
+    def spec(self) -> tuple[tuple[str, Any], ...]:
+        """Its parameters by name, as plain values; ConfigError for one that has none, such as a lambda."""
+        given = ((key, value) for key, value in self._made[2].items() if key != "hint")
+        return tuple((key, described(value, key) if callable(value) else value) for key, value in given)
+
     def describe(self) -> dict[str, Any]:
-        """The term as plain values; two terms with equal descriptions compute the same."""
-        return {"name": self.name, "weight": self.weight, "hint": self.hint, **dict(self.spec)}
+        """The term as plain values; two terms with equal descriptions compute the same.
+
+        A function that is not the one which lrkd has under the term's name is described by `identity.described`.
+        Raises ConfigError for a lambda and a function made inside another, which cannot be told from their like.
+        """
+        told = {"name": self.name, "weight": self.weight, "hint": self.hint, **dict(self.spec)}
+        function, positional, _ = self._made
+        if positional or _FUNCTIONS.get(self.name) is not function:
+            what = f"the function of the term {self.name!r}"
+            told["function"] = described(partial(function, *positional) if positional else function, what)
+        return told
 
 
 def feature(
@@ -212,8 +242,7 @@ def feature(
     if stages != "all" and not (isinstance(stages, tuple) and stages and all(isinstance(i, int) for i in stages)):
         raise ConfigError(f'stages is {stages!r}: give "all" or a tuple of stage numbers such as (2, 3)')
     function = partial(_feature, distance=distance, stages=stages, hint=hint)
-    spec = (("distance", distance.__name__), ("stages", stages))
-    return Term("feature", weight, function, spec, hint, paired=stages == "all")
+    return Term("feature", weight, function, hint, paired=stages == "all")
 
 
 def _feature(student: View, teacher: View, distance: Distance, stages: str | tuple[int, ...], hint: bool) -> Tensor:
@@ -227,7 +256,7 @@ def _feature(student: View, teacher: View, distance: Distance, stages: str | tup
 
 def cross(distance: Distance = cosine, weight: float = 4.0) -> Term:
     """The relation between a sample and its partner on the last stage by `cross_loss`."""
-    return Term("cross", weight, partial(_cross, distance=distance), (("distance", distance.__name__),), hint=True)
+    return Term("cross", weight, partial(_cross, distance=distance), hint=True)
 
 
 def _cross(student: View, teacher: View, distance: Distance) -> Tensor:
@@ -239,12 +268,13 @@ def attention(distance: Distance = cosine, weight: float = 5.0, centred: bool = 
     """CBAM's channel and spatial maps of every block by `attention_loss`. Raises ConfigError for centred constants."""
     if centred and constant:
         raise ConfigError("centred and constant are both set: a constant target that is centred is zero; choose one")
-    function = partial(_attention, distance=distance, centred=centred, constant=constant)
-    spec: tuple[tuple[str, Any], ...] = (("distance", distance.__name__), ("centred", centred))
-    return Term("attention", weight, function, (*spec, ("constant", True)) if constant else spec, paired=True)
+    # A constant target is younger than committed runs, whose descriptions do not know of it.
+    options: dict[str, Any] = {"constant": True} if constant else {}
+    function = partial(_attention, distance=distance, centred=centred, **options)
+    return Term("attention", weight, function, paired=True)
 
 
-def _attention(student: View, teacher: View, distance: Distance, centred: bool, constant: bool) -> Tensor:
+def _attention(student: View, teacher: View, distance: Distance, centred: bool, constant: bool = False) -> Tensor:
     s, t = [*student.channel, *student.spatial], [*teacher.channel, *teacher.spatial]
     return attention_loss(s, t, distance, centred, constant)
 
@@ -266,7 +296,7 @@ def _check_temperature(temperature: float) -> None:
 def logits(weight: float = 1.0, temperature: float = 4.0) -> Term:
     """Logit distillation by `logit_loss`."""
     _check_temperature(temperature)
-    return Term("logits", weight, partial(_logits, temperature=temperature), (("temperature", temperature),))
+    return Term("logits", weight, partial(_logits, temperature=temperature))
 
 
 def _logits(student: View, teacher: View, temperature: float) -> Tensor:
@@ -276,7 +306,7 @@ def _logits(student: View, teacher: View, temperature: float) -> Tensor:
 def relational(weight: float = 40.0, distance_weight: float = 1.0, angle_weight: float = 2.0) -> Term:
     """RKD on the embeddings: distance_weight RKD-D + angle_weight RKD-A."""
     function = partial(_relational, distance_weight=distance_weight, angle_weight=angle_weight)
-    return Term("rkd", weight, function, (("distance_weight", distance_weight), ("angle_weight", angle_weight)))
+    return Term("rkd", weight, function)
 
 
 def _relational(student: View, teacher: View, distance_weight: float, angle_weight: float) -> Tensor:
@@ -287,7 +317,7 @@ def _relational(student: View, teacher: View, distance_weight: float, angle_weig
 def relation(weight: float = 4.0, temperature: float = 0.1) -> Term:
     """AIRD's relation level by `relation_loss`, on the embeddings."""
     _check_temperature(temperature)
-    return Term("relation", weight, partial(_relation, temperature=temperature), (("temperature", temperature),))
+    return Term("relation", weight, partial(_relation, temperature=temperature))
 
 
 def _relation(student: View, teacher: View, temperature: float) -> Tensor:
@@ -305,7 +335,7 @@ def _similarity_preserving(student: View, teacher: View) -> Tensor:
 
 def embedding(distance: Distance = cosine, weight: float = 20.0) -> Term:
     """The embeddings themselves by a distance."""
-    return Term("embedding", weight, partial(_embedding, distance=distance), (("distance", distance.__name__),))
+    return Term("embedding", weight, partial(_embedding, distance=distance))
 
 
 def _embedding(student: View, teacher: View, distance: Distance) -> Tensor:
@@ -318,7 +348,7 @@ def regression(distance: Distance = cosine, weight: float = 20.0) -> Term:
     Averaged over the chosen images of the batch, not over the batch, so that a smaller choice weighs no less; zero in a
     batch without any.
     """
-    return Term("regression", weight, partial(_regression, distance=distance), (("distance", distance.__name__),))
+    return Term("regression", weight, partial(_regression, distance=distance))
 
 
 def _regression(student: View, teacher: View, distance: Distance) -> Tensor:
@@ -326,3 +356,18 @@ def _regression(student: View, teacher: View, distance: Distance) -> Tensor:
     if teacher.chosen is None:
         return each.mean()
     return (each * teacher.chosen).sum() / teacher.chosen.sum().clamp_min(1)
+
+
+# What goes without saying in a term's description, so that a run keeps its name: lrkd's function under a term's name.
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "feature": _feature,
+    "cross": _cross,
+    "attention": _attention,
+    "at": _activation_attention,
+    "logits": _logits,
+    "rkd": _relational,
+    "relation": _relation,
+    "sp": _similarity_preserving,
+    "embedding": _embedding,
+    "regression": _regression,
+}

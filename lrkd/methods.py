@@ -1,5 +1,6 @@
 """The named methods of the study, as data: which teacher, which terms. `METHODS[name]`, or `replace` one of them."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -63,6 +64,11 @@ class Method:
     choice: Choice | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w@(][\w .,+*@()=-]{0,99}", self.name):
+            raise ConfigError(
+                f"method is {self.name!r}: its name is part of a folder's name, so up to 100 letters, digits and "
+                f"-_.,+*@()= are right, the first a letter or a digit"
+            )
         if (self.teacher == "none") != (not self.terms):
             raise ConfigError(f"method {self.name!r}: a method has terms exactly when it has a teacher")
 

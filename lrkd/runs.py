@@ -7,6 +7,7 @@ when it is done. Every file appears under a temporary name and is renamed, so th
 import fcntl
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,12 @@ class Run:
                     on_wait()
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def discard(run: Run) -> None:
+    """Remove a run's folder in which nothing has been trained: one with its configuration alone."""
+    if {path.name for path in run.path.iterdir()} <= {"config.json", ".lock"}:
+        shutil.rmtree(run.path, ignore_errors=True)
 
 
 def find_run(store: Path, name: str, config: Mapping[str, Any]) -> Run:

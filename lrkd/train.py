@@ -1,5 +1,6 @@
 """One `fit` for teachers and students, on a CPU or a GPU, with checkpoints that resume to the bit on a CPU."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -8,12 +9,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -158,10 +159,11 @@ def fit(
 
     A network whose own size is the LR side is shown LR images as they are; any other, LR images at HR size.
 
-    A teacher without terms is an error, as are terms without a teacher. With a directory, metrics.csv and state.pt are
-    written there every `checkpoint_every` steps, and a state.pt that is there is resumed: on a CPU, with the same
-    number of threads, the weights end bit-identical to those of a run that was never stopped. Ctrl-C saves first, as
-    does `stop`, asked after every step, when it returns True; both end in KeyboardInterrupt.
+    A teacher without terms is an error, as are terms without a teacher. A row has the means over the steps since the
+    row before it. With a directory, metrics.csv and state.pt are written there every `checkpoint_every` steps, and a
+    state.pt that is there is resumed: on a CPU, with the same number of threads, rows and weights end bit-identical to
+    those of a run that was never stopped. Ctrl-C saves first, as does `stop`, asked after every step, when it returns
+    True; both end in KeyboardInterrupt.
 
     observe is called after every `observe_every` steps (0: after every epoch), before they are saved, with the number
     of steps done and the hint layers; it may look, but neither draw random numbers nor change a weight.
@@ -169,7 +171,9 @@ def fit(
     speed: how it is computed. Processes that `parallel.joined` has joined train together: each takes its part of every
     batch, the first writes, and random degradations are drawn anew by each.
 
-    Raises TrainingError when a loss is not finite (with step and term), RunError when state.pt is of another run.
+    Raises TrainingError when a loss is not finite (with step and term) or an update leaves weights that are not: the
+    checkpoint before stays. Raises RunError when state.pt is of a run with other data, networks, head, teacher or
+    settings, and says which.
     """
     if bool(terms) != (teacher is not None):
         raise ConfigError(f"{len(list(terms))} terms with {'a' if teacher else 'no'} teacher: give both or neither")
@@ -179,9 +183,9 @@ def fit(
         raise ConfigError(f"batch is {batch}, but there are only {count} images to train on: choose a smaller batch")
     steps_an_epoch = count // batch
     steps = schedule.epochs * steps_an_epoch
-    fingerprint = json.dumps(
-        [asdict(schedule), asdict(options), seed, faces.digest, [term.describe() for term in terms]], sort_keys=True
-    )
+    fingerprint = ""
+    if directory is not None:
+        fingerprint = _fingerprint(network, head, faces, schedule, options, speed, teacher, terms, seed)
     device, share = torch.device(device), parallel.part(batch)
     leader, several = parallel.rank() == 0, parallel.size() > 1
     devices = [device] if device.type == "cuda" else []
@@ -220,18 +224,16 @@ def fit(
         scheduler = _scheduler(optimizer, schedule, steps, steps_an_epoch)
         state = _State(trained, optimizer, scheduler, generator, fingerprint, device, shard)
         beside = stack.enter_context(Writer()) if speed.uses("beside", device) else None
-        rows: list[dict[str, float]] = []
-        step = 0
+        log, step = _Log(_told_apart([*COLUMNS, "identity", *(term.name for term in terms)])[len(COLUMNS) :]), 0
         # What the first process sees: it may have written the file itself just now, and the others not see it yet.
         if directory is not None and parallel.first((directory / "state.pt").exists()):
-            step, rows = state.load(directory / "state.pt")
+            step = state.load(directory / "state.pt", log)
         ahead = speed.uses("ahead", device, not _fits(faces, device))
         images = _resident(faces, device)
         labels = _labels(faces, head).to(device)
         chosen = None if teacher is None or teacher.chosen is None else teacher.chosen.to(device)
         if chosen is not None and tuple(chosen.shape) != (count,):
             raise ConfigError(f"teacher.chosen: shape {tuple(chosen.shape)} is not ({count},), one entry an image")
-        names = _told_apart(["identity", *(term.name for term in terms)])
         amp, example = options.precision == "bfloat16", torch.arange(batch)[share]
 
         def shown(x: Tensor) -> Tensor:
@@ -263,8 +265,8 @@ def fit(
             return order(epoch)[within * batch : (within + 1) * batch][share]
 
         feed = (in_advance if ahead else map)(lambda index: (index, images(index)), map(rows_of, range(step, steps)))
-        pending: list[tuple[int, Tensor]] = []
-        clock, since, heard = time.perf_counter(), step, False
+        heard = False
+        log.start()
         bar = tqdm(
             total=steps,
             initial=step,
@@ -289,40 +291,26 @@ def fit(
                 optimizer.step()
                 scheduler.step()
                 step += 1
-                pending.append((step, torch.cat([parts[0].detach(), parts[1]])))
+                log.add(step, torch.cat([parts[0].detach(), parts[1]]))
                 bar.update()
-                if observe is not None and step % (observe_every or steps_an_epoch) == 0:
-                    began = time.perf_counter()
-                    observe(step, hints)
-                    trained.train()
-                    clock += time.perf_counter() - began
                 last = step == steps
+                if observe is not None and step % (observe_every or steps_an_epoch) == 0:
+                    if not several:  # where one process alone may look, the others do not wait
+                        log.check(trained)
+                    with log.stopped():
+                        observe(step, hints)
+                        trained.train()
                 heard = heard or interrupted.is_set() or (stop is not None and stop())
                 # Several stop together; asking each other takes time.
                 stopped = heard if not several else step % _ASK == 0 and parallel.agreed(heard)
                 save = directory is not None and (step % checkpoint_every == 0 or last or stopped)
-                if step % log_every == 0 or save or last:
-                    values = _checked(pending, names)
-                    elapsed = time.perf_counter() - clock
-                    pace = (step - since) * batch / elapsed
-                    clock, since = time.perf_counter(), step
-                    if step % log_every == 0 or last:
-                        rows.append(
-                            {
-                                "step": step,
-                                "epoch": step / steps_an_epoch,
-                                "lr": float(scheduler.get_last_lr()[0]),
-                                "ramp": ramp,
-                                "loss": float(values[:-1].sum()),
-                                **{key: float(value) for key, value in zip(names, values[:-1], strict=True)},
-                                "train_accuracy": float(values[-1]),
-                                "images_per_s": pace,
-                            }
-                        )
-                        bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", images_s=f"{pace:.0f}")
-                    pending = []
+                if save or last:
+                    log.check(trained)
+                if step % log_every == 0 or last:
+                    row = log.row(step, batch, step / steps_an_epoch, float(scheduler.get_last_lr()[0]), ramp)
+                    bar.set_postfix(loss=f"{row['loss']:.3f}", images_s=f"{row['images_per_s']:.0f}")
                 if save and directory is not None:
-                    write = state.saving(directory, step, rows, beside is not None)
+                    write = state.saving(directory, step, log, beside is not None)
                     if leader and beside is not None:
                         beside.add(write)
                     elif leader:
@@ -333,12 +321,12 @@ def fit(
             shard.give_back()
     trained.eval()
     head.eval()
-    done = [0.0, *(row["step"] for row in rows)]
+    done = [0.0, *(row["step"] for row in log.rows)]
     seconds = sum(
         (after - before) * batch / row["images_per_s"]
-        for row, (before, after) in zip(rows, itertools.pairwise(done), strict=True)
+        for row, (before, after) in zip(log.rows, itertools.pairwise(done), strict=True)
     )
-    return Fitted(rows, hints, seconds)
+    return Fitted(log.rows, hints, seconds)
 
 
 def _losses(
@@ -418,9 +406,7 @@ def _known(
     batch: int,
 ) -> Callable[[Tensor, Tensor | None], Output] | None:
     """`device.said_once` of the teacher, for what the terms read of it; None where that is too much to keep."""
-    network, head = trained["network"], trained["head"]
-    assert isinstance(network, Network)
-    assert isinstance(head, Head | parallel.Shard)
+    network, head = cast(Network, trained["network"]), cast("Head | parallel.Shard", trained["head"])
 
     def answer(x: Tensor) -> Output:
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
@@ -548,19 +534,146 @@ def _told_apart(names: Sequence[str]) -> list[str]:
     return [name if nth == 1 else f"{name}-{nth}" for name, nth in zip(names, seen, strict=True)]
 
 
-def _checked(pending: Sequence[tuple[int, Tensor]], names: Sequence[str]) -> np.ndarray:
-    """Mean of the pending steps' values; TrainingError at the first that is not finite. The only wait for a GPU."""
-    together = parallel.summed(torch.stack([value for _, value in pending])) / parallel.size()
-    values = together.double().cpu().numpy()
-    bad = ~np.isfinite(values[:, : len(names)])
-    if bad.any():
-        row = int(bad.any(1).argmax())
-        term = int(bad[row].argmax())
-        raise TrainingError(
-            f"step {pending[row][0]}: the loss term {names[term]!r} is {values[row, term]}; "
-            f"lower the learning rate or this term's weight (or check the images for constant ones)"
-        )
-    return values.mean(0)
+# The columns of metrics.csv beside the losses by their names.
+COLUMNS = ("step", "epoch", "lr", "ramp", "loss", "train_accuracy", "images_per_s")
+
+
+class _Log:
+    """The rows of metrics.csv, and what has come since the last one: the steps' values and their time.
+
+    names: of the losses, identity first. values: (1 + terms + 1,) a step, the losses and the share of right labels.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.rows: list[dict[str, float]] = []
+        self._pending: list[tuple[int, Tensor]] = []  # on the device, not looked at yet
+        self._since = np.empty((0, len(names) + 1))  # looked at
+        self._clock = self._before = 0.0
+
+    def start(self) -> None:
+        """Time runs from here."""
+        self._clock = time.perf_counter() - self._before
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Time does not run in the block."""
+        began = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - began
+
+    def add(self, step: int, values: Tensor) -> None:
+        """The values of a step."""
+        self._pending.append((step, values))
+
+    def check(self, trained: nn.Module | None = None) -> None:
+        """TrainingError at the first step with a loss that is not finite, and for weights that are not.
+
+        With `row` the only wait for a GPU.
+        """
+        if self._pending:
+            together = parallel.summed(torch.stack([value for _, value in self._pending])) / parallel.size()
+            values = together.double().cpu().numpy()
+            bad = ~np.isfinite(values[:, : len(self.names)])
+            if bad.any():
+                row = int(bad.any(1).argmax())
+                term = int(bad[row].argmax())
+                raise TrainingError(
+                    f"step {self._pending[row][0]}: the loss term {self.names[term]!r} is {values[row, term]}; "
+                    f"lower the learning rate or this term's weight (or check the images for constant ones)"
+                )
+            self._since, self._last = np.concatenate([self._since, values]), self._pending[-1][0]
+            self._pending = []
+        if trained is not None and not _finite(trained):
+            raise TrainingError(
+                f"step {self._last}: the losses are finite, but after the update the weights are not; lower the "
+                f"learning rate or the terms' weights"
+            )
+
+    def row(self, step: int, batch: int, epoch: float, lr: float, ramp: float) -> dict[str, float]:
+        """Add the row of what came since the last one, and begin anew."""
+        self.check()
+        mean, count, now = self._since.mean(0), len(self._since), time.perf_counter()
+        losses = {key: float(value) for key, value in zip(self.names, mean[:-1], strict=True)}
+        row = {"step": step, "epoch": epoch, "lr": lr, "ramp": ramp, "loss": float(mean[:-1].sum()), **losses}
+        self.rows.append(row | {"train_accuracy": float(mean[-1]), "images_per_s": count * batch / (now - self._clock)})
+        self._since, self._clock = self._since[:0], now
+        return self.rows[-1]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps; call `check` before."""
+        now = time.perf_counter()
+        return {"rows": list(self.rows), "since": torch.from_numpy(self._since), "seconds": now - self._clock}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint has kept."""
+        self.rows, self._since, self._before = state["rows"], state["since"].cpu().numpy(), state["seconds"]
+
+
+def _finite(module: nn.Module) -> bool:
+    """Whether all weights and buffers are, in every process."""
+    tensors = [x for x in module.state_dict().values() if x.is_floating_point()]
+    return not parallel.agreed(not bool(torch.stack([x.isfinite().all() for x in tensors]).all()))
+
+
+def _fingerprint(
+    network: Network,
+    head: Head,
+    faces: Images,
+    schedule: Schedule,
+    options: Options,
+    speed: Speed,
+    teacher: Teacher | None,
+    terms: Sequence[Term],
+    seed: int,
+) -> str:
+    """What a run is, by part, as JSON: by its settings what a caller makes anew, by its bytes what he brings.
+
+    The weights that the network starts with are no part of it, as a checkpoint replaces them.
+    """
+    some = np.unique(np.linspace(0, len(faces.labels) - 1, 1024).astype(np.int64))
+    labels, pixels = np.asarray(faces.labels), np.asarray(faces.images[some])
+    parts: dict[str, Any] = {
+        "schedule": asdict(schedule),
+        "options": asdict(options),
+        "seed": seed,
+        "data": [faces.digest, list(faces.images.shape), _digest([labels, pixels])],
+        "terms": [term.describe() for term in terms],
+        "network": _shape(network),
+        "head": _shape(head),
+        "teacher": None,
+        "chosen": None,
+    }
+    if teacher is not None:
+        weights = [*teacher.network.state_dict().items(), *teacher.head.state_dict().items()]
+        said = [_shape(teacher.network), _shape(teacher.head), [name for name, _ in weights], teacher.shuffled]
+        parts["teacher"] = [
+            said,
+            _digest([x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for _, x in weights]),
+        ]
+        if teacher.chosen is not None:
+            parts["chosen"] = _digest([teacher.chosen.cpu().numpy()])
+    if parallel.size() > 1:
+        parts["processes"] = [parallel.size(), speed.sync_norm, head.classes >= speed.shard]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _shape(module: nn.Module) -> list[Any]:
+    """A module as it was built: its layers, its own settings, and the shapes of its weights."""
+    own = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str) and key != "training" and not key.startswith("_")
+    }
+    shapes = {key: list(value.shape) for key, value in module.state_dict().items()}
+    return [type(module).__qualname__, repr(module), own, shapes]
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for x in arrays:
+        found.update(np.ascontiguousarray(x).data)
+    return found.hexdigest()[:16]
 
 
 class _State:
@@ -579,13 +692,14 @@ class _State:
         self.trained, self.optimizer, self.scheduler = trained, optimizer, scheduler
         self.generator, self.fingerprint, self.device, self.shard = generator, fingerprint, device, shard
 
-    def saving(self, directory: Path, step: int, rows: list[dict[str, float]], later: bool) -> Callable[[], None]:
+    def saving(self, directory: Path, step: int, log: _Log, later: bool) -> Callable[[], None]:
         """The state as it is now; the function writes it, in another thread too if it is to be called `later`."""
-        kept = list(rows)
+        logged = log.state()
+        kept = logged["rows"]
         state: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "step": step,
-            "rows": kept,
+            "log": logged,
             "trained": self.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -617,11 +731,17 @@ class _State:
             changed = moments | {at: moments[at] | {"momentum_buffer": buffer}}
             state["optimizer"] = state["optimizer"] | {"state": changed}
 
-    def load(self, path: Path) -> tuple[int, list[dict[str, float]]]:
+    def load(self, path: Path, log: _Log) -> int:
+        """Bring everything to what the file has; -> the number of steps done."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             if state["fingerprint"] != self.fingerprint:
-                raise RunError(f"{path}: this checkpoint is of another run; train in another folder, or remove it")
+                there, here = (dict(json.loads(text)) for text in (state["fingerprint"], self.fingerprint))
+                differ = ", ".join(sorted(key for key in {*there, *here} if there.get(key) != here.get(key)))
+                raise RunError(
+                    f"{path}: this checkpoint is of another run (different: {differ}); train in another folder, or "
+                    f"remove it"
+                )
             if self.shard is not None:
                 self._reshape(state, self.shard.share)
             self.trained.load_state_dict(state["trained"])
@@ -631,7 +751,8 @@ class _State:
             torch.set_rng_state(state["rng"].cpu())
             if state["cuda"] is not None and self.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
-            return state["step"], state["rows"]
+            log.load(state["log"])
+            return int(state["step"])
         except RunError:
             raise
         except Exception as error:  # whatever a broken or hostile file makes of the readers

@@ -572,7 +572,7 @@ def test_small_sets_keep_enough_people_to_verify(tmp_path):
     write_layout(tmp_path / "few", [2] * 12)
     assert [len(names) for names in names_of(prepared(tmp_path / "few"))] == [4, 4, 4]
     write_layout(tmp_path / "fewer", [2] * 8)
-    with pytest.raises(DataError, match="none of the 0 people in the train split"):
+    with pytest.raises(DataError, match=r"of its 8 people 0 are there to train on .* add people"):
         prepared(tmp_path / "fewer")
 
 
@@ -603,7 +603,7 @@ def test_a_protocol_replaces_the_test_pairs_unless_it_leaks(toy_split):
 
 def test_single_image_people_leave_no_pairs_and_the_split_is_named(tmp_path):
     write_layout(tmp_path / "a", [1] * 8 + [2] * 8, splits={"train": list(range(8)), "test": list(range(8, 16))})
-    with pytest.raises(DataError, match="none of the 4 people in the train split has 2 images"):
+    with pytest.raises(DataError, match=r"of its 16 people 4 are there to train on .* none of these has 2 images"):
         prepared(tmp_path / "a", validation=0.5)
     write_layout(tmp_path / "b", [2] * 12 + [1] * 8, splits=VIEW1)
     with pytest.raises(DataError, match="b, test split: 8 people, 0 of them with a genuine pair"):
@@ -751,3 +751,34 @@ def test_a_name_that_reads_as_missing_is_a_name(tmp_path):
     for row in (0, 1):
         edit("manifest.csv", row, "name", "NA")(tmp_path / "x")
     assert load_prepared(tmp_path / "x").faces.names == ("NA", "P001")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"indices": []},
+        {"indices": np.zeros(0, np.int64)},
+        {"indices": np.zeros(24, bool)},
+        {"labels": []},
+        {"labels": [99]},
+    ],
+)
+def test_a_subset_of_nothing_is_refused_and_says_what_there_is(more):
+    table = faces()
+    if more.get("indices") is not None and np.asarray(more["indices"]).dtype == bool:
+        more = {"indices": np.zeros(len(table), bool)}
+    with pytest.raises(ConfigError, match=rf"(indices|labels) choose no row; .* {len(table)} rows"):
+        table.subset(**more)
+
+
+@pytest.mark.parametrize("bad", [[10_000], [0.5], 3, np.ones(3, bool)])
+def test_rows_that_a_table_does_not_have_are_refused(bad):
+    with pytest.raises(ConfigError, match=r"subset of .* rows: "):
+        faces().subset(bad)
+
+
+def test_a_subset_is_other_data():
+    table = faces()
+    digests = {table.subset(rows).digest for rows in ([0, 1], [1, 0], [0, 2])} | {table.digest}
+    assert len(digests) == 4
+    assert table.subset([1, 0]).digest == table.subset([1, 0]).digest

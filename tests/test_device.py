@@ -248,3 +248,28 @@ def test_only_what_the_terms_read_is_kept(monkeypatch):
     watched(terms=(lrkd.losses.attention(), lrkd.losses.logits()), speed=Speed(once=True))
     watched(terms=(lrkd.losses.cross(),), speed=Speed(once=True))
     assert asked == [{"embedding"}, {"channel", "spatial", "embedding"}, {"features", "embedding", "labels"}]
+
+
+class Own(nn.Module):
+    """A backbone of one's own: what `fit` needs of one, and no class of lrkd's."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.inside = toys.pair(seed)[0]
+        self.size, self.widths, self.embedding = self.inside.size, self.inside.widths, self.inside.embedding
+
+    def forward(self, x):
+        return self.inside(x)
+
+
+def test_a_teacher_is_asked_once_of_a_backbone_of_ones_own_too():
+    found = []
+    for once in (False, True):
+        network, head = Own(0), toys.pair()[1]
+        teacher = Teacher(Own(9), toys.pair(9)[1])
+        options = Options(side=4, threads=1)
+        more = {"schedule": Schedule(1, 16), "options": options, "terms": (feature(), embedding()), "progress": False}
+        fit(network, head, toys.faces(), teacher=teacher, speed=Speed(once=once), **more)
+        found.append(toys.state(network, head))
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key].float(), value.float(), rtol=1e-3, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -326,3 +327,27 @@ def test_the_renderer_of_this_version_renders_these_pixels() -> None:
     edges = (faces[:, :, 1:] - faces[:, :, :-1]).abs().mean((1, 2, 3))
     np.testing.assert_allclose(edges, [4.724, 5.311, 4.283], atol=0.01)
     assert RENDERER_VERSION.startswith("d76c1c49")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ageing": math.nan},
+        {"ageing": -1.0},
+        {"ageing": "old"},
+        {"seed": -1},
+        {"seed": 0.5},
+        {"seed": True},
+        {"nuisance_scale": math.inf},
+        {"nuisance_scale": None},
+        {"amplitudes": 1.0},
+        {"amplitudes": (1.0, 1.0)},
+        {"amplitudes": (1.0, 1.0, math.nan)},
+        {"amplitudes": "abc"},
+        {"device": "nowhere"},
+    ],
+    ids=str,
+)
+def test_a_world_that_cannot_be_is_refused_by_the_name_of_the_argument(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        FaceModel(**wrong)

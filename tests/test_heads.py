@@ -261,3 +261,18 @@ def test_losses_equal_pytorch_metric_learnings(kind):
     torch.testing.assert_close(left, right)
     torch.testing.assert_close(a.grad, b.grad)
     torch.testing.assert_close(head.weight.grad, theirs.W.grad.T)
+
+
+def test_a_norm_that_is_no_number_leaves_adafaces_statistics_as_they_are():
+    head = heads.build("adaface", 3, 4).train()
+    good = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    head(good, labels)
+    before = head.mean.clone(), head.std.clone()
+    bad = good.clone()
+    bad[2, 1] = torch.nan
+    head(bad, labels)
+    assert (head.mean, head.std) == before
+    head(good, labels)
+    assert head.mean != before[0]
+    assert head.mean.isfinite()

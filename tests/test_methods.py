@@ -189,3 +189,9 @@ def test_without_a_choice_it_is_all_features():
 def test_an_impossible_choice_is_refused(bad):
     with pytest.raises(ConfigError, match="kind is graph, top or random, and fraction above 0 and at most 1"):
         Choice(**({"kind": "top", "fraction": 0.5} | bad))
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "..", "a\\b", "a\nb", "a\0", ".hidden", "x" * 200])
+def test_a_name_that_no_folder_can_have_is_refused(name):
+    with pytest.raises(ConfigError, match="its name is part of a folder's name"):
+        Method(name, "mine", (feature(),))

@@ -1,6 +1,10 @@
 """Backbones: published names and shapes, the forward pass against a naive one, seeds, sizes, bad input."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -362,3 +366,40 @@ def test_hints_turn_student_widths_into_teacher_widths():
 def test_hints_need_as_many_stages_on_both_sides():
     with pytest.raises(ConfigError, match=r"student widths \(4,\), teacher widths \(8, 8\)"):
         Hints((4,), (8, 8))
+
+
+# ------------------------------------------------------------------------------------------------- narrow shortcuts
+
+NARROW = """
+import sys, torch
+from lrkd.models import small
+torch.set_num_threads(1)
+for widths in ((3, 8), (8, 16), (15, 16)):
+    network = small(48, 8, widths, stem_stride=1, cbam=False).to(memory_format=torch.channels_last)
+    for _ in range(3):
+        x = torch.randn(4, 3, 48, 48).contiguous(memory_format=torch.channels_last)
+        network(x).embedding.sum().backward()
+print("whole")
+"""
+
+
+def test_a_narrow_network_trains_on_large_maps():
+    """Torch 2.11's own convolution writes past the end of a gradient there, and the process dies: so in another one."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr[-500:]
+
+
+@pytest.mark.parametrize(("inside", "stride"), [(3, 2), (8, 2), (8, 3), (15, 2), (16, 2), (8, 1)])
+@pytest.mark.parametrize("size", [5, 6, 12])
+def test_a_pointwise_convolution_is_torchs(inside, stride, size):
+    g = torch.Generator().manual_seed(0)
+    layer = models.Pointwise(inside, 4, stride).double()
+    x = torch.randn(2, inside, size, size, generator=g, dtype=torch.float64, requires_grad=True)
+    found = layer(x)
+    wanted = torch.nn.functional.conv2d(x, layer.weight, stride=stride)
+    torch.testing.assert_close(found, wanted)
+    pull = torch.randn(found.shape, generator=g, dtype=torch.float64)
+    for a, b in zip(*(torch.autograd.grad(y, (x, layer.weight), pull) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b)
+    assert list(layer.state_dict()) == ["weight"]

@@ -153,7 +153,9 @@ def test_the_command_trains_with_two_processes_and_says_so(smoke, tmp_path):
     words = ("train", "--scale", "smoke", "--method", "fskd", "--side", "6", "--device", "cpu", "--runs", str(tmp_path))
     torchrun("-m", "lrkd", *words, "--sync-norm")
     spec = study.Spec(methods.get("fskd"), 6, 0, study.SCALES["smoke"])
-    together = study.find_run(spec, tmp_path)
+    together = study.find_run(replace(spec, processes=2, sync_norm=True), tmp_path)
+    assert not study.find_run(spec, tmp_path).finished, "its terms saw half a batch each: another run"
+    assert study.find_run(spec.teacher, tmp_path).finished, "nothing of the teacher's saw a part: the same run"
     single = study.train(spec, smoke / "single", device="cpu", progress=False)
     assert together.result["processes"] == 2
     assert together.result["sync_norm"] is True

@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from lrkd import experiment, methods, study, verify
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.losses import Term, feature
+from lrkd.scales import Recipe
 from lrkd.study import SCALES, Spec, specs, teacher_spec
+from lrkd.train import Schedule
 
 SMOKE = SCALES["smoke"]
 pytestmark = pytest.mark.usefixtures("smoke")
@@ -341,7 +343,9 @@ def test_fewer_than_one_worker(tmp_path, workers):
 
 
 def test_a_method_that_cannot_travel_is_named_before_workers_start(tmp_path):
-    local = replace(methods.get("fskd"), terms=(Term("mine", 1.0, lambda s, t: s.embedding.sum() * 0),))
+    made: dict = {"__name__": "nowhere"}
+    exec("def mine(s, t): return s.embedding.sum() * 0", made)
+    local = replace(methods.get("fskd"), terms=(Term("mine", 1.0, made["mine"]),))
     wanted = [Spec(local, 6, seed, SMOKE, teacher_seed=0) for seed in (0, 1)]
     with pytest.raises(ConfigError, match=r"cannot be sent to a worker .*in a module, or take workers=1"):
         study.run_study(wanted, tmp_path, workers=2, device="cpu", progress=False)
@@ -611,3 +615,53 @@ def test_what_small_images_cost_is_read_from_a_table():
     assert fed["low"].isna().all()
     assert own["low"].notna().all()
     assert (own["n"] == 6).all()
+
+
+# -------------------------------------------------------------------------------------------------- what is not there
+
+
+def test_a_changed_scale_has_other_faces():
+    """Of any name: what is rendered is what the scale says."""
+    small = replace(SMOKE, identities=(5, 9, 10))
+    assert [part.classes for part in (study.splits(small).train, study.splits(small).test)] == [5, 10]
+    assert study.splits(SMOKE).train.classes == SMOKE.identities[0]
+    assert study.key(spec()) != study.key(replace(spec(), scale=small))
+    fewer = replace(SMOKE, pairs=(20, 24), images=4)
+    assert len(study.splits(fewer).train) == 4 * SMOKE.identities[0]
+    assert len(study.pairs_of(study.splits(fewer).test)) == 24
+
+
+def test_of_few_people_a_batch_is_all_of_their_images_and_it_is_said_once(photographs, tmp_path, capsys):
+    large = {kind: Recipe(Schedule(1, batch=128), Schedule(1, batch=128)) for kind in SMOKE.recipes}
+    few = Spec(methods.get("none"), 6, 0, replace(SMOKE, recipes=large), photographs)
+    there = len(study.splits(few.scale, photographs).train)
+    assert few.schedule == Schedule(1, batch=there)
+    assert there < 128
+    for seed in (0, 1):
+        run = study.train(replace(few, seed=seed), tmp_path, device="cpu")
+        assert run.result["status"] == "ok"
+        assert run.config["schedule"]["batch"] == there
+    said = capsys.readouterr()
+    assert (said.out + said.err).count(f"a batch is all of its {there} training images") == 1
+
+
+@pytest.mark.parametrize("error", [ConfigError, DataError])
+def test_a_run_that_could_not_begin_leaves_nothing_in_the_store(tmp_path, monkeypatch, error):
+    def refused(*_, **__):
+        raise error("it cannot be")
+
+    monkeypatch.setattr(experiment, "fit", refused)
+    with pytest.raises(error, match="it cannot be"):
+        study.train(spec("fskd"), tmp_path, progress=False)
+    assert list(tmp_path.iterdir()) == [], "neither the teacher's folder nor the student's"
+
+
+def test_a_run_that_has_begun_is_not_thrown_away(tmp_path, monkeypatch):
+    def stopped(*_, directory, **__):
+        (directory / "state.pt").write_bytes(b"hours")
+        raise DataError("a disk is gone")
+
+    monkeypatch.setattr(experiment, "fit", stopped)
+    with pytest.raises(DataError):
+        study.train(spec("none"), tmp_path, progress=False)
+    assert (study.find_run(spec("none"), tmp_path).path / "state.pt").read_bytes() == b"hours"

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import lrkd.train
-from lrkd import degrade, heads
+from lrkd import degrade, heads, models
 from lrkd.distances import cosine, lp
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.losses import Term, feature
@@ -428,6 +428,27 @@ def test_rows_are_means_over_steps_and_metrics_csv_holds_them(tmp_path):
     assert read == [pytest.approx(row, rel=1e-6) for row in coarse.rows]
 
 
+@pytest.mark.parametrize(("log_every", "every"), [(4, 3), (3, 1), (20, 3), (5, 7)])
+def test_a_row_is_the_mean_since_the_last_whatever_is_saved_between(tmp_path, log_every, every):
+    fine = [row["loss"] for row in toys.train(log_every=1, epochs=3)[1].rows]
+    how = {"log_every": log_every, "checkpoint_every": every, "epochs": 3}
+    run_until(5, directory=tmp_path, **how)
+    run_until(1, directory=tmp_path, **how)
+    rows = toys.train(directory=tmp_path, **how)[1].rows
+    ends = [*range(log_every, 12, log_every), 12]
+    assert [row["step"] for row in rows] == ends
+    wanted = [np.mean(fine[a:b]) for a, b in itertools.pairwise([0, *ends])]
+    assert [row["loss"] for row in rows] == pytest.approx(wanted)
+    whole = toys.train(**how)[1].rows
+    assert [{**row, "images_per_s": 0} for row in rows] == [{**row, "images_per_s": 0} for row in whole], "to the bit"
+
+
+def test_a_term_may_be_called_as_a_column_is():
+    more = {"teacher": Teacher(*toys.pair(9)), "terms": (replace(feature(), name="loss"),), "progress": False}
+    (row,) = fit(*toys.pair(), toys.faces(), schedule=Schedule(1, 16), **more).rows
+    assert row["loss"] == pytest.approx(row["identity"] + row["loss-2"])
+
+
 def test_terms_of_one_name_have_a_column_each():
     def rows(*terms):
         more = {"teacher": Teacher(*toys.pair(9)), "terms": terms, "progress": False, "log_every": 1}
@@ -521,6 +542,55 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_hint(tmp_path, step,
         assert all(x.isfinite().all() for x in kept["trained"].values())
 
 
+def poison(step: int):
+    """A term whose loss is finite and whose gradient, at one step, is not."""
+    count = itertools.count(1)
+
+    def compute(student, teacher):
+        x = student.embedding.mean() * 0
+        return (x.square() if next(count) == step else x + 1e-3).sqrt()  # the root's slope at zero
+
+    return compute
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Functions of a test may be local: nothing here is mixed up."""
+    monkeypatch.setattr(Term, "describe", lambda term: {"name": term.name})
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["directory", "none"])
+@pytest.mark.parametrize(("step", "said"), [(3, "step (3|4): "), (4, "step (4|5): "), (8, "step 8: ")])
+def test_an_update_that_is_not_finite_is_never_returned_nor_saved(tmp_path, told, step, said, saved):
+    network, head = toys.pair()
+    more = {"teacher": Teacher(*toys.pair(9)), "terms": (Term("mine", 1.0, poison(step)),), "progress": False}
+    where = {"directory": tmp_path, "checkpoint_every": 2} if saved else {}
+    with pytest.raises(TrainingError, match=said):
+        fit(network, head, toys.faces(), schedule=Schedule(2, 16), **more, **where)
+    if saved:
+        kept = torch.load(tmp_path / "state.pt", weights_only=True)
+        assert kept["step"] == (step - 1) // 2 * 2, "the last good one"
+        assert all(x.isfinite().all() for x in kept["trained"].values())
+
+
+def test_the_fault_is_named_before_anyone_looks():
+    """An observer that measures a network would only say that its embeddings are not finite."""
+    network, head = toys.pair()
+    more = {"teacher": Teacher(*toys.pair(9)), "terms": (Term("mine", 1.0, At(2, math.nan)),), "progress": False}
+    seen = []
+    with pytest.raises(TrainingError, match="step 2: the loss term 'mine' is nan"):
+        fit(
+            network,
+            head,
+            toys.faces(),
+            schedule=Schedule(1, 16),
+            observe=lambda step, _: seen.append(step),
+            observe_every=1,
+            **more,
+        )
+    assert seen == [1]
+
+
 def test_too_high_a_rate_is_named_as_the_identity_loss():
     with pytest.raises(TrainingError, match=r"step \d+: the loss term 'identity' is nan"):
         toys.train(distil=False, schedule=Schedule(8, 16, lr=1e30))
@@ -580,8 +650,58 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path, other):
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     run_until(3, directory=tmp_path)
-    with pytest.raises(RunError, match=r"state\.pt: this checkpoint cannot be read"):
+    with pytest.raises(RunError, match=r"state\.pt: this checkpoint is of another run \(different: head\)"):
         toys.train(directory=tmp_path, head="adaface")
+
+
+def test_a_checkpoint_knows_everything_that_a_caller_brings(tmp_path):
+    """Each run differs from the first in one thing, and is refused by its name; the first itself goes on."""
+    faces, chosen = toys.faces(), torch.arange(64) % 2 == 0
+    moved = faces.labels.copy()
+    moved[[0, 1]] = (moved[[0, 1]] + 1) % 4
+
+    def run(expected: str, **more) -> None:
+        how = {"head": toys.pair()[1], "network": toys.pair()[0], "teacher": Teacher(*toys.pair(9), chosen=chosen)}
+        how |= {"faces": faces, "terms": (lrkd.losses.regression(),), "schedule": Schedule(1, 16, lr=0.05)} | more
+        count = itertools.count(1)
+        with pytest.raises((RunError, KeyboardInterrupt), match=expected):
+            fit(**how, options=toys.OPTIONS, progress=False, directory=tmp_path, stop=lambda: next(count) == 1)
+
+    run("stopped at step 1")
+    for head in (
+        heads.build("cosface", 4, 8, scale=16.0, margin=0.2),
+        heads.build("cosface", 4, 8, scale=17.0, margin=0.1),
+        heads.build("arcface", 4, 8, scale=16.0, margin=0.1),
+        heads.build("adaface", 4, 8, scale=16.0, margin=0.1, h=0.2),
+        heads.build("cosface", 5, 8, scale=16.0, margin=0.1),
+    ):
+        run(r"different: head\)", head=head)
+    for network in (models.small(8, 8, (4, 16)), models.small(8, 8, (4, 8), dropout=0.1)):
+        run(r"different: network\)", network=network)
+    for teacher in (
+        Teacher(*toys.pair(8), chosen=chosen),
+        Teacher(toys.pair(9)[0], toys.pair(8)[1], chosen=chosen),
+        Teacher(*toys.pair(9), shuffled=True, chosen=chosen),
+    ):
+        run(r"different: teacher\)", teacher=teacher)
+    for other in (None, ~chosen):
+        run(r"different: chosen\)", teacher=Teacher(*toys.pair(9), chosen=other))
+    for data in (
+        replace(faces, labels=moved),
+        replace(faces, images=255 - faces.images),
+        replace(faces.subset(np.arange(64)[::-1]), digest=faces.digest),
+        faces.subset(np.arange(64)),
+        faces.subset(np.arange(48)),
+    ):
+        few = data.labels.size < 64
+        run(
+            r"different: (chosen, )?data\)",
+            faces=data,
+            **({"teacher": Teacher(*toys.pair(9), chosen=chosen[:48])} if few else {}),
+        )
+    run(r"different: terms\)", terms=(lrkd.losses.regression(lp(2)),))
+    run(r"different: schedule\)", schedule=Schedule(1, 16, lr=0.04))
+    run("stopped at step 2")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise", "text", "flipped"])
