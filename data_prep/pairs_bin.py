@@ -1,9 +1,9 @@
 """`python -m data_prep.pairs_bin --source FILE --out DIR`: insightface's .bin pair sets -> a prepared folder.
 
 Such a file is a pickle of (images, same): 2n image files as bytes or as uint8 arrays (k,) or (k,1), and n truths, 0 or
-1 of any type; images 2i and 2i+1 are pair i. A pickle is a program, and a hostile one runs code or fills the memory when
-it is loaded. So it is looked through first: only the instructions that such a file needs, no length beyond the file,
-nothing nested. Then an unpickler loads it that knows a handful of names, none of which is numpy's own code.
+1 of any type; images 2i and 2i+1 are pair i. A pickle is a program, and a hostile one runs code or fills the memory
+when it is loaded. So it is looked through first: only the instructions that such a file needs, no length beyond the
+file, nothing nested. Then an unpickler loads it that knows a handful of names, none of which is numpy's own code.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ MAX_DEPTH = 8
 # What picklers of Python 2 and 3 write for lists, tuples, bytes, truths, numbers and uint8 arrays; no dict, no object.
 OPCODES = frozenset(
     """PROTO FRAME MARK STOP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 FLOAT BINFLOAT EMPTY_LIST LIST
-    APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
-    BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 GLOBAL STACK_GLOBAL REDUCE BUILD PUT BINPUT LONG_BINPUT
-    MEMOIZE GET BINGET LONG_BINGET""".split()  # noqa: SIM905
+    APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES
+    BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 GLOBAL STACK_GLOBAL REDUCE BUILD PUT BINPUT
+    LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET""".split()  # noqa: SIM905
 )
 NUMBERS = ("b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 TEXT = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
