@@ -81,12 +81,12 @@ def _check_directory(data: bytes) -> None:
     order = _ORDERS[data[:2]]
     try:
         version, place = struct.unpack_from(f"{order}HI", data, 2)
+        if version != 42:
+            raise ValueError(f"a TIFF of version {version}: 42 is read")
         entries = struct.unpack_from(f"{order}H", data, place)[0]
         told = [struct.unpack_from(f"{order}HHI", data, place + 2 + 12 * number) for number in range(entries)]
     except struct.error as error:
         raise ValueError(f"a TIFF that is cut short: {error}") from error
-    if version != 42:
-        raise ValueError(f"a TIFF of version {version}: 42 is read")
     if (most := max((count for _, kind, count in told if kind not in _BYTES), default=0)) > MAX_STRIPS:
         raise ValueError(f"a TIFF of {most} strips: at most {MAX_STRIPS} are read")
 

@@ -155,6 +155,18 @@ def test_pairs_of_broken_images_are_left_out_and_counted(tmp_path):
     assert load_prepared(tmp_path / "out").protocols["set"].same.tolist() == [True, True]
 
 
+def test_images_that_are_not_aligned_are_said(tmp_path, capsys):
+    data = pickle.dumps(([image(0, 250, 250), image(1, 112, 112), b"no image", image(3, 112, 112)], [True, False]))
+    pairs_bin.prepare(saved(tmp_path, data), tmp_path / "out", size=8, max_broken=0.5)
+    said = capsys.readouterr().err
+    assert "set.bin: 25% of 4 images are larger than the 112 px of aligned faces (up to 250 x 250)" in said
+    assert "set.bin: 2 folds instead of 10: there are no more pairs" in said
+    pairs_bin.prepare(saved(tmp_path, pickle.dumps((IMAGES, SAME))), tmp_path / "small", size=8, folds=3)
+    said = capsys.readouterr().err
+    assert "aligned" not in said
+    assert "folds" not in said
+
+
 # --------------------------------------------------------------------------------------------------------- hostile
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -458,6 +459,105 @@ def test_sets_may_lack_what_is_not_needed(made, tmp_path, capsys):
     shutil.rmtree(source / "training_set")
     assert qmul.prepare(source, tmp_path / "b", size=8)["counts"]["roles"] == {"gallery": 3, "probe": 2, "unmated": 3}
     assert "left out: training_set, Face_Verification_Test_Set" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------- TinyFace, aligned by others
+
+
+def make_aligned(where: Path, tiny: Path, leave_out: tuple[str, ...] = ()) -> Path:
+    """aligned_pad_0.1_pad_high of `tiny`: 112 px, as .png, without what no face was found in."""
+    test = tiny / "Testing_Set"
+    for old, new in (
+        *((test / name, name) for name in ("Probe", "Gallery_Match", "Gallery_Distractor")),
+        *((folder, f"Train/{folder.name}") for folder in (tiny / "Training_Set").iterdir()),
+    ):
+        for number, file in enumerate(sorted(old.glob("*.jpg"))):
+            if file.name not in leave_out:
+                (where / new).mkdir(parents=True, exist_ok=True)
+                (where / new / f"{file.stem}.png").write_bytes(image(hash_of(f"{new}{number}"), 112, 112, kind="PNG"))
+    return where
+
+
+def hash_of(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+
+
+def roles_of(out: Path) -> dict[str, list[tuple[str, str, bool]]]:
+    """role -> (stem, person, missing) of its rows."""
+    whole = opened(out)
+    faces = whole.faces
+    missing = np.zeros(len(faces), bool) if faces.missing is None else faces.missing
+    told = [
+        (Path(source).stem, faces.names[label], bool(lost))
+        for source, label, lost in zip(faces.sources, faces.labels, missing, strict=True)
+    ]
+    return {role: [told[row] for row in rows] for role, rows in whole.roles.items()}
+
+
+@pytest.mark.parametrize("below", ["", "aligned_pad_0.1_pad_high"])
+def test_tinyface_as_everyone_evaluates_on_it(made, tmp_path, below, capsys):
+    make_aligned(tmp_path / "in" / below, made / "tinyface")
+    assert layout.run(tinyface.main, ["--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    assert "21 images of 11 people at 112 px, 0 broken; pairs: none" in capsys.readouterr().out
+    want = roles_of(made / "tinyface-out")
+    got = roles_of(tmp_path / "out")
+    assert [sorted(got[role]) for role in ("probe", "gallery", "train")] == [
+        sorted(want[role]) for role in ("probe", "gallery", "train")
+    ]
+    assert [stem for stem, _, _ in got["distractor"]] == [f"d{k}" for k in range(5)]
+    whole, old = opened(tmp_path / "out"), opened(made / "tinyface-out")
+    names = {split: [whole.faces.names[k] for k in part] for split, part in whole.splits.items()}
+    assert names == {split: [old.faces.names[k] for k in part] for split, part in old.splits.items()}
+    row = whole.faces.sources.index("Probe/1_9.png")
+    root = tmp_path / "in" / below
+    with Image.open(root / "Probe" / "1_9.png") as picture:
+        np.testing.assert_array_equal(whole.faces.images[row], np.asarray(picture))
+
+
+def test_what_the_lists_name_and_nobody_aligned_is_a_missing_face(made, tmp_path, capsys):
+    shutil.copytree(made / "tinyface", tmp_path / "tinyface")
+    root = make_aligned(tmp_path / "aligned_pad_0.1_pad_high", made / "tinyface", ("1_9.jpg", "2_1.jpg"))
+    meta = tinyface.prepare(root, tmp_path / "out", size=8)
+    got, want = roles_of(tmp_path / "out"), roles_of(made / "tinyface-out")
+    assert [(stem, person) for stem, person, _ in got["probe"]] == [(stem, person) for stem, person, _ in want["probe"]]
+    assert [row for role in ("gallery", "probe") for row in got[role] if row[2]] == [
+        ("2_1", "test-000002", True),
+        ("1_9", "test-000001", True),
+    ]
+    assert meta["no_face"] == ["Gallery_Match/2_1", "Probe/1_9"]
+    assert meta["counts"]["no_face"] == 2
+    said = capsys.readouterr().err
+    assert "no face found in Probe/1_9: in the list, but not among the aligned faces" in said
+    assert "copies" not in said
+    assert not opened(tmp_path / "out").faces.images[opened(tmp_path / "out").faces.missing].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda w: put(w / "Probe" / "nobody.png"), "nobody.png: PERSON_NUMBER.jpg, as in 12_3.jpg"),
+        (lambda w: put(w / "Probe" / "1_9.jpg"), "1_9.png: 1_9.jpg is there too|1_9.jpg is there too"),
+        (lambda w: shutil.rmtree(w / "Gallery_Match"), "no Testing_Set in it, and no Probe with Gallery_Match"),
+        (
+            lambda w: savemat(
+                w / "probe_img_ID_pairs.mat", {"probe_set": cell(["1_9.jpg"]), "probe_ids": np.array([[1]])}
+            ),
+            "2_8.png: is not in .*probe_img_ID_pairs.mat",
+        ),
+        (
+            lambda w: savemat(w / "probe_img_ID_pairs.mat", {"probe_set": cell(["1_9.jpg"]), "probe_ids": [1, 2]}),
+            "1 names and 2 ids",
+        ),
+    ],
+)
+def test_broken_aligned_sets_are_one_clear_error(made, tmp_path, change, says):
+    root = make_aligned(tmp_path / "in", made / "tinyface")
+    if "no Testing_Set" not in says and "PERSON" not in says and "there too" not in says:
+        shutil.copy(made / "tinyface" / TEST / "gallery_match_img_ID_pairs.mat", root)
+    change(root)
+    with pytest.raises(DataError, match=says):
+        tinyface.prepare(root, tmp_path / "out", size=8)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
 # -------------------------------------------------------------------------------------------------------------- align
