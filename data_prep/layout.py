@@ -567,6 +567,7 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of a damaged tag in an image that is read all the same
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             main(argv)
         return 0
