@@ -49,7 +49,7 @@ TOKENS += [b"[" * 3000, b"cos\nsystem\n", b"(S'x'\ntR.", b"c__builtin__\neval\n"
 # What `layout.write` catches around each image is any Exception; another than these would be worth a look.
 BROKEN_IMAGE: tuple[type[BaseException], ...] = (
     ValueError, OSError, SyntaxError, IndexError, TypeError, KeyError, AttributeError, OverflowError, struct.error,
-    zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+    zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning, UserWarning,
 )  # fmt: skip
 Injury = tuple[int, int, int]  # kind, place, and a number that the kind makes something of
 
@@ -93,14 +93,19 @@ def _mats() -> list[bytes]:
     return [header + both, header + struct.pack("<II", 15, len(packed)) + packed]
 
 
+def _gone() -> bytes:
+    raise layout.NoFace("gone")
+
+
 def _prepared(where: Path) -> dict[str, bytes]:
     photos = [layout.Photo(f"p{k // 2}", f"p{k // 2}/{k}.jpg", lambda k=k: _image(k), k, "probe") for k in range(6)]  # type: ignore[misc]
+    photos.append(layout.Photo("p2", "p2/6.jpg", _gone, 6, "probe"))
     pairs = [(0, 1, 1, 0, "a"), (0, 2, 0, 0, "a"), (2, 3, 1, 1, "a"), (3, 5, 0, 1, "a")]
     extra = layout.Extras(pairs=pairs, splits={"train": [0], "test": [1, 2]})
     error, sys.stderr = sys.stderr, io.StringIO()
     try:
         layout.write(
-            where, photos, 6, lambda *_: extra, name="x", size=4, crop={}, licence="", tool="x", box=layout.whole_padded
+            where, photos, 7, lambda *_: extra, name="x", size=4, crop={}, licence="", tool="x", box=layout.whole_padded
         )
     finally:
         sys.stderr = error
@@ -160,7 +165,9 @@ def readers(where: Path) -> list[Reader]:
     rec, idx = _records()
     items, same = [_image(k) for k in range(4)], [True, False]
     arrays = [np.frombuffer(item, np.uint8) for item in items]
-    pickles = [pickle.dumps((kind, same), p) for kind in (items, arrays) for p in (0, 2, 4, 5)]
+    columns, odd = [array[:, None] for array in arrays], np.array([[1.0], [0.0]])
+    kinds = ((items, same), (arrays, same), (columns, odd), (items, [np.int64(1), 0.0]))
+    pickles = [pickle.dumps(kind, p) for kind in kinds for p in (0, 2, 4, 5)]
     folder = _prepared(where / "prepared")
     points = ",".join(align.COLUMNS) + "\na.jpg,1,2,3,4,5,6,7,8,9,10\nb.jpg" + "," * 10 + "\n"
     known = {1: "a", 2: "b"}

@@ -8,6 +8,7 @@ import hashlib
 import json
 import threading
 import time
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,8 @@ from lrkd.data import (
     resized_faces,
 )
 from lrkd.errors import ConfigError, DataError, RunError
-from lrkd.layout import NpyWriter
+from lrkd.layout import NpyWriter, overlap
+from lrkd.pairs import firsts
 
 TINY = {"size": 12, "identities": (8, 8, 10), "images": 6, "pairs": (16, 40), "folds": 4}
 
@@ -572,7 +574,7 @@ def test_small_sets_keep_enough_people_to_verify(tmp_path):
     write_layout(tmp_path / "few", [2] * 12)
     assert [len(names) for names in names_of(prepared(tmp_path / "few"))] == [4, 4, 4]
     write_layout(tmp_path / "fewer", [2] * 8)
-    with pytest.raises(DataError, match=r"of its 8 people 0 are there to train on .* add people"):
+    with pytest.raises(DataError, match="fewer: 8 people: validation and test take at least four each"):
         prepared(tmp_path / "fewer")
 
 
@@ -782,3 +784,113 @@ def test_a_subset_is_other_data():
     digests = {table.subset(rows).digest for rows in ([0, 1], [1, 0], [0, 2])} | {table.digest}
     assert len(digests) == 4
     assert table.subset([1, 0]).digest == table.subset([1, 0]).digest
+# ----------------------------------------------------------------------------------- missing faces, and who is shared
+
+
+def with_column(folder: Path, name: str, values: list[object]) -> None:
+    table = pd.read_csv(folder / "manifest.csv", dtype=str)
+    table[name] = values
+    table.to_csv(folder / "manifest.csv", index=False)
+
+
+def test_missing_faces_stay_rows_but_are_not_trained_on(toy_split):
+    missing = np.arange(sum(COUNTS)) % 4 == 0
+    full = prepared(toy_split, validation=0.4)
+    assert full.train.missing is None
+    with_column(toy_split, "missing", missing.astype(int).tolist())
+    whole = load_prepared(toy_split)
+    np.testing.assert_array_equal(whole.faces.missing, missing)
+    assert len(whole.protocol("all").pairs) == len(whole.protocols["all"])
+    splits = prepared(toy_split, validation=0.4)
+    assert not splits.train.missing.any()
+    assert np.bincount(splits.train.labels).min() >= 2
+    for part, before in ((splits.validation, full.validation), (splits.test, full.test)):
+        np.testing.assert_array_equal(part.images[:], before.images[:])
+        np.testing.assert_array_equal(part.pairs.left, before.pairs.left)
+        assert part.missing.any()
+        row = [whole.faces.sources.index(source) for source in part.sources]
+        np.testing.assert_array_equal(part.missing, missing[row])
+    np.testing.assert_array_equal(resized_faces(splits.test, 3).missing, splits.test.missing)
+
+
+@pytest.mark.parametrize("value", ["", "2", "yes", "1.0", "-1"])
+def test_a_missing_face_is_0_or_1(toy, value):
+    with_column(toy, "missing", [0, 1, value] + [0] * (sum(COUNTS) - 3))
+    with pytest.raises(DataError, match=r"manifest.csv line 4: missing is '.*': 1 where no face was found, else 0"):
+        load_prepared(toy)
+
+
+def named(*rows: tuple[str, str]) -> Faces:
+    """Faces of (person, what the file's bytes are)."""
+    names = tuple(sorted({person for person, _ in rows}))
+    return faces(
+        n=len(rows),
+        images=np.zeros((len(rows), 4, 4, 3), np.uint8),
+        labels=np.array([names.index(person) for person, _ in rows]),
+        names=names,
+        pairs=None,
+        sha256=np.array([hashlib.sha256(data.encode()).hexdigest() for _, data in rows], dtype="S64"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested", "people", "images"),
+    [
+        ([("Ada", "1")], [("Ben", "2"), ("Cy", "3")], (), []),
+        ([("Ada", "1")], [("Ben", "1"), ("Ben", "3"), ("Cy", "4")], ("Ben",), [0]),
+        ([("Zoë_Li", "1"), ("Ada", "2")], [("zoe li", "3"), ("Eve", "4")], ("zoe li",), []),
+        ([("00000001", "1"), ("00000002", "2")], [("00000001", "3")], (), []),
+        ([("p1", "1"), ("p2", "2")], [("p1", "1"), ("p2", "3"), ("p3", "4")], ("p1", "p2"), [0]),
+        ([("p1", "1"), ("p2", "2")], [("p2", "1"), ("p1", "3")], ("p2",), [0]),
+        ([("---", "1")], [("***", "2")], (), []),
+    ],
+)
+def test_people_of_two_tables_are_told_by_name_and_by_bytes(trained, tested, people, images):
+    found = overlap(named(*trained), named(*tested))
+    assert (found.people, np.flatnonzero(found.images).tolist()) == (people, images)
+    assert found.rows.tolist() == [person in people for person, _ in tested]
+    assert bool(found) == bool(people)
+
+
+def test_an_overlap_says_how_many_and_rendered_faces_share_nothing():
+    found = overlap(named(("Ada", "1"), ("Ben", "2")), named(("Ada", "1"), ("Ada", "3"), ("Ben", "4"), ("Cy", "5")))
+    assert str(found) == "2 people (first Ada) with 3 of 4 images, 1 of them the very same files"
+    assert not overlap(faces(), named(("a", "1")))
+    assert not overlap(named(("a", "1")), faces())
+
+
+def test_a_split_that_shares_people_with_training_is_said(toy_split):
+    table = pd.read_csv(toy_split / "manifest.csv")
+    first, last = (int(np.flatnonzero(table["label"] == label)[0]) for label in (5, 16))
+    table.loc[last, "sha256"] = table.loc[first, "sha256"]
+    table.to_csv(toy_split / "manifest.csv", index=False)
+    for seed in range(8):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            splits = prepared(toy_split, validation=0.4, seed=seed)
+        shared = "P005" in splits.train.names
+        assert [str(w.message).rpartition("split: ")[2] for w in said] == shared * [
+            f"1 people (first P016) with {COUNTS[16]} of {len(splits.test)} images, 1 of them the very same files"
+        ]
+
+
+def test_copies_take_no_part_in_pairs():
+    labels = np.repeat(np.arange(6), 4)
+    digests = np.array([f"{k % 4}{label}" for k, label in enumerate(labels)])
+    digests[[1, 7, 20]] = digests[[0, 4, 8]]
+    once = firsts(digests)
+    assert sorted(set(range(24)) - set(once.tolist())) == [1, 7, 20]
+    pairs = make_pairs(labels, None, folds=3, among=once)
+    assert not {1, 7, 20} & {*pairs.left.tolist(), *pairs.right.tolist()}
+    hold_laws(pairs, labels, 3, 15)
+    same, plain = make_pairs(labels, 12, 2, among=np.arange(24)), make_pairs(labels, 12, 2)
+    np.testing.assert_array_equal(same.left, plain.left)
+
+
+def test_a_count_may_be_the_most_that_is_wanted():
+    labels = np.repeat(np.arange(6), 2)
+    pairs = make_pairs(labels, 6000, 10, at_most=True)
+    hold_laws(pairs, labels, 3, 15)
+    assert len(pairs) == 12
+    plenty = np.repeat(np.arange(20), 5)
+    np.testing.assert_array_equal(make_pairs(plenty, 60, 10, at_most=True).left, make_pairs(plenty, 60, 10).left)

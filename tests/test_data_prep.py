@@ -451,7 +451,7 @@ def test_a_folder_of_many_people_is_split_by_lrkd(tmp_path):
     for k in range(40):
         (tmp_path / "in" / f"{k:02d}").mkdir(parents=True)
         for i in range(2):
-            (tmp_path / "in" / f"{k:02d}" / f"{i}.png").write_bytes(encoded(photograph(k, 12, 12), "PNG"))
+            (tmp_path / "in" / f"{k:02d}" / f"{i}.png").write_bytes(encoded(photograph(2 * k + i, 12, 12), "PNG"))
     folder.prepare(tmp_path / "in", tmp_path / "out", size=8)
     splits = prepared(tmp_path / "out")
     assert (splits.train.classes, splits.validation.classes, splits.test.classes) == (28, 4, 8)
@@ -459,10 +459,6 @@ def test_a_folder_of_many_people_is_split_by_lrkd(tmp_path):
         splits.test.images[0],
         load_prepared(tmp_path / "out").protocol("generated").images[int(splits.test.names[0]) * 2],
     )
-
-
-def empty_person(where: Path) -> None:
-    (where / "nobody").mkdir()
 
 
 def one_image_each(where: Path) -> None:
@@ -480,9 +476,7 @@ def not_utf8(where: Path) -> None:
 
 
 BAD_FOLDER = [
-    (empty_person, "nobody: no image of this person"),
-    (one_image_each, "6 people, 0 of them with a genuine pair"),
-    (no_people, "no folders of people in it"),
+    (no_people, "no folders of people with images in it"),
     (not_utf8, "not UTF-8"),
     (lambda where: (where / "Ada" / "2.bmp").write_bytes(b"BM"), r"1 of 24 images are broken, the last Ada/2.bmp"),
 ]
@@ -584,9 +578,6 @@ def test_pairs_that_cannot_be_drawn_cost_no_decoding(album, tmp_path, monkeypatc
         agedb.prepare(tmp_path / "aged", tmp_path / "out", pairs=5, folds=2)
     with pytest.raises(DataError, match="4 people, 0 of them with a genuine pair"):
         agedb.prepare(tmp_path / "aged", tmp_path / "out", pairs=4, folds=2, gap=50)
-    one_image_each(album)
-    with pytest.raises(DataError, match="6 people, 0 of them with a genuine pair"):
-        folder.prepare(album, tmp_path / "out")
 
 
 def start(code: str, *argv: object, **options) -> subprocess.Popen:
@@ -827,3 +818,124 @@ def test_bombs_take_less_than_a_gigabyte(tmp_path):
     assert "DecompressionBomb" in broken["2"]
     assert "no image in JPEG, PNG, BMP, WEBP" in broken["3"]
     assert len(broken) == 2
+
+
+# --------------------------------------------------------------------------------- what people bring, and what is odd
+
+
+def image_of(seed: int, kind: str, **options) -> bytes:
+    return encoded(photograph(seed, 20, 20).convert(options.pop("mode", "RGB")), kind, **options)
+
+
+def people_of(where: Path, **people: dict[str, bytes]) -> Path:
+    for person, files in people.items():
+        (where / person).mkdir(parents=True)
+        for name, data in files.items():
+            (where / person / name).write_bytes(data)
+    return where
+
+
+@pytest.mark.parametrize("counts", [(1,), (3,), (2, 2), (3, 3, 3), (1, 1, 1, 1, 1)])
+def test_few_people_and_people_without_pairs_are_a_folder_without_pairs(tmp_path, capsys, counts):
+    people = {f"p{k}": {f"{i}.png": image_of(10 * k + i, "PNG") for i in range(n)} for k, n in enumerate(counts)}
+    meta = folder.prepare(people_of(tmp_path / "in", **people), tmp_path / "out", size=8)
+    whole = load_prepared(tmp_path / "out", checksum=True)
+    assert (len(whole.faces), whole.faces.classes, whole.protocols) == (sum(counts), len(counts), {})
+    assert meta["counts"]["pairs"] == {}
+    assert f"no verification pairs: {len(counts)} people" in capsys.readouterr().err
+
+
+def test_fewer_folds_and_pairs_are_said(album, tmp_path, capsys):
+    folder.prepare(album, tmp_path / "out", size=8)
+    assert set(load_prepared(tmp_path / "out").protocols["generated"].fold.tolist()) == {0, 1, 2}
+    assert "3 folds with 72 pairs instead of 10:" in capsys.readouterr().err
+    for k in range(12):
+        (tmp_path / "aged").mkdir(exist_ok=True)
+        (tmp_path / "aged" / f"{k}_P{k // 2}_{20 + k % 2 * 40}_f.jpg").write_bytes(jpeg(k, width=20, height=20))
+    agedb.prepare(tmp_path / "aged", tmp_path / "aged-out", size=8)
+    pairs = load_prepared(tmp_path / "aged-out").protocols["agedb30"]
+    assert (len(pairs), int(pairs.same.sum()), set(pairs.fold.tolist())) == (12, 6, {0, 1, 2})
+    assert "3 folds with 12 pairs instead of 10 with 6000:" in capsys.readouterr().err
+
+
+def test_a_folder_without_an_image_is_left_out_and_every_one_is_named(album, tmp_path, capsys):
+    folder.prepare(album, tmp_path / "want", size=8)
+    for name in ("nobody", "nested"):
+        (album / name / "2020").mkdir(parents=True)
+    (album / "nested" / "2020" / "1.jpg").write_bytes(jpeg(1))
+    (album / "words").mkdir()
+    (album / "words" / "notes.txt").write_text("x")
+    folder.prepare(album, tmp_path / "out", size=8)
+    assert "in them (3 folders): nested, nobody, words\n" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == contents(tmp_path / "want")
+
+
+@pytest.mark.parametrize("tool", [folder, lfw, agedb])
+def test_an_out_inside_the_source_is_refused(album, tmp_path, capsys, tool):
+    assert call(tool, "--source", album, "--out", album / "prepared") == 2
+    assert "is inside --source" in one_line(capsys)
+    assert not (album / "prepared").exists()
+
+
+def test_a_prepared_folder_in_the_source_is_no_person(album, tmp_path, capsys):
+    folder.prepare(album, tmp_path / "out", size=8)
+    (tmp_path / "out").rename(album / "prepared")
+    folder.prepare(album, tmp_path / "again", size=8)
+    assert contents(album / "prepared") == contents(tmp_path / "again")
+    assert "passed over 1 entries that are no image of a person: prepared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "options"),
+    [
+        ("pgm", "PPM", {"mode": "L"}),
+        ("ppm", "PPM", {}),
+        ("tif", "TIFF", {}),
+        ("TIFF", "TIFF", {"mode": "L", "compression": "tiff_lzw"}),
+        ("tiff", "TIFF", {"compression": "tiff_adobe_deflate"}),
+    ],
+)
+def test_pgm_and_tiff_are_read_as_pillow_reads_them(tmp_path, suffix, kind, options):
+    files = {f"{i}.{suffix}": image_of(i, kind, **options) for i in range(2)}
+    folder.prepare(people_of(tmp_path / "in", a=files), tmp_path / "out", size=8)
+    found = load_prepared(tmp_path / "out").faces.images
+    for row, data in enumerate(files.values()):
+        with Image.open(io.BytesIO(data)) as opened:
+            want = opened.convert("RGB").resize((8, 8), Image.Resampling.LANCZOS)
+        np.testing.assert_array_equal(found[row], np.asarray(want))
+
+
+def test_a_tiff_is_turned_upright_once():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = photograph(2, 60, 40).transpose(Image.Transpose.ROTATE_90)
+    turned = layout.convert(encoded(stored, "TIFF", exif=exif), 20, layout.centre_pixels(40))
+    want = layout.convert(encoded(photograph(2, 60, 40), "TIFF"), 20, layout.centre_pixels(40))
+    np.testing.assert_array_equal(turned, want)
+
+
+def test_copies_are_said_and_left_out_of_drawn_pairs(tmp_path, capsys):
+    people = {f"p{chr(97 + k)}": {f"{i}.png": image_of(10 * k + i, "PNG") for i in range(3)} for k in range(5)}
+    people["pa"]["copy.png"] = people["pa"]["0.png"]
+    people["pb"]["other.png"] = people["pc"]["1.png"]
+    meta = folder.prepare(people_of(tmp_path / "in", **people), tmp_path / "out", size=8)
+    said = capsys.readouterr().err
+    assert "1 images are copies of another one of the same person: pa/0.png and pa/copy.png" in said
+    assert (
+        "1 images are copies of somebody else's (1 times two people that may be one): pb/other.png and pc/1.png" in said
+    )
+    assert (meta["counts"]["copies"], meta["counts"]["copies_of_others"]) == (1, 1)
+    whole = load_prepared(tmp_path / "out")
+    pairs, digest = whole.protocols["generated"], whole.faces.sha256
+    assert not (digest[pairs.left] == digest[pairs.right]).any()
+    used = {whole.faces.sources[row] for row in np.concatenate((pairs.left, pairs.right))}
+    assert not used & {"pa/copy.png", "pc/1.png"}
+    assert "pb/other.png" in used
+
+
+def test_people_in_both_of_two_splits_are_said(download, tmp_path, capsys):
+    images = download / "lfw-deepfunneled"
+    (images / "Eve" / "Eve_0001.jpg").write_bytes((images / "Ada" / "Ada_0002.jpg").read_bytes())
+    lfw.prepare(download, tmp_path / "out", size=8)
+    said = capsys.readouterr().err
+    assert "people of the train split are in the test split: 1 people (first Eve) with 3 of 9 images, 1 of them" in said

@@ -55,11 +55,19 @@ TRUTHS = {
     "ints": lambda same: [int(value) for value in same],
     "numpy bools": lambda same: [np.bool_(value) for value in same],
     "array": lambda same: np.array(same),
+    "floats": lambda same: [float(value) for value in same],
+    "numpy ints": lambda same: [np.int64(value) for value in same],
+    "an array of floats": lambda same: np.array(same, np.float32),
+    "an array of bytes": lambda same: np.array(same, np.uint8),
+    "the other order": lambda same: np.array(same, ">i8"),
+    "a column": lambda same: np.array(same, np.int64)[:, None],
+    "arrays": lambda same: [np.array([value]) for value in same],
     "tuple": tuple,
 }
 FORMS = {
     "bytes": lambda images: images,
     "arrays": lambda images: [np.frombuffer(data, np.uint8) for data in images],
+    "columns": lambda images: [np.frombuffer(data, np.uint8)[:, None] for data in images],
     "copies": lambda images: [np.frombuffer(data, np.uint8).copy() for data in images],
     "mixed": lambda images: (images[0], *(np.frombuffer(data, np.uint8) for data in images[1:])),
 }
@@ -147,6 +155,18 @@ def test_pairs_of_broken_images_are_left_out_and_counted(tmp_path):
     assert load_prepared(tmp_path / "out").protocols["set"].same.tolist() == [True, True]
 
 
+def test_images_that_are_not_aligned_are_said(tmp_path, capsys):
+    data = pickle.dumps(([image(0, 250, 250), image(1, 112, 112), b"no image", image(3, 112, 112)], [True, False]))
+    pairs_bin.prepare(saved(tmp_path, data), tmp_path / "out", size=8, max_broken=0.5)
+    said = capsys.readouterr().err
+    assert "set.bin: 25% of 4 images are larger than the 112 px of aligned faces (up to 250 x 250)" in said
+    assert "set.bin: 2 folds instead of 10: there are no more pairs" in said
+    pairs_bin.prepare(saved(tmp_path, pickle.dumps((IMAGES, SAME))), tmp_path / "small", size=8, folds=3)
+    said = capsys.readouterr().err
+    assert "aligned" not in said
+    assert "folds" not in said
+
+
 # --------------------------------------------------------------------------------------------------------- hostile
 
 
@@ -217,14 +237,18 @@ WRONG = {
     "three parts": pickle.dumps((IMAGES, SAME, 1)),
     "an odd image": pickle.dumps((IMAGES[:5], SAME)),
     "no pairs": pickle.dumps(([], [])),
-    "no truths": pickle.dumps((IMAGES, [1.0, 0.0, 1.0])),
+    "no truths": pickle.dumps((IMAGES, [0.5, 0.0, 1.0])),
+    "not a number": pickle.dumps((IMAGES, np.array([np.nan, 0, 1]))),
+    "a complex truth": pickle.dumps((IMAGES, np.array([1j, 0, 1]))),
+    "a table of truths": pickle.dumps((IMAGES[:2], np.ones((2, 2)))),
+    "a row of pixels": pickle.dumps(([np.zeros((2, 3), np.uint8)] * 6, SAME)),
     "other truths": pickle.dumps((IMAGES, [0, 1, 2])),
     "text": pickle.dumps((["a"] * 6, SAME)),
     "lists": pickle.dumps(([[1]] * 6, SAME)),
     "pixels": pickle.dumps(([np.zeros((4, 4, 3), np.uint8)] * 6, SAME)),
     "floats": pickle.dumps(([np.zeros(4)] * 6, SAME)),
     "bools for images": pickle.dumps(([np.zeros(4, bool)] * 6, SAME)),
-    "bytes for truths": pickle.dumps((IMAGES, np.array([1, 0, 1], np.uint8))),
+    "bytes for truths": pickle.dumps((IMAGES, b"\1\0\1")),
     "a shape that lies": pickle.dumps(([np.frombuffer(b"abcdefgh", np.uint8)] * 6, SAME), 2).replace(
         b"K\x08", b"K\x09"
     ),

@@ -253,3 +253,55 @@ def test_the_command(tmp_path, capsys):
     assert "30 images of 6 people at 16 px, 0 broken; pairs: none" in said.out
     assert "mini: 30 images in" in said.err
     assert "images/s" in said.err
+
+
+# ------------------------------------------------------------------------------------- numbers that float32 rounds
+
+
+class Sparse:
+    """Records with the keys around `first` only, as many as there would be, and a number of record 0 in float32."""
+
+    path = Path("train.rec")
+
+    def __init__(self, first: int, told: float, identities: int = 3) -> None:
+        self.first = first
+        self.keys = np.arange(first + identities)
+        self.told = np.float32(told), np.float32(first + identities)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, number: int) -> recordio.Record:
+        if number == 0:
+            return recordio.Record(0, 0, np.array(self.told), b"")
+        if number < self.first:
+            return recordio.Record(number, 0, np.zeros(1), b"image")
+        return recordio.Record(number, 0, np.array([1.0, 5.0], np.float32), b"")
+
+
+@pytest.mark.parametrize("first", [100, 2**24 - 1, 2**24, 2**24 + 1, 2**24 + 3, 2**25 + 1, 2**25 + 2, 2**25 + 6])
+def test_images_end_where_the_first_identity_stands(first):
+    """Rounded up, an identity would count as a broken image; rounded down, an image would be lost."""
+    chosen = recordio.images(Sparse(first, first))
+    assert (int(chosen[0]), int(chosen[-1]), len(chosen)) == (1, first - 1, first - 1)
+
+
+@pytest.mark.parametrize("idx", [True, False])
+def test_a_record_0_that_is_one_too_high_is_no_broken_image(tmp_path, idx):
+    records = face_set((2, 3))
+    write_rec(tmp_path / "want", records, idx)
+    records[-1] = (0, record(0, [7.0, 9.0]))
+    write_rec(tmp_path / "in", records, idx)
+    for name in ("want", "in"):
+        meta = recordio.prepare(tmp_path / name, tmp_path / f"{name}-out", size=8, name="x")
+        assert (meta["counts"]["images"], meta["broken"]) == (5, [])
+    for file in (tmp_path / "want-out").iterdir():
+        assert file.read_bytes() == (tmp_path / "in-out" / file.name).read_bytes()
+
+
+def test_images_that_are_not_aligned_are_said(tmp_path, capsys):
+    write_rec(tmp_path / "in", [(k, record(k, [k % 2], image(k, 250 if k < 3 else 112, 112))) for k in range(1, 5)])
+    recordio.prepare(tmp_path / "in", tmp_path / "out", size=8)
+    assert "train.rec: 50% of 4 images are larger than the 112 px of aligned faces (up to 250 x 112)" in (
+        capsys.readouterr().err
+    )

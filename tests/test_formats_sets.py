@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -107,7 +108,7 @@ def make_tinyface(where: Path) -> Path:
 def make_qmul(where: Path) -> Path:
     for person in (5, 6):
         for k in range(3):
-            put(where / "training_set" / str(person) / f"{person}_cam1_{k}.jpg", person + k)
+            put(where / "training_set" / str(person) / f"{person}_cam1_{k}.jpg", 10 * person + k)
     test = where / "Face_Identification_Test_Set"
     gallery = {"100_cam1_1.jpg": 1, "100_cam2_1.jpg": 1, "2000_cam1_1.jpg": 2}
     mated = {"100_cam3_1.jpg": 1, "2000_cam2_1.jpg": 2}
@@ -122,7 +123,7 @@ def make_qmul(where: Path) -> Path:
     pairs = where / "Face_Verification_Test_Set"
     for person in range(300, 320):
         for k in range(2):
-            put(pairs / "verification_images" / f"{person}_cam{k}_7.jpg", person + k)
+            put(pairs / "verification_images" / f"{person}_cam{k}_7.jpg", 10 * person + k)
     positive = [(f"{p}_cam0_7.jpg", f"{p}_cam1_7.jpg") for p in range(300, 320)]
     negative = [(f"{p}_cam0_7.jpg", f"{p + 1}_cam1_7.jpg") for p in range(300, 319)]
     negative.append((negative[0][1], negative[0][0]))  # the first one again, turned round
@@ -322,7 +323,7 @@ def test_a_set_with_splits_is_split_by_lrkd(tmp_path):
     make_qmul(tmp_path / "in")
     for person in range(10, 50):
         for k in range(3):
-            put(tmp_path / "in" / "training_set" / str(person) / f"{person}_cam1_{k}.jpg", person + k)
+            put(tmp_path / "in" / "training_set" / str(person) / f"{person}_cam1_{k}.jpg", 20000 + 10 * person + k)
     qmul.prepare(tmp_path / "in", tmp_path / "out", size=8)
     splits = prepared(tmp_path / "out", protocol="verification")
     assert all(name.startswith("train-") for name in (*splits.train.names, *splits.validation.names))
@@ -460,6 +461,105 @@ def test_sets_may_lack_what_is_not_needed(made, tmp_path, capsys):
     assert "left out: training_set, Face_Verification_Test_Set" in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------------------------------- TinyFace, aligned by others
+
+
+def make_aligned(where: Path, tiny: Path, leave_out: tuple[str, ...] = ()) -> Path:
+    """aligned_pad_0.1_pad_high of `tiny`: 112 px, as .png, without what no face was found in."""
+    test = tiny / "Testing_Set"
+    for old, new in (
+        *((test / name, name) for name in ("Probe", "Gallery_Match", "Gallery_Distractor")),
+        *((folder, f"Train/{folder.name}") for folder in (tiny / "Training_Set").iterdir()),
+    ):
+        for number, file in enumerate(sorted(old.glob("*.jpg"))):
+            if file.name not in leave_out:
+                (where / new).mkdir(parents=True, exist_ok=True)
+                (where / new / f"{file.stem}.png").write_bytes(image(hash_of(f"{new}{number}"), 112, 112, kind="PNG"))
+    return where
+
+
+def hash_of(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+
+
+def roles_of(out: Path) -> dict[str, list[tuple[str, str, bool]]]:
+    """role -> (stem, person, missing) of its rows."""
+    whole = opened(out)
+    faces = whole.faces
+    missing = np.zeros(len(faces), bool) if faces.missing is None else faces.missing
+    told = [
+        (Path(source).stem, faces.names[label], bool(lost))
+        for source, label, lost in zip(faces.sources, faces.labels, missing, strict=True)
+    ]
+    return {role: [told[row] for row in rows] for role, rows in whole.roles.items()}
+
+
+@pytest.mark.parametrize("below", ["", "aligned_pad_0.1_pad_high"])
+def test_tinyface_as_everyone_evaluates_on_it(made, tmp_path, below, capsys):
+    make_aligned(tmp_path / "in" / below, made / "tinyface")
+    assert layout.run(tinyface.main, ["--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    assert "21 images of 11 people at 112 px, 0 broken; pairs: none" in capsys.readouterr().out
+    want = roles_of(made / "tinyface-out")
+    got = roles_of(tmp_path / "out")
+    assert [sorted(got[role]) for role in ("probe", "gallery", "train")] == [
+        sorted(want[role]) for role in ("probe", "gallery", "train")
+    ]
+    assert [stem for stem, _, _ in got["distractor"]] == [f"d{k}" for k in range(5)]
+    whole, old = opened(tmp_path / "out"), opened(made / "tinyface-out")
+    names = {split: [whole.faces.names[k] for k in part] for split, part in whole.splits.items()}
+    assert names == {split: [old.faces.names[k] for k in part] for split, part in old.splits.items()}
+    row = whole.faces.sources.index("Probe/1_9.png")
+    root = tmp_path / "in" / below
+    with Image.open(root / "Probe" / "1_9.png") as picture:
+        np.testing.assert_array_equal(whole.faces.images[row], np.asarray(picture))
+
+
+def test_what_the_lists_name_and_nobody_aligned_is_a_missing_face(made, tmp_path, capsys):
+    shutil.copytree(made / "tinyface", tmp_path / "tinyface")
+    root = make_aligned(tmp_path / "aligned_pad_0.1_pad_high", made / "tinyface", ("1_9.jpg", "2_1.jpg"))
+    meta = tinyface.prepare(root, tmp_path / "out", size=8)
+    got, want = roles_of(tmp_path / "out"), roles_of(made / "tinyface-out")
+    assert [(stem, person) for stem, person, _ in got["probe"]] == [(stem, person) for stem, person, _ in want["probe"]]
+    assert [row for role in ("gallery", "probe") for row in got[role] if row[2]] == [
+        ("2_1", "test-000002", True),
+        ("1_9", "test-000001", True),
+    ]
+    assert meta["no_face"] == ["Gallery_Match/2_1", "Probe/1_9"]
+    assert meta["counts"]["no_face"] == 2
+    said = capsys.readouterr().err
+    assert "no face found in Probe/1_9: in the list, but not among the aligned faces" in said
+    assert "copies" not in said
+    assert not opened(tmp_path / "out").faces.images[opened(tmp_path / "out").faces.missing].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda w: put(w / "Probe" / "nobody.png"), "nobody.png: PERSON_NUMBER.jpg, as in 12_3.jpg"),
+        (lambda w: put(w / "Probe" / "1_9.jpg"), "1_9.png: 1_9.jpg is there too|1_9.jpg is there too"),
+        (lambda w: shutil.rmtree(w / "Gallery_Match"), "no Testing_Set in it, and no Probe with Gallery_Match"),
+        (
+            lambda w: savemat(
+                w / "probe_img_ID_pairs.mat", {"probe_set": cell(["1_9.jpg"]), "probe_ids": np.array([[1]])}
+            ),
+            "2_8.png: is not in .*probe_img_ID_pairs.mat",
+        ),
+        (
+            lambda w: savemat(w / "probe_img_ID_pairs.mat", {"probe_set": cell(["1_9.jpg"]), "probe_ids": [1, 2]}),
+            "1 names and 2 ids",
+        ),
+    ],
+)
+def test_broken_aligned_sets_are_one_clear_error(made, tmp_path, change, says):
+    root = make_aligned(tmp_path / "in", made / "tinyface")
+    if "no Testing_Set" not in says and "PERSON" not in says and "there too" not in says:
+        shutil.copy(made / "tinyface" / TEST / "gallery_match_img_ID_pairs.mat", root)
+    change(root)
+    with pytest.raises(DataError, match=says):
+        tinyface.prepare(root, tmp_path / "out", size=8)
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
 # -------------------------------------------------------------------------------------------------------------- align
 
 
@@ -517,17 +617,17 @@ def test_nothing_moves_where_the_face_is_in_place():
     "points", [np.ones((5, 2)), np.full((5, 2), np.nan), np.full((5, 2), np.inf), np.zeros((5, 2))]
 )
 def test_points_that_fix_nothing_are_refused(points):
-    with pytest.raises(ValueError, match="fix no similarity"):
+    with pytest.raises(layout.NoFace, match="fix no similarity"):
         align.warp(face(), points, 112)
 
 
 @pytest.fixture
 def album(tmp_path):
-    for person in ("Ada", "Ben", "Cy", "Dee"):
+    for number, person in enumerate(("Ada", "Ben", "Cy", "Dee")):
         for k in range(3):
             file = tmp_path / "in" / person / f"{k}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            face(k).save(file)
+            face(3 * number + k).save(file)
     return tmp_path / "in"
 
 
@@ -566,16 +666,23 @@ def test_align_by_a_csv(album, tmp_path, capsys):
     told = points_of(album)
     del told["Ada/0.png"]
     told["Ben/1.png"] = "," * 9
+    told["Cy/2.png"] = np.zeros((5, 2))  # as some detectors say that they found nothing
     argv = ["--source", str(album), "--out", str(tmp_path / "out"), "--size", "56"]
     assert layout.run(align.main, [*argv, "--landmarks", str(table(tmp_path, told))]) == 0
     said = capsys.readouterr()
-    assert "10 images of 4 people at 56 px, 0 broken, 2 without a face; pairs: generated" in said.out
-    assert "2 images without a face were left out, the first Ada/0.png" in said.err
+    assert "12 images of 4 people at 56 px, 0 broken, 3 without a face; pairs: generated" in said.out
+    assert "no face found in 3 of 12 images, which count as misses: Ada/0.png" in said.err
     whole = opened(tmp_path / "out")
-    assert whole.meta["no_face"] == ["Ada/0.png", "Ben/1.png"]
+    lost = ["Ada/0.png", "Ben/1.png", "Cy/2.png"]
+    assert whole.meta["no_face"] == lost
+    assert [whole.faces.sources[row] for row in np.flatnonzero(whole.faces.missing)] == lost
     for row, source in enumerate(sources(tmp_path / "out")):
-        with Image.open(album / source) as photograph:
-            np.testing.assert_array_equal(whole.faces.images[row], align.warp(photograph, told[source], 56))
+        data = (album / source).read_bytes()
+        with photographs.upright(data) as photograph:
+            want = layout.convert(data, 56, layout.whole_padded)
+            if source not in lost:
+                want = align.warp(photograph, told[source], 56)
+        np.testing.assert_array_equal(whole.faces.images[row], want)
 
 
 def test_align_by_a_detector(album, tmp_path, monkeypatch, capsys):
@@ -591,12 +698,14 @@ def test_align_by_a_detector(album, tmp_path, monkeypatch, capsys):
     assert (meta["counts"]["no_face"], meta["no_face"]) == (1, ["Ada/0.png"])
     with Image.open(album / "Ada" / "1.png") as photograph:
         want = align.warp(photograph, placed(1, 0, 40, 40), 56)
-    np.testing.assert_array_equal(opened(tmp_path / "out").faces.images[0], want)
+    found = opened(tmp_path / "out").faces
+    assert (found.missing.tolist(), len(found)) == ([True] + [False] * 11, 12)
+    np.testing.assert_array_equal(found.images[1], want)
     (tmp_path / "mine.py").write_text("def detect(pixels): return [[[1, 2]] * 5]\nnumber = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     argv = ["--source", str(album), "--out", str(tmp_path / "other")]
     assert layout.run(align.main, [*argv, "--detector", "mine:detect"]) == 2
-    assert "fix no similarity" in capsys.readouterr().err
+    assert "error: no face was found in any of 12 images, the first Ada/0.png" in capsys.readouterr().err
     for wrong in ("mine:nothing", "mine:number", "nowhere:detect"):
         with pytest.raises(SystemExit):
             layout.run(align.main, [*argv, "--detector", wrong])
