@@ -51,8 +51,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"lrkd {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, action: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    def command(
+        name: str, action: Callable[[argparse.Namespace], None], text: str, more: str = ""
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".rstrip())
         sub.set_defaults(action=action)
         return sub
 
@@ -181,12 +183,13 @@ def parser() -> argparse.ArgumentParser:
         model(sub, "MODEL", "an .onnx file of `lrkd export`, ")
         sub.add_argument("--side", type=int, metavar="PX", help="degrade the images to this side first (default: not)")
 
-    sub = command("embed", _embed_photographs, "write the embeddings of photographs of faces")
+    book = "The book's own student.onnx knows rendered faces: on photographs it is worse than comparing pixels."
+    sub = command("embed", _embed_photographs, "write the embeddings of photographs of faces", book)
     photographs(sub)
     sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a face in JPEG, PNG, BMP or WebP")
     sub.add_argument("--out", type=_output, metavar="NPY", required=True, help="(N,D) float32, a row an image")
 
-    sub = command("compare", _compare, "say how alike a network finds two photographs of faces")
+    sub = command("compare", _compare, "say how alike a network finds two photographs of faces", book)
     photographs(sub)
     sub.add_argument("images", type=Path, nargs=2, metavar="IMAGE", help="a face in JPEG, PNG, BMP or WebP")
 
@@ -393,7 +396,7 @@ def _study(arguments: argparse.Namespace) -> None:
 
     def write(frame: pd.DataFrame) -> None:
         if arguments.out:
-            study.write_table(arguments.out, frame)
+            study.write_table(arguments.out, study.without_test(frame) if arguments.name == "ladder" else frame)
 
     known = study.read_table(arguments.out) if arguments.out and arguments.out.exists() else None
     if known is not None and arguments.scores and arguments.scores.exists():
@@ -429,7 +432,7 @@ def _study(arguments: argparse.Namespace) -> None:
         if path:
             known = study.read_table(path, ["config"]) if path.exists() else None
             study.write_table(path, collect(wanted, arguments.runs, known))
-    test = table[table["protocol"] == "test"]
+    test = table[table["protocol"] == ("validation" if arguments.name == "ladder" else "test")]
     _show(test.groupby(["role", "side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
 
 
