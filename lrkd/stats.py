@@ -417,8 +417,10 @@ def mixed_model(frame: pd.DataFrame, method: str, baseline: str, value: str = "a
         notes.append(f"did not converge: {found.message}")
     reach = float(stats.t.ppf((1 + level) / 2, counts[1] - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, counts[1] - 1)) if error > 0 else np.nan
-    found_sds = dict.fromkeys(("seed", "teacher", "seed_method"), np.nan) | dict(zip(parts, sds, strict=True))
-    return Mixed(mean, mean - reach, mean + reach, p, *found_sds.values(), residual, *counts, "; ".join(notes))
+    seed, teacher, both = (
+        dict(zip(parts, sds, strict=True)).get(k, np.nan) for k in ("seed", "teacher", "seed_method")
+    )
+    return Mixed(mean, mean - reach, mean + reach, p, seed, teacher, both, residual, *counts, "; ".join(notes))
 
 
 def _reml(variances: np.ndarray, y: np.ndarray, exog: np.ndarray, together: np.ndarray) -> tuple[float, np.ndarray]:
