@@ -74,8 +74,9 @@ def parser() -> argparse.ArgumentParser:
         action: Callable[[argparse.Namespace], None],
         options: Callable[[argparse.ArgumentParser], None] | None,
         text: str,
+        more: str = "",
     ) -> None:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".rstrip())
         sub.options = options
         sub.set_defaults(action=action)
 
@@ -92,8 +93,9 @@ def parser() -> argparse.ArgumentParser:
         "measure the finished runs of studies aird and kernels on shifted faces, with adapted batch norm",
     )
     command("export", _export, _export_options, "write a network as one ONNX file, and measure what that costs")
-    command("embed", _embed_photographs, _embed_options, "write the embeddings of photographs of faces")
-    command("compare", _compare, _compare_options, "say how alike a network finds two photographs of faces")
+    book = "The book's own student.onnx knows rendered faces: on photographs it is worse than comparing pixels."
+    command("embed", _embed_photographs, _embed_options, "write the embeddings of photographs of faces", book)
+    command("compare", _compare, _compare_options, "say how alike a network finds two photographs of faces", book)
     command("runs", _runs, _runs_options, "list the runs of the store with their accuracy")
     return top
 
@@ -508,7 +510,7 @@ def _study(arguments: argparse.Namespace) -> None:
 
     def write(frame: pd.DataFrame) -> None:
         if arguments.out:
-            study.RUNS.merge(arguments.out, frame)
+            study.RUNS.merge(arguments.out, study.without_test(frame) if arguments.name == "ladder" else frame)
 
     if arguments.launcher:
         _launch(arguments, wanted, known, write)
@@ -535,7 +537,7 @@ def _study(arguments: argparse.Namespace) -> None:
         study.PAIRS.merge(arguments.pairs, study.pair_table(wanted, arguments.runs))
     if arguments.traces:
         study.TRACES.merge(arguments.traces, study.trace_table(wanted, arguments.runs))
-    test = table[table["protocol"] == "test"]
+    test = table[table["protocol"] == ("validation" if arguments.name == "ladder" else "test")]
     _show(test.groupby(["role", "side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
 
 

@@ -224,7 +224,8 @@ def crossed(registered: Registration, runs: Mapping[str, pd.DataFrame]) -> tuple
     one, there, _ = found[0]
     there = there.dropna(subset="teacher_seed")
     mixed = mixed_model(there, one["method"], one["baseline"], "value")
-    rows = [("mixed model: seed, teacher, seed by method", *mixed[:4], mixed.n)]
+    said = f" ({mixed.note})" if mixed.note else ""
+    rows = [("mixed model: seed, teacher, seed by method" + said, *mixed[:4], mixed.n)]
     for name, unit, frame in (
         ("t test, unit: a seed", ["seed"], by_seed(there, crossed=True)),
         ("t test, unit: a seed and teacher", ["seed", "teacher_seed"], there),
@@ -245,77 +246,70 @@ def correctness(pairs: pd.DataFrame, count: int) -> dict[str, np.ndarray]:
     return found
 
 
-def judge(
-    hypotheses: pd.DataFrame, comparisons: pd.DataFrame, *, alpha: float, smallest: Mapping[str, float]
-) -> pd.DataFrame:
-    """Each hypothesis with its figures, `adjusted` p, `verdict` (confirmed, refuted, undecided) and `reason`.
+VERDICTS = (
+    *("better", "better, by less than it matters", "no difference that matters"),
+    *("worse, by less than it matters", "worse", "unclear"),
+)
+
+
+def verdict(mean: float, different: float, alike: float, alpha: float) -> str:
+    """One of `VERDICTS` for method minus baseline, by two corrected p: against zero, and for "within the margin".
+
+    A difference that is found and lies within the margin is "better" or "worse, by less than it matters"; one that is
+    found and was not shown to, "better" or "worse"; without one, "no difference that matters" where what there may be
+    lies within the margin, else "unclear". So every pair of p has one verdict, and no pair has two. nan: not shown.
+    """
+    found, small = different < alpha, alike < alpha
+    if found:
+        return ("better" if mean > 0 else "worse") + ", by less than it matters" * small
+    return "no difference that matters" if small else "unclear"
+
+
+def judge(hypotheses: pd.DataFrame, comparisons: pd.DataFrame, *, alpha: float) -> pd.DataFrame:
+    """Each hypothesis with its figures, corrected p (`different`, `within`) and `verdict` of its method.
 
     comparisons: rows of `stats.compare` with the `id` of their hypothesis; one that is missing leaves its hypothesis
-    undecided. Unit: that of the comparisons, a seed. The family of Holm's correction is all hypotheses, those without
-    figures too (as p = 1): the paired t test's p for superiority, TOST's for equivalence. smallest: by endpoint the
-    effect that matters, which was also the margin of TOST; an endpoint without one refutes by the sign alone.
-
-    Superiority is confirmed by an adjusted p below alpha with the expected sign; refuted by one with the other sign, or
-    where the interval of level 1 - 2 alpha (one-sided, not corrected) ends below the smallest effect that matters.
-    Equivalence is confirmed by an adjusted p below alpha, refuted where that interval lies wholly beyond the margin.
-    All else is undecided: for want of seeds, as a rule, and no evidence for "the same".
+    unclear. Unit: that of the comparisons, a seed. different: the paired t test's p against zero; within: that of TOST
+    against the margin; each corrected by Holm over all hypotheses, those without figures too (as p = 1). Of the two
+    null hypotheses of one claim at most one is true. For the words see `verdict`.
     """
     figures = comparisons.drop(columns=["endpoint", "method", "baseline"], errors="ignore")
     if figures["id"].duplicated().any():
         raise DataError(f"comparisons: more than one row of {figures.loc[figures['id'].duplicated(), 'id'].iloc[0]}")
     table = hypotheses.merge(figures, how="left", on="id")
-    own = table["p"].where(table["test"] == "superiority", table["tost"]).astype(float)
-    table["adjusted"] = np.where(own.isna(), np.nan, holm(own.fillna(1.0)))
-    said = [_verdict(row, alpha, smallest.get(row["endpoint"])) for _, row in table.iterrows()]
-    table["verdict"], table["reason"] = zip(*said, strict=True) if said else ([], [])
-    return table
-
-
-def _verdict(row: pd.Series, alpha: float, smallest: float | None) -> tuple[str, str]:
-    if not np.isfinite(row["adjusted"]):
-        return "undecided", "fewer than two units of both methods"
-    sure = row["adjusted"] < alpha
-    if row["test"] == "equivalence":
-        if sure:
-            return "confirmed", "the difference lies within the margin"
-        if smallest is not None and (row["low90"] > smallest or row["high90"] < -smallest):
-            return "refuted", "the difference lies beyond the margin"
-        return "undecided", "neither shown to lie within the margin nor beyond it"
-    sign = 1 if row["expected"] == "greater" else -1
-    most = row["high90"] if sign > 0 else -row["low90"]
-    negligible = smallest is not None and most < smallest
-    if sure and sign * row["mean"] > 0:
-        return "confirmed", "the expected sign" + (", yet less than the smallest effect that matters" * negligible)
-    if sure:
-        return "refuted", "the opposite sign"
-    if negligible:
-        return "refuted", "less than the smallest effect that matters"
-    return "undecided", "neither shown to be there nor to be too small to matter"
+    for name, own in (("different", table["p"].astype(float)), ("within", table["tost"].astype(float))):
+        table[name] = np.where(own.isna(), np.nan, holm(own.fillna(1.0)))
+    each = zip(table["mean"], table["different"], table["within"], strict=True)
+    return table.assign(verdict=[verdict(*row, alpha) for row in each])
 
 
 def told(judged: pd.DataFrame) -> pd.DataFrame:
     """`judge` -> the same with text columns: `label`, `difference`, `corrected` and `said`.
 
-    difference: "+4.1 [+3.2, +5.0]" in points (information as it is); corrected: the adjusted p; said: the end of a
+    difference: "+4.1 [+3.2, +5.0]" in points (information as it is); corrected: both corrected p; said: the end of a
     sentence that begins with the claim.
     """
     inner = judged["endpoint"] == "information"
     points, plain = spelled(judged, sign=True), spelled(judged, factor=1, digits=3, sign=True)
+    p = {name: [_p(value) for value in judged[name]] for name in ("different", "within")}
     table = judged.assign(
         label=judged["id"] + ": " + judged["method"] + " − " + judged["baseline"],
         n=judged["n"].fillna(0).astype(int),
         lost=judged["lost"].fillna(0).astype(int),
         difference=points.where(~inner, plain),
-        corrected=["–" if np.isnan(p) else "< .001" if p < 0.0005 else f"{p:.3f}" for p in judged["adjusted"]],
+        corrected=[f"{a}; {b}" for a, b in zip(*p.values(), strict=True)],
     )
-    table["said"] = [
-        f"is {row.verdict} ({row.reason}: {row.difference}{'' if row.endpoint == 'information' else ' points'}, "
-        f"corrected p {row.corrected}, {row.n} seeds)"
-        if row.n > 1
-        else "is undecided for want of data"
-        for row in table.itertuples()
-    ]
+    said = []
+    for row in table.itertuples():
+        figures = f"{row.difference}{'' if row.endpoint == 'information' else ' points'}, corrected p "
+        figures += f"{_p(row.different)} for a difference and {_p(row.within)} for none that matters, {row.n} seeds"
+        said.append(f'comes out as "{row.verdict}" ({figures})' if row.n > 1 else "is unclear for want of data")
+    table["said"] = said
     return table
+
+
+def _p(value: float) -> str:
+    return "–" if np.isnan(value) else "< .001" if value < 0.0005 else f"{value:.3f}"
 
 
 def verdicts(
@@ -327,8 +321,7 @@ def verdicts(
     """The files of a study -> `told` of what it says to the registered claims, indexed by their labels."""
     nothing = pd.DataFrame()
     runs = measured(results, nothing if traces is None else traces, nothing if attention is None else attention)
-    alpha, smallest = registered.number("alpha"), registered.smallest
-    judged = judge(registered.hypotheses, comparisons(registered, runs), alpha=alpha, smallest=smallest)
+    judged = judge(registered.hypotheses, comparisons(registered, runs), alpha=registered.number("alpha"))
     return told(judged).set_index("label", drop=False).rename_axis(None)
 
 

@@ -9,7 +9,7 @@ import html
 import io
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -366,12 +366,13 @@ def forests(
     styles: Mapping[str, Look] | None = None,
     width: float = 7.4,
     line: float = 0.34,
+    marked: Callable[[str], bool] = lambda label: False,
 ) -> Figure:
     """A forest for each table, one below the other; where there are several, each under its name and over its own axis.
 
     tables: `mean, low, high` (fractions, shown in percentage points) and `n`, a row a label of the index, in order.
     band: half the width of the grey one, in points. styles: looks of labels that are no methods. width, and height of a
-    line: inches.
+    line: inches. marked: which labels get a dagger.
     """
     heights = [0.6 + line * max(len(table), 1) for table in tables.values()]
     size = (width, sum(heights))
@@ -382,7 +383,8 @@ def forests(
         mean, low, high = 100 * table[["mean", "low", "high"]].to_numpy(np.float64).T
         labels = list(map(str, table.index))
         own = [(styles or {}).get(label, look(label)) for label in labels]
-        forest(ax, labels, mean, low, high, n=[int(count) for count in table["n"]], styles=own)
+        named = [label + " †" * marked(label) for label in labels]
+        forest(ax, named, mean, low, high, n=[int(count) for count in table["n"]], styles=own)
         ax.set_title(name if len(tables) > 1 else "")
     axes[-1, 0].set_xlabel(xlabel)
     return figure

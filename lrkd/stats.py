@@ -1,7 +1,7 @@
 """Statistics of the study: arrays in, numbers out. Every docstring names the unit that is taken to be independent."""
 
 import itertools
-import warnings
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -195,7 +195,7 @@ def probability_of_improvement(values: ArrayLike, baseline: ArrayLike) -> float:
 
 
 def power(d_z: float, n: int, alpha: float = 0.05) -> float:
-    """Power of the two-sided paired t test with n seeds for a true d_z, by the noncentral t. Unit: a seed.
+    """Power of the two-sided paired t test with n seeds for a true d_z, by scipy's noncentral t. Unit: a seed.
 
     A d_z that is not known, nan, has power nan. Raises ConfigError for fewer than two seeds and alpha outside (0,.5).
     """
@@ -204,7 +204,8 @@ def power(d_z: float, n: int, alpha: float = 0.05) -> float:
     limit, shift = stats.t.ppf(1 - alpha / 2, n - 1), abs(d_z) * np.sqrt(n)
     if not np.isfinite(shift):
         return 1.0 if np.isinf(shift) else np.nan
-    wrong = stats.nct.cdf(-limit, n - 1, shift) if shift < 5 else 0.0  # below 3e-7 there, and scipy's may be nan
+    # The far tail is below 3e-7 beyond 5, where scipy's may be nan, and so statsmodels' TTestPower, which adds it.
+    wrong = stats.nct.cdf(-limit, n - 1, shift) if shift < 5 else 0.0
     return float(stats.nct.sf(limit, n - 1, shift) + wrong)
 
 
@@ -216,15 +217,9 @@ def seeds_needed(d_z: float, target: float = 0.8, alpha: float = 0.05, most: int
     _check_inside("target", target, 0, 1)
     if np.isnan(d_z):
         return np.nan
-    if power(d_z, most, alpha) < target:
-        return np.inf
-    low, high = 1, 2
-    while high < most and power(d_z, high, alpha) < target:
-        low, high = high, min(2 * high, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(d_z, middle, alpha) >= target else (middle, high)
-    return float(high)
+    counts = range(2, most + 1)
+    place = bisect_left(counts, target, key=lambda n: power(d_z, n, alpha))
+    return float(counts[place]) if place < len(counts) else np.inf
 
 
 def detectable(n: int, target: float = 0.8, alpha: float = 0.05) -> float:
@@ -365,18 +360,20 @@ class Mixed(NamedTuple):
 
 
 def mixed_model(frame: pd.DataFrame, method: str, baseline: str, value: str = "accuracy", level: float = 0.95) -> Mixed:
-    """value ~ method with seed, teacher and seed by method as random parts (statsmodels' MixedLM, REML). Unit: a run.
+    """value ~ method with seed, teacher and seed by method as random parts, by REML. Unit: a run.
 
     frame: columns method, seed, teacher_seed and `value`, a row a run; best crossed (every seed with every teacher
     under both methods). Seed by method is in the model where some seed has a method twice: without it two teachers of
     one seed would count as two replicates of the difference. The interval and p are Student's with one degree of
-    freedom less than there are seeds: the library's normal ones are too sure with six (benchmarks/statistics.csv).
-    Two teachers are hardly a sample of teachers: their part is one degree of freedom. Parts that the design lacks,
-    estimates at zero, warnings and failures are said in `note`; a fit that fails is a row of nan.
+    freedom less than there are seeds: normal ones are too sure with six (benchmarks/statistics.csv). Two teachers are
+    hardly a sample of teachers: their part is one degree of freedom. A part whose likelihood falls from zero on is
+    zero: a singular fit, and a result. Such parts, those that the design lacks, and failures are said in `note`;
+    without a fit the row is nan.
+
+    statsmodels' MixedLM maximises the same likelihood, but by the roots of the variances, whose slope at zero is zero
+    whatever the data say: its optimisers stop there or near it, elsewhere with another BLAS kernel.
     """
-    import statsmodels.api as sm  # not everywhere where training runs
-    from statsmodels.regression.mixed_linear_model import VCSpec
-    from statsmodels.tools.sm_exceptions import ConvergenceWarning
+    from scipy.optimize import minimize
 
     _check_inside("level", level, 0, 1)
     check_columns(frame, ["method", "seed", "teacher_seed", value])
@@ -392,33 +389,51 @@ def mixed_model(frame: pd.DataFrame, method: str, baseline: str, value: str = "a
         notes.append("no teacher part: one teacher, or a method without")
     if rows.duplicated(["method", "seed"]).any():
         parts["seed_method"] = rows["seed"].astype(str) + rows["method"]
-    designs = [pd.get_dummies(part, dtype=float) for part in parts.values()]
-    spec = VCSpec(list(parts), [[list(d.columns)] for d in designs], [[d.to_numpy()] for d in designs])
-    if counts[1] < 2:
-        return _not_fitted(counts, "fewer than two seeds")
-    # In units of the spread, so that the optimiser's tolerances suit accuracies and rank correlations alike.
     y = rows[value].to_numpy(np.float64)
-    scale = float(y.std()) or 1.0
+    if counts[1] < 2 or np.ptp(y) == 0:
+        return _not_fitted(counts, "fewer than two seeds" if counts[1] < 2 else "all values are equal")
+    # In units of the spread, so that the optimiser's tolerances suit accuracies and rank correlations alike.
+    scale = float(y.std())
     exog = np.column_stack([np.ones(len(rows)), is_method])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            model = sm.MixedLM((y - y.mean()) / scale, exog, groups=np.zeros(len(rows)), exog_vc=spec)
-            fit = model.fit(reml=True, method=["lbfgs", "powell"])
-            mean, error = float(fit.fe_params[1]) * scale, float(fit.bse_fe[1]) * scale
-        except (np.linalg.LinAlgError, ValueError) as problem:
-            return _not_fitted(counts, f"the fit failed: {problem}")
-    found = {name: float(np.sqrt(max(v, 0.0))) * scale for name, v in zip(spec.names, fit.vcomp, strict=True)}
-    residual = float(np.sqrt(fit.scale)) * scale
-    notes += [f"{name.replace('_', ' by ')}: estimated at zero" for name, sd in found.items() if sd < 1e-3 * residual]
-    if not fit.converged:
-        notes.append("did not converge")
-    others = {str(w.message) for w in caught if not issubclass(w.category, ConvergenceWarning)}
-    notes += sorted(others)
+    same = [np.equal.outer(part.to_numpy(), part.to_numpy()) for part in parts.values()]
+    together = np.stack([np.eye(len(rows)), *same]).astype(np.float64)
+    found = minimize(
+        _reml,
+        np.full(len(together), 1 / len(together)),
+        ((y - y.mean()) / scale, exog, together),
+        "L-BFGS-B",
+        jac=True,
+        bounds=[(1e-9, None), *[(0, None)] * len(parts)],
+        options={"ftol": 1e-12, "gtol": 1e-6},
+    )
+    inverse = np.linalg.inv(np.einsum("k,kij->ij", found.x, together))
+    covariance = np.linalg.inv(exog.T @ inverse @ exog)
+    mean = float((covariance @ exog.T @ inverse @ y)[1])
+    error = float(np.sqrt(covariance[1, 1])) * scale
+    residual, *sds = (float(np.sqrt(variance)) * scale for variance in found.x)
+    zero = [name.replace("_", " by ") for name, sd in zip(parts, sds, strict=True) if sd == 0]
+    notes += [f"{name}: zero, a singular fit" for name in zero]
+    if not found.success:
+        notes.append(f"did not converge: {found.message}")
     reach = float(stats.t.ppf((1 + level) / 2, counts[1] - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, counts[1] - 1)) if error > 0 else np.nan
-    seed, teacher, both = (found.get(name, np.nan) for name in ("seed", "teacher", "seed_method"))
+    seed, teacher, both = (
+        dict(zip(parts, sds, strict=True)).get(k, np.nan) for k in ("seed", "teacher", "seed_method")
+    )
     return Mixed(mean, mean - reach, mean + reach, p, seed, teacher, both, residual, *counts, "; ".join(notes))
+
+
+def _reml(variances: np.ndarray, y: np.ndarray, exog: np.ndarray, together: np.ndarray) -> tuple[float, np.ndarray]:
+    """REML deviance of (n,) y, less a constant, and its slope by each of (K,) variances. Harville, JASA 1977.
+
+    together: (K,n,n), 1 where two runs share a level of the part.
+    """
+    inverse = np.linalg.inv(np.einsum("k,kij->ij", variances, together))
+    precision = exog.T @ inverse @ exog
+    left = inverse - inverse @ exog @ np.linalg.solve(precision, exog.T @ inverse)
+    rest = left @ y
+    deviance = np.linalg.slogdet(precision)[1] - np.linalg.slogdet(inverse)[1] + y @ rest
+    return float(deviance), (together * (left - np.outer(rest, rest))).sum((1, 2))
 
 
 def _not_fitted(counts: tuple[int, int, int], note: str) -> Mixed:

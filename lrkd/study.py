@@ -533,6 +533,11 @@ def _train_quietly(
     return True
 
 
+def without_test(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table for choosing: its rows of validation people, and those of runs that diverged."""
+    return frame[(frame["protocol"] == "validation") | (frame["status"] != "ok")] if len(frame) else frame
+
+
 def table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
     """The results table of those runs of the study that have finished, by an earlier table or in the store."""
     kept = {} if known is None else {str(name): part.to_dict("records") for name, part in known.groupby("config")}
@@ -666,6 +671,34 @@ def gains(table: pd.DataFrame, baseline: str = "none") -> pd.DataFrame:
         return pd.DataFrame(columns=["side", "mean", "low", "high", "p", "n"])
     found = stats.paired_differences(hard, baseline)
     return found[found["n"] > 1].set_index("method")
+
+
+def tuned(name: str) -> bool:
+    """Whether a method's weight was searched for in this study: AIRD's, SKD's, and those that bear it ("lp(2)@8")."""
+    return "@" in name or name.startswith(("aird", "skd"))
+
+
+def elsewhere(table: pd.DataFrame, couples: Iterable[tuple[str, str]] | None = None, baseline: str = "none") -> str:
+    """What the other protocols say where small images meet small ones in a figure: a sentence, by the same table.
+
+    couples: (method, baseline) to compare; by default all methods with `baseline`. At the least side; a weight in a
+    method's name ("lp(2)@8") is left out. Unit: a seed, the mean over its teachers; 95 % t intervals, not corrected.
+    """
+    students = table[(table["role"] == "student") & (table["status"] == "ok")]
+    students = students[students["side"] == students["side"].min()]
+    students = students.assign(method=students["method"].str.partition("@")[0])
+    told = []
+    for title, protocol, value in (
+        ("sharp against small", "test-hr-lr", "accuracy"),
+        ("rank 1", "identification", "rank1"),
+    ):
+        part = students[students["protocol"] == protocol].groupby(["method", "seed"])[value].mean().unstack("method")
+        wanted = [(name, baseline) for name in part if name != baseline] if couples is None else list(couples)
+        both = [(part[a] - part[b]).dropna() for a, b in wanted if a in part and b in part]
+        found = [stats.mean_interval(x) for x in both if len(x) > 1]
+        above, below = sum(one.low > 0 for one in found), sum(one.high < 0 for one in found)
+        told.append(f"{title} ({protocol}), {above} of {len(found)} above zero and {below} below")
+    return f"By the same runs, with uncorrected intervals: {'; '.join(told)}."
 
 
 def gains_at_scales(

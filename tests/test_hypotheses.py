@@ -1,11 +1,14 @@
 """What was registered is what is judged: parsing, the unit of each comparison, and every road to each verdict."""
 
 import base64
+import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats as oracle
 
 from lrkd import hypotheses as h
@@ -156,8 +159,9 @@ def test_comparisons_are_those_of_the_registered_units(results):
     assert found.loc["H1", "p"] == pytest.approx(oracle.ttest_rel(a, b).pvalue)
     own = np.array([value["a@20", s, 2 + s % 2] - value["c", s, 2 + s % 2] for s in range(10, 16)])
     assert found.loc["H2", "tost"] == pytest.approx(tost(own, 0.01).p)
-    judged = h.judge(registered.hypotheses, found.reset_index(), alpha=0.05, smallest=registered.smallest)
-    assert judged["adjusted"].tolist() == pytest.approx(holm([found.loc["H1", "p"], found.loc["H2", "tost"]]))
+    judged = h.judge(registered.hypotheses, found.reset_index(), alpha=0.05)
+    assert judged["different"].tolist() == pytest.approx(holm(found["p"]))
+    assert judged["within"].tolist() == pytest.approx(holm(found["tost"]))
 
 
 def test_differences_and_pairs_are_those_that_are_compared(results):
@@ -180,17 +184,16 @@ def test_differences_and_pairs_are_those_that_are_compared(results):
     assert h.differences(registered, h.measured(EMPTY, EMPTY, EMPTY)).empty
 
 
-def test_without_runs_all_is_undecided(results):
+def test_without_runs_all_is_unclear(results):
     registered = h.read_hypotheses(PAGE)
     for part in (EMPTY, results[results["method"] == "a@20"], results[results["seed"] == 10]):
         found = h.comparisons(registered, h.measured(part, EMPTY, EMPTY))
-        judged = h.judge(registered.hypotheses, found, alpha=0.05, smallest=registered.smallest)
-        assert judged["verdict"].tolist() == ["undecided"] * 2
-        assert judged["reason"].tolist() == ["fewer than two units of both methods"] * 2
-        assert judged["adjusted"].isna().all()
+        judged = h.judge(registered.hypotheses, found, alpha=0.05)
+        assert judged["verdict"].tolist() == ["unclear"] * 2
+        assert judged[["different", "within"]].isna().all(axis=None)
 
 
-def judged(differences, test="superiority", expected="greater", smallest=0.01, others=0):
+def judged(differences, test="superiority", expected="greater", smallest=0.01, others=0) -> pd.Series:
     """The verdict on given differences, in a family with that many hypotheses that have no figures."""
     x = np.asarray(differences)
     frame = pd.DataFrame({"method": ["a"] * len(x) + ["b"] * len(x), "seed": [*range(len(x))] * 2})
@@ -198,44 +201,65 @@ def judged(differences, test="superiority", expected="greater", smallest=0.01, o
     one = {"id": "H", "claim": "", "endpoint": "accuracy", "method": "a", "baseline": "b"}
     rows = [one | {"id": f"H{k}", "test": test, "expected": expected} for k in range(1 + others)]
     compared = compare(frame, [("a", "b")], margin=smallest).assign(id="H0")
-    return h.judge(pd.DataFrame(rows), compared, alpha=0.05, smallest={"accuracy": smallest}).iloc[0]
+    return h.judge(pd.DataFrame(rows), compared, alpha=0.05).iloc[0]
 
 
 WIGGLE = np.array([-1, 1, -0.5, 0.5, -0.2, 0.2]) * 0.002
 
 
 @pytest.mark.parametrize(
-    ("differences", "options", "verdict", "reason"),
+    ("differences", "others", "wanted"),
     [
-        (0.02 + WIGGLE, {}, "confirmed", "the expected sign"),
-        (0.004 + WIGGLE, {}, "confirmed", "the expected sign, yet less than the smallest effect that matters"),
-        (-0.02 + WIGGLE, {}, "refuted", "the opposite sign"),
-        (-0.02 + WIGGLE, {"expected": "less"}, "confirmed", "the expected sign"),
-        (0.02 + WIGGLE, {"expected": "less"}, "refuted", "the opposite sign"),
-        (WIGGLE, {}, "refuted", "less than the smallest effect that matters"),
-        (WIGGLE, {"expected": "less"}, "refuted", "less than the smallest effect that matters"),
-        (0.005 + 10 * WIGGLE, {}, "undecided", "neither shown to be there nor to be too small to matter"),
-        (0.008 + 3 * WIGGLE, {"others": 11}, "undecided", "neither shown to be there nor to be too small to matter"),
-        (0.003 + WIGGLE, {"test": "equivalence"}, "confirmed", "the difference lies within the margin"),
-        (0.02 + WIGGLE, {"test": "equivalence"}, "refuted", "the difference lies beyond the margin"),
-        (-0.02 + WIGGLE, {"test": "equivalence"}, "refuted", "the difference lies beyond the margin"),
-        (0.01 + WIGGLE, {"test": "equivalence"}, "undecided", "neither shown to lie within the margin nor beyond it"),
+        (0.02 + WIGGLE, 0, "better"),
+        (0.004 + WIGGLE, 0, "better, by less than it matters"),
+        (WIGGLE, 0, "no difference that matters"),
+        (-0.004 + WIGGLE, 0, "worse, by less than it matters"),
+        (-0.02 + WIGGLE, 0, "worse"),
+        (0.005 + 10 * WIGGLE, 0, "unclear"),
+        (0.008 + 3 * WIGGLE, 11, "unclear"),  # its interval leaves out zero, but it is one of twelve
     ],
 )
-def test_every_road_to_a_verdict(differences, options, verdict, reason):
-    found = judged(differences, **options)
-    assert (found["verdict"], found["reason"]) == (verdict, reason)
+@pytest.mark.parametrize("registered", [("superiority", "greater"), ("superiority", "less"), ("equivalence", "equal")])
+def test_every_road_to_a_verdict(differences, others, wanted, registered):
+    assert judged(differences, *registered, others=others)["verdict"] == wanted
+
+
+P = st.one_of(st.floats(0, 1), st.just(math.nan), st.sampled_from([0.0, 0.05, 1.0]))
+
+
+@given(mean=st.floats(-1, 1), different=P, within=P, alpha=st.floats(0.001, 0.499))
+def test_each_pair_of_p_has_one_verdict_and_none_has_two(mean, different, within, alpha):
+    found, small = different < alpha, within < alpha
+    holds = {
+        "better": found and mean > 0 and not small,
+        "better, by less than it matters": found and mean > 0 and small,
+        "no difference that matters": small and not found,
+        "worse, by less than it matters": found and mean <= 0 and small,
+        "worse": found and mean <= 0 and not small,
+        "unclear": not found and not small,
+    }
+    assert set(holds) == set(h.VERDICTS)
+    assert [word for word, true in holds.items() if true] == [h.verdict(mean, different, within, alpha)]
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(-1, 1))
+def test_a_verdict_turns_round_with_its_methods(different, within, mean):
+    there, back = (h.verdict(sign * mean, different, within, 0.05) for sign in (1, -1))
+    swapped = {"better": "worse", "worse": "better"}
+    first, *rest = there.split(",")
+    assert back == (there if mean == 0 else ",".join([swapped.get(first, first), *rest]))
 
 
 def test_missing_hypotheses_stay_in_the_family():
     alone, among = (judged(0.008 + 3 * WIGGLE, others=k) for k in (0, 11))
-    assert among["adjusted"] == pytest.approx(12 * alone["adjusted"])
+    assert among["different"] == pytest.approx(12 * alone["different"])
+    assert among["within"] == pytest.approx(min(1, 12 * alone["within"]))
 
 
 def test_a_hypothesis_has_one_row():
     row = pd.DataFrame([dict.fromkeys(COMPARISON, 0.0) | {"id": "H1"}] * 2)
     with pytest.raises(DataError, match="more than one row of H1"):
-        h.judge(h.read_hypotheses(PAGE).hypotheses, row, alpha=0.05, smallest={"accuracy": 0.01})
+        h.judge(h.read_hypotheses(PAGE).hypotheses, row, alpha=0.05)
 
 
 def test_correctness_comes_back_as_it_was_packed():
@@ -269,16 +293,20 @@ def test_the_crossed_runs_in_three_ways(results):
 
 def test_told_in_points_and_in_words():
     one = judged(0.02 + WIGGLE).to_frame().T
-    two = one.assign(endpoint="information", id="H9", verdict="refuted", reason="too small")
-    none = one.assign(id="H10", n=np.nan, lost=np.nan, mean=np.nan, low=np.nan, high=np.nan, adjusted=np.nan)
-    found = h.told(pd.concat([one, two, none], ignore_index=True).infer_objects()).set_index("id")
+    two = one.assign(endpoint="information", id="H9", verdict="unclear", different=0.2, within=np.nan)
+    lost = dict.fromkeys(("n", "lost", "mean", "low", "high", "different", "within"), np.nan)
+    found = h.told(pd.concat([one, two, one.assign(id="H10", **lost)], ignore_index=True).infer_objects())
+    found = found.set_index("id")
     assert found["label"].iloc[0] == "H0: a − b"
     assert found["difference"].tolist() == ["+2.0 [+1.8, +2.2]", "+0.020 [+0.018, +0.022]", "–"]
-    assert found["corrected"].tolist() == ["< .001", "< .001", "–"]
-    told = "is confirmed (the expected sign: +2.0 [+1.8, +2.2] points, corrected p < .001, 6 seeds)"
-    assert found["said"].iloc[0] == told
-    assert found["said"].iloc[1] == "is refuted (too small: +0.020 [+0.018, +0.022], corrected p < .001, 6 seeds)"
-    assert found["said"].iloc[2] == "is undecided for want of data"
+    assert found["corrected"].tolist() == ["< .001; 1.000", "0.200; –", "–; –"]
+    told = (
+        'comes out as "better" (+2.0 [+1.8, +2.2] points, corrected p < .001 for a difference and 1.000 for none that '
+    )
+    assert found["said"].iloc[0] == told + "matters, 6 seeds)"
+    told = 'comes out as "unclear" (+0.020 [+0.018, +0.022], corrected p 0.200 for a difference and – for none that '
+    assert found["said"].iloc[1] == told + "matters, 6 seeds)"
+    assert found["said"].iloc[2] == "is unclear for want of data"
     assert found["n"].tolist() == [6, 6, 0]
 
 
@@ -287,7 +315,7 @@ def test_state_says_what_is_missing(results):
 
     def said(part):
         found = h.comparisons(registered, h.measured(part, EMPTY, EMPTY))
-        return h.state(registered, h.judge(registered.hypotheses, found, alpha=0.05, smallest=registered.smallest))
+        return h.state(registered, h.judge(registered.hypotheses, found, alpha=0.05))
 
     assert said(results) == "Every claim has all of its 6 seeds."
     assert "fewer than the planned 6 seeds for H2, whose" in said(results[results["config"] != "c102"])
@@ -300,7 +328,7 @@ def test_verdicts_are_those_of_the_steps_one_by_one(results):
     registered = h.read_hypotheses(PAGE)
     runs = h.measured(results, pd.DataFrame(), pd.DataFrame())
     compared = h.comparisons(registered, runs)
-    alone = h.judge(registered.hypotheses, compared, alpha=registered.number("alpha"), smallest=registered.smallest)
+    alone = h.judge(registered.hypotheses, compared, alpha=registered.number("alpha"))
     found = h.verdicts(registered, results)
     assert list(found.index) == list(h.told(alone)["label"])
     assert list(found["said"]) == list(h.told(alone)["said"])

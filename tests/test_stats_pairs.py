@@ -362,7 +362,34 @@ def test_mixed_model_finds_the_parts_that_were_put_in():
 def test_mixed_model_does_not_depend_on_the_unit_of_the_values():
     frame = crossed(0.01)
     one, hundred = (stats.mixed_model(frame.assign(accuracy=frame["accuracy"] * f), "a", "b") for f in (1, 100))
-    assert hundred[:8] == pytest.approx([100 * v if i != 3 else v for i, v in enumerate(one[:8])], rel=1e-3)
+    assert one.sd_teacher == hundred.sd_teacher == 0  # a singular fit is a result, and the same on any machine
+    assert one.note == hundred.note == "teacher: zero, a singular fit"
+    assert hundred[:8] == pytest.approx([100 * v if i != 3 else v for i, v in enumerate(one[:8])], rel=1e-5)
+
+
+@pytest.mark.parametrize("generator", range(8))
+@pytest.mark.parametrize("sd", [(0.02, 0.01, 0.008, 0.005), (0, 0, 0, 0.01), (0.02, 0, 0, 0.005)])
+def test_no_other_variances_are_more_likely(generator, sd):
+    frame = crossed(0.01, sd=sd, generator=generator)
+    found = stats.mixed_model(frame, "a", "b")
+    y, is_a = frame["accuracy"].to_numpy(), (frame["method"] == "a").to_numpy(float)
+    seed, teacher = frame["seed"].to_numpy(), frame["teacher_seed"].to_numpy()
+    same = [np.equal.outer(column, column) for column in (seed, teacher, seed + 9 * is_a)]
+    exog = np.column_stack([np.ones(len(y)), is_a])
+
+    def deviance(sds, residual):
+        inverse = np.linalg.inv(
+            residual**2 * np.eye(len(y)) + sum(s**2 * one for s, one in zip(sds, same, strict=True))
+        )
+        rest = y - exog @ np.linalg.solve(exog.T @ inverse @ exog, exog.T @ inverse @ y)
+        sizes = [np.linalg.slogdet(matrix)[1] for matrix in (exog.T @ inverse @ exog, inverse)]
+        return sizes[0] - sizes[1] + rest @ inverse @ rest
+
+    sds = np.array([found.sd_seed, found.sd_teacher, found.sd_seed_method])
+    least, rng = deviance(sds, found.sd_residual), np.random.default_rng(0)
+    for width in (1e-4, 1e-3, 1e-2):
+        for other in np.abs(sds + rng.normal(0, width, (20, 3))):
+            assert deviance(other, found.sd_residual * rng.uniform(0.8, 1.25)) > least - 1e-6
 
 
 def test_mixed_model_says_what_the_design_or_the_fit_lacks():
@@ -377,7 +404,7 @@ def test_mixed_model_says_what_the_design_or_the_fit_lacks():
     assert "a method without" in stats.mixed_model(without, "a", "b").note
     assert stats.mixed_model(frame[frame["seed"] == 0], "a", "b").note == "fewer than two seeds"
     still = [stats.mixed_model(crossed(0.01, sd=(0, 0, 0, 0.01), generator=g), "a", "b").note for g in range(6)]
-    assert any("seed by method: estimated at zero" in note for note in still)
+    assert any("seed by method: zero, a singular fit" in note for note in still)
     flat = stats.mixed_model(frame.assign(accuracy=0.5), "a", "b")
     assert np.isnan(flat.p)
     assert flat.note

@@ -5,6 +5,7 @@ import itertools
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -201,3 +202,36 @@ def test_what_an_earlier_table_has_of_runs_that_the_store_lacks_is_kept(store, t
     assert study.key(SEEN) not in set(collect(RAN, tmp_path / "empty", false).get("config", []))
     fresh = collect(RAN, store, known.assign(**{known.columns[-1]: 0}))
     pd.testing.assert_frame_equal(fresh, table)
+
+
+def test_a_table_for_choosing_has_no_row_of_test_people():
+    rows = [("a", "test", "ok"), ("a", "validation", "ok"), ("a", "test-hr-lr", "ok"), ("b", "test", "diverged")]
+    table = pd.DataFrame(rows, columns=["config", "protocol", "status"])
+    assert study.without_test(table).index.tolist() == [1, 3]
+    assert study.without_test(table[:0]).empty
+    committed = pd.read_csv(Path(__file__).parents[1] / "book/results/ladder.csv")
+    assert set(committed["protocol"][committed["status"] == "ok"]) == {"validation"}
+
+
+def test_elsewhere_counts_the_intervals_of_the_other_protocols():
+    rng = np.random.default_rng(0)
+    gains = {"none": (0, 0), "up@3": (0.1, 0), "down": (-0.1, 0.1)}
+    rows = [
+        {"role": "student", "status": "ok", "side": side, "method": name, "seed": seed, "protocol": protocol, value: v}
+        for side in (6, 12)
+        for name, gain in gains.items()
+        for seed in range(4)
+        for k, (protocol, value) in enumerate((("test-hr-lr", "accuracy"), ("identification", "rank1")))
+        for v in [0.5 + gain[k] * (side == 6) + rng.normal(0, 0.001)]
+    ]
+    said = study.elsewhere(pd.DataFrame(rows), [("up", "none"), ("down", "none")])
+    assert "sharp against small (test-hr-lr), 1 of 2 above zero and 1 below" in said
+    assert "rank 1 (identification), " in said
+    assert study.elsewhere(pd.DataFrame(rows)) == said
+    assert "1 of 1 above zero" in study.elsewhere(pd.DataFrame(rows), baseline="down", couples=[("none", "down")])
+
+
+@pytest.mark.parametrize("name", ["aird", "aird-rkd", "skd", "lp(2)@8"])
+def test_what_was_tuned_is_marked(name):
+    assert study.tuned(name)
+    assert not study.tuned("fskd")
