@@ -71,7 +71,6 @@ REST = (
     Entrant("at"),
     Entrant("rkd"),
     Entrant("sp"),
-    Entrant("aird-instance", weighed_as="aird"),
     Entrant("embedding-own-side", weighed_as="embedding-cos"),
     Entrant("none", "hr"),
     Entrant("embedding-cos", "hr", weighed_as="embedding-cos"),
