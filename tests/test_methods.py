@@ -110,7 +110,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all(wrong, near):
             get(wrong)
     with pytest.raises(ConfigError) as error:
         get(wrong)
-    assert all(name in str(error.value) for name in [repr(wrong), *NAMES])
+    assert all(name in str(error.value) for name in [repr(wrong), *METHODS])
     assert get(near) is METHODS[near]
 
 
