@@ -21,7 +21,7 @@ ROOMS = (
     ("worlds",),
     ("experiment",),
     ("study", "evidence", "adaptation", "demo"),
-    ("launch", "answer"),
+    ("launch", "answer", "claims", "inference"),
     ("cli",),
     ("__main__",),
 )
