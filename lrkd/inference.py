@@ -49,13 +49,12 @@ def _diverged(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows[~lost], chance], ignore_index=True)
 
 
-def wide(found: pd.DataFrame, setting: str, shown: str, endpoint: str) -> pd.DataFrame:
-    """`entrants` -> world by entrant, the values of one endpoint. DataError for two runs of one entrant and world."""
-    rows = found[(found["setting"] == setting) & (found["shown"] == shown) & (found["endpoint"] == endpoint)]
+def _pivoted(rows: pd.DataFrame, cell: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of one setting, side and endpoint -> world by entrant; DataError for two runs of one of these."""
     twice = rows.duplicated(["world", "entrant"])
     if twice.any():
         first = rows[twice].iloc[0]
-        raise DataError(f"results: {first['entrant']} has two runs in world {first['world']}, setting {setting}")
+        raise DataError(f"results: {first['entrant']} has two runs in world {first['world']} ({', '.join(cell)})")
     return rows.pivot(index="world", columns="entrant", values="value")
 
 
@@ -80,22 +79,19 @@ def judge(found: pd.DataFrame, claims: pd.DataFrame, alpha: float = 0.05) -> pd.
 
     -> the claims' columns and `n` (worlds that have both), `mean, low, high, p` (paired t, level 1 - alpha), `holm` (in
     the family), `low_family, high_family` (level 1 - alpha / the family's claims), `verdict`, `held` (whether it is
-    what was claimed), `sd` of the differences, `power` (to find a difference as large as the margin, at alpha over the
-    family's claims) and `detectable` (the least difference found so with power .8). A claim with fewer than two worlds
-    has no test, is unclear, and still counts in its family.
+    what was claimed), `sd` of the differences. A claim with fewer than two worlds has no test, is unclear, and still
+    counts in its family.
     """
+    cells = {key: _pivoted(part, key) for key, part in found.groupby(["setting", "shown", "endpoint"])}
     rows = []
     for claim in claims.to_dict("records"):
-        x = differences(found, claim)
+        x = _differences(cells, claim)
         count = int((claims["family"] == claim["family"]).sum())
         row = {"n": len(x), "mean": x.mean() if len(x) else np.nan}
         if len(x) > 1:
             plain, family = mean_interval(x, 1 - alpha), mean_interval(x, 1 - alpha / count)
-            sd = float(x.std(ddof=1))
-            effect = claim["margin"] / sd if sd else np.inf
             row |= {"low": plain.low, "high": plain.high, "p": plain.p, "low_family": family.low}
-            row |= {"high_family": family.high, "sd": sd, "power": power(effect, len(x), alpha / count)}
-            row |= {"detectable": detectable(len(x), alpha=alpha / count) * sd}
+            row |= {"high_family": family.high, "sd": float(x.std(ddof=1))}
         rows.append(claim | row)
     table = pd.DataFrame(rows, columns=JUDGED)
     table["p"] = table["p"].astype(float)
@@ -113,17 +109,32 @@ def judge(found: pd.DataFrame, claims: pd.DataFrame, alpha: float = 0.05) -> pd.
 
 JUDGED = [
     *("id", "claim", "endpoint", "method", "baseline", "setting", "side", "test", "margin", "family"),
-    *("n", "mean", "low", "high", "p", "holm", "low_family", "high_family", "verdict", "held"),
-    *("sd", "power", "detectable"),
+    *("n", "mean", "low", "high", "p", "holm", "low_family", "high_family", "verdict", "held", "sd"),
 ]
 
 
-def differences(found: pd.DataFrame, claim: Mapping[str, object]) -> np.ndarray:
+def powered(judged: pd.DataFrame, alpha: float = 0.05, target: float = 0.8) -> pd.DataFrame:
+    """`judge`'s table with what its worlds could have found, at alpha over the family's claims.
+
+    -> `power` (to find a difference as large as the margin) and `detectable` (the least one found with power `target`),
+    at the standard deviation that was seen; nan where there is none.
+    """
+    size = judged.groupby("family")["id"].transform("size")
+    rows = []
+    for n, sd, margin, count in zip(judged["n"], judged["sd"], judged["margin"], size, strict=True):
+        if n < 2 or not sd > 0:
+            rows.append((np.nan, np.nan))
+        else:
+            rows.append((power(margin / sd, n, alpha / count), detectable(n, target, alpha / count) * sd))
+    return judged.assign(**dict(zip(("power", "detectable"), np.reshape(rows, (-1, 2)).T, strict=True)))
+
+
+def _differences(cells: Mapping[object, pd.DataFrame], claim: Mapping[str, object]) -> np.ndarray:
     """Method minus baseline of a claim, in the worlds that have both, by rising world: (n,)."""
     name, _, other = str(claim["baseline"]).partition("@")
-    setting, side, endpoint = (str(claim[column]) for column in ("setting", "side", "endpoint"))
-    method = wide(found, setting, side, endpoint).get(claim["method"])
-    baseline = wide(found, setting, side, other or endpoint).get(name)
+    setting, side, nothing = claim["setting"], claim["side"], pd.DataFrame()
+    method = cells.get((setting, side, claim["endpoint"]), nothing).get(claim["method"])
+    baseline = cells.get((setting, side, other or claim["endpoint"]), nothing).get(name)
     if method is None or baseline is None:
         return np.empty(0)
     return (method - baseline).dropna().sort_index().to_numpy(np.float64)
@@ -221,24 +232,20 @@ def null_simulation(
     """What the whole pipeline says where there is nothing: entrants' names are shuffled within each world.
 
     -> a row a family: `family, claims, per_claim` (share of claims with p below alpha), `any` (share of shuffles with a
-    "better" or "worse" in the family; at most alpha where the correction holds), `times`. One shuffle in a world serves
-    all endpoints, sides and settings, among the entrants that have the same of these: what correlates stays so.
+    "better" or "worse" in the family; at most alpha where the correction holds), `times`. All entrants, the baselines
+    too, change names among those of the same world, setting and side, alike at every endpoint that has the same
+    entrants: what correlates stays so.
     """
     rng = np.random.default_rng(seed)
-    keys = found.groupby("entrant").apply(
-        lambda part: tuple(sorted(set(zip(part["setting"], part["shown"], part["endpoint"], strict=True)))),
-        include_groups=False,
-    )
-    groups = [list(names) for names in keys.groupby(keys).groups.values()]
+    cell = ["world", "setting", "shown", "endpoint"]
+    found = found.sort_values([*cell, "entrant"], ignore_index=True)
+    numbers, names = pd.factorize(found["world"].astype(str) + "/" + found["entrant"])
+    group = found.groupby(cell, sort=True).ngroup().to_numpy()
     rows = []
     for _ in range(times):
-        renamed = {
-            (world, old): new
-            for world in found["world"].unique()
-            for names in groups
-            for old, new in zip(names, rng.permutation(names), strict=True)
-        }
-        shuffled = found.assign(entrant=[renamed[pair] for pair in zip(found["world"], found["entrant"], strict=True)])
+        drawn = rng.random(len(names))[numbers]
+        renamed = found["entrant"].to_numpy()[np.lexsort((drawn, group))]  # rows lie group by group already
+        shuffled = found.assign(entrant=renamed)
         judged = judge(shuffled, claims, alpha)
         directed = judged["verdict"].isin(["better", "better, by less than it matters", "worse"])
         rows += [

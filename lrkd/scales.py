@@ -82,7 +82,7 @@ SCALES: dict[str, Scale] = {
             },
             options=Options(threads=1),
             model_options={"widths": (8, 8, 16, 16)},
-            population=Population((16, 6), (24, 8), (8, 6), (12, 4), pairs=(40, 40)),
+            population=Population((16, 6), (24, 8), (8, 6), (16, 6), pairs=(40, 60)),
         ),
         Scale(
             "cpu",
