@@ -184,9 +184,9 @@ def _identify_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _study_options(sub: argparse.ArgumentParser) -> None:
-    from lrkd import launch, study
+    from lrkd import answer, launch, study
 
-    sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}")
+    sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}, or answer")
     sub.add_argument("--workers", type=int, help="runs at a time (default: one a core on a CPU, one on a GPU)")
     sub.add_argument(
         "--out",
@@ -198,6 +198,13 @@ def _study_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--pairs", type=_output, metavar="CSV", help="whether each test pair was right, run by run")
     sub.add_argument("--traces", type=_output, metavar="CSV", help="what study hypotheses saw while its runs trained")
     sub.add_argument("--ladder", type=Path, metavar="CSV", help="study ladder's table, where hypotheses takes weights")
+    sub.add_argument("--part", metavar="PART", help=f"of study answer: {', '.join(answer.PARTS)}")
+    sub.add_argument(
+        "--tables",
+        type=Path,
+        metavar="DIR",
+        help="where study answer has its tables, its claims.csv too (default: book/results)",
+    )
     sub.add_argument("--budget", type=float, metavar="MINUTES", help="stop after that; the next call goes on")
     sub.add_argument("--launcher", metavar="NAME", help=f"{' or '.join(launch.LAUNCHERS)}: jobs that share the runs")
     sub.add_argument("--jobs", type=int, default=1, help="with --launcher: how many (default: 1)")
@@ -495,10 +502,14 @@ def _origin(network: Path) -> str:
 def _study(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
-    from lrkd import study
+    from lrkd import answer, study
 
     over = study.over_after(arguments.budget)
     scale = study.scale(arguments.scale)
+    if (arguments.name == "answer") != bool(arguments.part):
+        raise ConfigError(f"--part goes with study answer: {', '.join(answer.PARTS)}")
+    if arguments.name == "answer":
+        return _answer(arguments, scale, over)
     ladder = study.read_table(arguments.ladder) if arguments.ladder else None
     wanted = study.specs(arguments.name, scale, arguments.data, ladder)
     if arguments.list:
@@ -566,6 +577,30 @@ def _keep_scores(arguments: argparse.Namespace, wanted: Sequence[study.Spec], kn
                 f"{arguments.scores}: would lose {len(only)} runs, which {arguments.out} has and the store has not: "
                 f"leave out --scores, or name another file"
             )
+
+
+def _answer(arguments: argparse.Namespace, scale: study.Scale, over: Callable[[], bool]) -> None:
+    import pandas as pd
+
+    from lrkd import answer
+
+    tables = arguments.tables or Path("book") / "results"
+    if not tables.is_dir():
+        raise ConfigError(f"tables is {tables}: no such folder; --tables names the one with the tables of study answer")
+    if arguments.list:
+        return _show(pd.DataFrame(answer.listed(arguments.part, scale, tables, arguments.data)))
+    table = answer.run(
+        arguments.part,
+        scale,
+        tables,
+        arguments.runs,
+        source=arguments.data,
+        workers=arguments.workers,
+        device=arguments.device,
+        stop=over,
+    )
+    left = sum(not row["there"] for row in answer.listed(arguments.part, scale, tables, arguments.data))
+    print(f"{answer.table_path(tables, arguments.part)}: {table['config'].nunique()} runs; {left} are still to come.")
 
 
 def _launch(

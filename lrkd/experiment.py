@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrkd import data, heads, methods, models, parallel, runs, select, verify
+from lrkd import data, endpoints, heads, methods, models, parallel, runs, select, verify, worlds
 from lrkd.degrade import PRESETS, degrade
 from lrkd.device import Speed
 from lrkd.distances import cosine, gradient_split, norm_angle_split
@@ -27,6 +27,7 @@ from lrkd.methods import Method
 from lrkd.runs import Run
 from lrkd.scales import DESIGNS, Recipe, Scale
 from lrkd.train import Options, Schedule, Teacher, fit, load_model, normalise, save_model, threads
+from lrkd.worlds import World
 
 PROCEDURAL = "procedural"
 
@@ -44,6 +45,9 @@ class Spec:
     design: a student of `scales.DESIGNS`, which takes LR images at their own size; "" is the scale's own network.
     processes, sync_norm: how many train it together, and whether their batch norm sees the whole batch; `train` sets
     both. They are part of what the run is where something sees only a process's part of the batch.
+    world: where it takes place, and by that the people that are measured, see `endpoints`; None: the scale's one set of
+    data, all of whose people are. epochs: the length, over the fewer people of a world (`worlds.epochs_on`); lr: the
+    learning rate; None: the recipe's.
     """
 
     method: Method
@@ -58,8 +62,17 @@ class Spec:
     design: str = ""
     processes: int = 1
     sync_norm: bool = False
+    world: World | None = None
+    epochs: int | None = None
+    lr: float | None = None
 
     def __post_init__(self) -> None:
+        if self.world is not None and (self.design or self.observations):
+            raise ConfigError("a run in a world has neither a design nor observations")
+        if self.world is not None and self.setting == "T" and any(term.name == "logits" for term in self.method.terms):
+            raise ConfigError(f"method is {self.method.name!r}: in setting T the teacher's classes are other people")
+        if self.world is not None and self.source != PROCEDURAL and self.world.setting != "S":
+            raise ConfigError(f"setting is {self.world.setting!r}: photographs have one set of people, setting S")
         if self.design and self.design not in DESIGNS:
             raise ConfigError(f"design is {self.design!r}: the designs are {', '.join(DESIGNS)}")
         if self.design and not isinstance(self.side, int):
@@ -88,16 +101,39 @@ class Spec:
 
     @property
     def schedule(self) -> Schedule:
-        """The recipe's; of data with fewer training images than a batch, a batch is all of them."""
-        asked, there = self.recipe.teacher if self.role == "teacher" else self.recipe.student, self.images
-        if there < 2:
-            raise DataError(f"{self.source}: has {there} image to train on: add people or images, and prepare it again")
-        return asked if asked.batch <= there else replace(asked, batch=there)
+        """The recipe's, at the run's own length and rate; a batch is never more than the images that there are."""
+        found = self.recipe.teacher if self.role == "teacher" else self.recipe.student
+        if self.world is not None and self.source == PROCEDURAL:
+            epochs = found.epochs if self.epochs is None else self.epochs
+            found = replace(found, epochs=worlds.epochs_on(self.scale, self.world, self.role, epochs))
+        elif self.epochs is not None:
+            found = replace(found, epochs=self.epochs)
+        found = found if self.lr is None else replace(found, lr=self.lr)
+        if self.world is not None and self.source == PROCEDURAL:
+            return found
+        if self.images < 2:
+            raise DataError(
+                f"{self.source}: has {self.images} image to train on: add people or images, and prepare it again"
+            )
+        return found if found.batch <= self.images else replace(found, batch=self.images)
 
     @property
     def images(self) -> int:
         """How many there are to train on."""
         return len(splits(self.scale, self.source).train)
+
+    @property
+    def setting(self) -> str:
+        """What the teacher knows, where there is one: without, a student of few people is in S and in T the same."""
+        assert self.world is not None
+        own, teacher = self.world.many(self.role), self.teacher is not None and self.world.many("teacher")
+        return "D" if own else "T" if teacher else "S"
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The LR sides that it was trained for, without the sharp image among them, from the largest down."""
+        given = self.side if isinstance(self.side, tuple) else (self.side,)
+        return tuple(sorted({side for side in given if side is not None and side != self.scale.size}, reverse=True))
 
     @property
     def options(self) -> Options:
@@ -106,10 +142,11 @@ class Spec:
     @property
     def teacher(self) -> "Spec | None":
         """The run that this one learns from."""
-        if self.method.teacher in ("none", "random"):
+        if self.method.teacher in ("none", "random", "itself"):
             return None
-        made = teacher_spec(self.scale, self.teacher_seed, self.source)
-        return replace(made, processes=self.processes, sync_norm=self.sync_norm)
+        found = teacher_spec(self.scale, self.teacher_seed, self.source)
+        found = replace(found, world=self.world, epochs=self.epochs, processes=self.processes, sync_norm=self.sync_norm)
+        return replace(found, side=self.side) if self.method.teacher == "own-side" else found
 
     @property
     def divided(self) -> bool:
@@ -183,9 +220,40 @@ def _prepared(source: str) -> data.Splits:
     return data.prepared(source)
 
 
+def faces_of(spec: Spec, part: str) -> data.Faces:
+    """The "train", "validation" or "test" people of a run's data; of a world only those that the run may look at."""
+    if spec.world is not None:
+        sets = spec.world.splits(spec.role)
+        if part not in sets:
+            raise ConfigError(f"world {spec.world.number} does not show its {part} people")
+        if spec.source == PROCEDURAL:
+            return _rendered(_people(spec.scale, spec.world, sets[part]), os.environ.get("LRKD_CACHE"))
+    found: data.Faces = getattr(splits(spec.scale, spec.source), part)
+    return found
+
+
+def _people(scale: Scale, world: World, name: str) -> data.People:
+    place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
+    return worlds.people(scale, world, name, place)
+
+
+@functools.lru_cache(maxsize=4)
+def _rendered(people: data.People, cache: str | None) -> data.Faces:
+    return people.faces()
+
+
+def _digests(spec: Spec) -> dict[str, str]:
+    """The digests of the data that a run looks at; a world's are known before anything is rendered."""
+    if spec.world is None:
+        return digests(spec.scale, spec.source)[1]
+    sets = spec.world.splits(spec.role)
+    if spec.source == PROCEDURAL:
+        return {part: _people(spec.scale, spec.world, name).digest for part, name in sets.items()}
+    return {part: faces_of(spec, part).digest for part in sets}
+
+
 def config(spec: Spec) -> dict[str, Any]:
     """Everything that determines a run's weights and measures, in plain values: what the run store hashes."""
-    source, found = digests(spec.scale, spec.source)
     return {
         "role": spec.role,
         "scale": spec.scale.name,
@@ -199,10 +267,8 @@ def config(spec: Spec) -> dict[str, Any]:
         "head": dict(spec.scale.head),
         "schedule": asdict(spec.schedule),
         "options": asdict(spec.options),
-        "data": {
-            "source": source,
-            **found,
-        },
+        "data": {"source": source_name(spec), **_digests(spec)},
+        **({"world": spec.world.number} if spec.world is not None else {}),
         **({"observations": spec.observations} if spec.observations else {}),
         **({"start": runs.digest(config(spec.start))} if spec.start else {}),
         **({"processes": spec.processes, "sync_norm": spec.sync_norm} if spec.divided else {}),
@@ -211,7 +277,7 @@ def config(spec: Spec) -> dict[str, Any]:
 
 def source_name(spec: Spec) -> str:
     """The data's own name, wherever its folder lies."""
-    return digests(spec.scale, spec.source)[0]
+    return PROCEDURAL if spec.source == PROCEDURAL else digests(spec.scale, spec.source)[0]
 
 
 def run_name(spec: Spec) -> str:
@@ -220,6 +286,8 @@ def run_name(spec: Spec) -> str:
     where = "-".join("hr" if side is None else str(side) for side in sides)
     what = "teacher" if spec.role == "teacher" else spec.method.name + (f"-{spec.design}" if spec.design else "")
     taught = "" if spec.method.teacher == "none" else f"-t{spec.teacher_seed}"
+    if spec.world is not None:
+        taught += f"-w{spec.world.number}{spec.setting}"
     return f"{source_name(spec)}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
 
 
@@ -253,7 +321,7 @@ def train(
     Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept. Raises
     ConfigError, before anything is trained, where a package is missing that the method's choice needs.
     """
-    speed = speed or Speed()
+    speed = speed or (Speed() if spec.world is None else Speed(once=True))
     spec = replace(spec, processes=parallel.size(), sync_norm=speed.sync_norm and parallel.size() > 1)
     device, choice = device_of(device), spec.method.choice
     if choice is not None and choice.kind != "random" and not find_run(spec, where).finished:
@@ -297,18 +365,21 @@ def _train(
     stop: Callable[[], bool] | None,
     speed: Speed,
 ) -> None:
-    faces = splits(spec.scale, spec.source)
+    faces = faces_of(spec, "train")
     asked = (spec.recipe.teacher if spec.role == "teacher" else spec.recipe.student).batch
-    if progress and asked > spec.images and parallel.rank() == 0:
-        _say(f"{spec.source}: a batch is all of its {spec.images} training images, as they are fewer than {asked}")
-    network, head = load(lent["start"]) if "start" in lent else _build(spec, spec.seed, faces.train.classes)
+    if progress and asked > spec.schedule.batch and parallel.rank() == 0:
+        _say(f"{spec.source}: a batch is all of its {len(faces)} training images, as they are fewer than {asked}")
+    network, head = load(lent["start"]) if "start" in lent else _build(spec, spec.seed, faces.classes)
     teacher = None
     if "teacher" in lent:
         chosen = _chosen(spec, lent["teacher"], device)
-        teacher = Teacher(*load(lent["teacher"]), shuffled=spec.method.teacher == "shuffled", chosen=chosen)
+        kind = spec.method.teacher
+        teacher = Teacher(*load(lent["teacher"]), kind == "shuffled", low=kind == "own-side", chosen=chosen)
+    elif spec.method.teacher == "itself":
+        teacher = Teacher(network, head, itself=True)
     elif spec.method.teacher == "random":
         untaught = teacher_spec(spec.scale, spec.teacher_seed, spec.source)
-        teacher = Teacher(*_build(untaught, 1000 + spec.teacher_seed, faces.train.classes))
+        teacher = Teacher(*_build(untaught, 1000 + spec.teacher_seed, faces.classes))
     source = spec.source if spec.source == PROCEDURAL else str(Path(spec.source).resolve())  # from other folders too
     stamp: dict[str, Any] = {"source": source, "device": device_name(device), "torch": torch.__version__}
     stamp["commit"] = commit()
@@ -319,7 +390,7 @@ def _train(
         fitted = fit(
             network,
             head,
-            faces.train,
+            faces,
             schedule=spec.schedule,
             options=spec.options,
             teacher=teacher,
@@ -336,7 +407,11 @@ def _train(
         )
         if not leader:
             return
-        measures, scores = evaluate(spec, network, teacher, fitted.hints, device)
+        kept: np.ndarray | dict[str, np.ndarray]
+        if spec.world is None:
+            measures, kept = evaluate(spec, network, teacher, fitted.hints, device)
+        else:
+            measures, kept = evaluate_in_world(spec, network, teacher, device)
     except TrainingError as error:
         if not leader:
             return
@@ -344,8 +419,11 @@ def _train(
         runs.write_json(run.path / "result.json", {"status": "diverged", "reason": str(error), **stamp})
         return
     save_model(run.path / "model.safetensors", network, head, run.config)
-    with runs.atomic(run.path / "scores.npy", "wb") as file:
-        np.save(file, scores)
+    with runs.atomic(run.path / (RIGHT if isinstance(kept, dict) else "scores.npy"), "wb") as file:
+        if isinstance(kept, dict):
+            np.savez(file, allow_pickle=False, **kept)
+        else:
+            np.save(file, kept)
     result = {"status": "ok", "measures": measures, "seconds": fitted.seconds, **stamp}
     runs.write_json(run.path / "result.json", result)
     (run.path / "state.pt").unlink(missing_ok=True)
@@ -362,7 +440,7 @@ def _chosen(spec: Spec, teacher: Run, device: str) -> Tensor | None:
     choice = spec.method.choice
     if choice is None:
         return None
-    faces = splits(spec.scale, spec.source).train
+    faces = faces_of(spec, "train")
     if choice.kind != "random":
         return torch.from_numpy(selection(choice, faces, teacher, device)[1].chosen)
     drawn = np.random.default_rng(spec.seed).permutation(len(faces)) < max(1, round(choice.fraction * len(faces)))
@@ -530,6 +608,41 @@ def evaluate(
     return measures, np.stack(scores).astype(np.float32)
 
 
+RIGHT = "right.npz"
+
+
+def evaluate_in_world(
+    spec: Spec, network: models.Network, teacher: Teacher | None, device: str
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """Measures by "side/endpoint", and for each the packed bits of what was right, see `lrkd.endpoints`.
+
+    Only the people that the world shows are looked at. A student is shown the sides that it was trained for, one of HR
+    images these; a teacher HR images and, as the floor of what training for small images is for, the scale's sides.
+    """
+    assert spec.world is not None
+    faces, preset = faces_of(spec, spec.world.shown), evaluation_preset(spec.preset)
+
+    def features(at: int | None, by: models.Network = network) -> np.ndarray:
+        amp = torch.bfloat16 if spec.options.precision == "bfloat16" else None
+        with threads(spec.options.threads):
+            return verify.embed(by, faces.images, side=at, preset=preset, device=device, amp=amp, channels_last=True)
+
+    pairs_of(faces)
+    high = features(None)
+    enrolled = None
+    if teacher is not None and not teacher.low and not teacher.itself:
+        enrolled = features(None, teacher.network)
+    sides = (*spec.scale.sides, spec.scale.size) if spec.role == "teacher" else spec.sides or (spec.scale.size,)
+    measures, right = {}, {}
+    for side in sides:
+        sharp = side == spec.scale.size
+        found = endpoints.measured(high if sharp else features(side), None if sharp else high, faces, enrolled)
+        for endpoint, bits in found.items():
+            measures[f"{side}/{endpoint}"] = {"value": float(bits.mean()), "n": len(bits)}
+            right[f"{side}/{endpoint}"] = np.packbits(bits)
+    return measures, right
+
+
 def pairs_of(faces: data.Faces) -> data.Pairs:
     """The table's pairs; DataError where it has none."""
     if faces.pairs is None:
@@ -569,6 +682,9 @@ def agreement(
 def rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
     """The run's rows of a results table: one a protocol, each with where it comes from. A diverged run has one."""
     result = run.result
+    if spec.world is not None:
+        yield from _rows_of_world(spec, run, result)
+        return
     teacher = None if spec.method.teacher == "none" else spec.teacher_seed
     known = {
         "data": run.config["data"]["source"],
@@ -590,6 +706,42 @@ def rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
     }
     for protocol, measures in result.get("measures", {"test": {}}).items():
         yield {**known, "protocol": protocol, **{name: measures.get(name) for name in MEASURES}, **source}
+
+
+def _rows_of_world(spec: Spec, run: Run, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row a side and an endpoint. weight: of the method's first term; trained: `trained_for`."""
+    assert spec.world is not None
+    known = {
+        "data": run.config["data"]["source"],
+        "scale": spec.scale.name,
+        "role": spec.role,
+        "method": spec.method.name,
+        "weight": spec.method.terms[0].weight if spec.method.terms else None,
+        "trained": trained_for(spec),
+        "setting": spec.setting,
+        "world": spec.world.number,
+        "epochs": spec.schedule.epochs if spec.epochs is None else spec.epochs,
+        "lr": spec.schedule.lr,
+        "people": spec.world.shown,
+        "status": result["status"],
+    }
+    source = {
+        "seconds": result.get("seconds"),
+        "device": result["device"],
+        "torch": result["torch"],
+        "commit": result["commit"],
+        "config": run.path.name.rsplit("-", 1)[1],
+    }
+    lost = {f"{side}/": {"value": None, "n": None} for side in spec.sides or (spec.scale.size,)}
+    for where, measure in result.get("measures", lost).items():
+        side, _, endpoint = where.partition("/")
+        yield {**known, "side": int(side), "endpoint": endpoint, **measure, **source}
+
+
+def trained_for(spec: Spec) -> str:
+    """The sides that a run was trained for in words: "6", "hr", or "hr+24+12+6"."""
+    sharp = spec.side is None or (isinstance(spec.side, tuple) and spec.scale.size in spec.side)
+    return "+".join([*(["hr"] if sharp else []), *map(str, spec.sides)])
 
 
 MEASURES = (

@@ -784,6 +784,8 @@ def test_a_subset_is_other_data():
     digests = {table.subset(rows).digest for rows in ([0, 1], [1, 0], [0, 2])} | {table.digest}
     assert len(digests) == 4
     assert table.subset([1, 0]).digest == table.subset([1, 0]).digest
+
+
 # ----------------------------------------------------------------------------------- missing faces, and who is shared
 
 
