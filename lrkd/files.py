@@ -61,7 +61,7 @@ def locked(path: Path) -> Iterator[None]:
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Whoever held the lock before has removed its file, and another process may hold a new one by now.
-            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            if not os.fstat(file.fileno()).st_nlink:
                 continue
             try:
                 yield
