@@ -37,7 +37,9 @@ def store(path: str | os.PathLike[str] | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Spec:
-    """One run of the study. side None is HR; teacher_seed tells teachers apart; role "teacher" takes its schedule.
+    """One run of the study. teacher_seed tells teachers apart; role "teacher" takes its schedule.
+
+    side: images degraded to it, as `degrade` does, by `preset`; None is HR, images as they are.
 
     observations: how often the run looks at validation images while it trains, which leaves a trace.csv beside it.
     design: a student of `scales.DESIGNS`, which takes LR images at their own size; "" is the scale's own network.

@@ -751,3 +751,9 @@ def test_a_name_that_reads_as_missing_is_a_name(tmp_path):
     for row in (0, 1):
         edit("manifest.csv", row, "name", "NA")(tmp_path / "x")
     assert load_prepared(tmp_path / "x").faces.names == ("NA", "P001")
+
+
+def test_pairs_touch_the_rows_of_either_image():
+    pairs = Pairs(np.array([0, 1, 2]), np.array([1, 2, 3]), np.ones(3, bool), np.arange(3))
+    assert pairs.touch(np.array([False, True, False, False])).tolist() == [True, True, False]
+    assert pairs.touch(None).tolist() == [False] * 3

@@ -5,6 +5,7 @@ import copy
 import json
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -532,6 +533,22 @@ def test_a_photograph_is_turned_upright_and_made_rgb(tmp_path):
     np.testing.assert_array_equal(grey, array[..., :1].repeat(3, 2))
     Image.fromarray(array).convert("P").save(tmp_path / "p.png", transparency=0)
     assert export.photograph(tmp_path / "p.png", 8).shape == (8, 8, 3)
+
+
+def test_pillows_settings_are_the_processs_own_again(tmp_path):
+    before = Image.core.get_block_size()
+    data = picture(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8)).read_bytes()
+    with photographs.upright(data), ThreadPoolExecutor(1) as pool:
+        assert Image.core.get_block_size() > before
+        with pytest.raises(ValueError, match="no image"), photographs.upright(b"x"):
+            pass
+
+        def another() -> int:
+            with photographs.upright(data):
+                return Image.core.get_block_size()
+
+        assert pool.submit(another).result() == Image.core.get_block_size() > before
+    assert Image.core.get_block_size() == before
 
 
 def test_what_is_no_photograph_is_named(tmp_path, monkeypatch):
