@@ -11,7 +11,6 @@ import numpy as np
 
 from data_prep import align, layout
 from lrkd.errors import DataError
-from lrkd.pairs import make_pairs
 
 LICENCE = (
     "AgeDB, Imperial College London (Moschoglou et al. 2017): given on request, for research that is not commercial; "
@@ -60,17 +59,18 @@ def prepare(
     **options: Any,
 ) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out)
+    layout.check_out(out, source)
     photos = find(source)
     age_of = {photo.source: photo.age for photo in photos}
 
-    def extras(sources: list[str], names: list[str], labels: list[int]) -> layout.Extras:
+    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
         ages = np.array([age_of[where] for where in sources], dtype=np.float64)
         try:
-            made = make_pairs(np.array(labels), pairs, folds, seed, age=ages, min_age_gap=gap)
+            return layout.Extras.drawn(
+                labels, digests, pairs, folds, seed, age=ages, min_age_gap=gap, protocol=f"agedb{gap}"
+            )
         except DataError as error:
             raise DataError(f"{source}: pairs {gap} years apart: {error} (--pairs, --folds, --gap)") from error
-        return layout.Extras.drawn(made, f"agedb{gap}")
 
     layout.rehearse(photos, extras)
     return layout.write(

@@ -31,7 +31,8 @@ The CSV has a line an image, source,x1,y1,x2,y2,x3,y3,x4,y4,x5,y5: the path belo
 the upper left pixel's centre the eye on the left of the picture, the other eye, the nose, the corners of the mouth from
 left to right. A detector is any function of yours, MODULE:FUNCTION, from an image (H,W,3) uint8 RGB to the landmarks of
 all faces in it (n,5,2); of several faces the one nearest to the middle is taken. An image without a line, with empty
-fields, or in which the detector finds no face is left out, counted, and named in meta.json.
+fields or points that fix no face, or in which the detector finds none is kept whole, marked as missing, counted, and
+named in meta.json: every protocol counts it as a miss, and nothing is trained on it.
 """
 # Where ArcFace's aligned 112 px sets have the eyes, the nose and the mouth: x, y from the upper left pixel's centre.
 TEMPLATE = np.array(
@@ -49,13 +50,13 @@ def template(size: int) -> np.ndarray:
 def similarity(points: np.ndarray, size: int) -> np.ndarray:
     """(5,2) landmarks -> (2,3): from a pixel of the aligned face to one of the photograph.
 
-    The inverse of the least squares similarity (Umeyama 1991). Raises ValueError for points that fix none.
+    The inverse of the least squares similarity (Umeyama 1991). Raises NoFace for points that fix none.
     """
     from skimage.transform import SimilarityTransform
 
     found = SimilarityTransform.from_estimate(points, template(size)) if np.isfinite(points).all() else None
     if not found or not np.isfinite(found.params).all() or not 1e-4 < found.scale < 1e4:
-        raise ValueError("these landmarks fix no similarity: five points that are not all one are right")
+        raise layout.NoFace("these landmarks fix no similarity: five points that are not all one are right")
     return np.linalg.inv(found.params)[:2]
 
 
@@ -182,10 +183,7 @@ def prepare(
     """Write the prepared folder and return its meta; `options` go to `folder.prepare`."""
     told = None if landmarks is None else read_landmarks(landmarks)
     made = framing(size, told, detector)
-    meta = folder.prepare(source, out, size=size, framing=made, tool="data_prep.align", **options)
-    if lost := meta["counts"]["no_face"]:
-        print(f"{lost} images without a face were left out, the first {meta['no_face'][0]}", file=sys.stderr)
-    return meta
+    return folder.prepare(source, out, size=size, framing=made, tool="data_prep.align", **options)
 
 
 def _named(text: str) -> Detector:

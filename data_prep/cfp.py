@@ -82,7 +82,7 @@ def prepare(
     **options: Any,
 ) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out)
+    layout.check_out(out, source)
     root, photos = find(source)
     lists = {pose: read_list(root / "Protocol" / f"Pair_list_{pose}.txt", name) for pose, name in POSES.items()}
     person_of = {photo.source: photo.name for photo in photos}
@@ -103,7 +103,7 @@ def prepare(
                         raise DataError(f"{file}: {a} and {b} are {'not ' * same}of one person")
                     wanted.append((a, b, same, fold, protocol.lower()))
 
-    def extras(sources: list[str], names: list[str], labels: list[int]) -> layout.Extras:
+    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
         return layout.named_pairs(sources, wanted)
 
     return layout.write(

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep import layout
 from lrkd.errors import DataError
-from lrkd.pairs import make_pairs
 
 LICENCE = "not stated: the terms under which these photographs were given hold for this folder too"
+MAX_NAMED = 200  # folders without an image that are named
 HELP = """\
 Turn one folder of photographs per person into a folder that lrkd reads:
 
@@ -25,17 +23,21 @@ Turn one folder of photographs per person into a folder that lrkd reads:
 
 Class ids follow the sorted folder names. Photographs are turned upright by their EXIF, cropped to the square in the
 middle and resized; crop to the face beforehand, or with --crop. Links, hidden files and other formats are passed over.
-Verification pairs (protocol "generated") are drawn with --seed in folds that share no person.
+Verification pairs (protocol "generated") are drawn with --seed in folds that share no person; fewer than four people,
+or people with one image each, become a folder without pairs.
 """
 
 
-def find(source: Path) -> tuple[list[layout.Photo], list[str]]:
-    """Photographs sorted by person and file name, and what was passed over."""
+def find(source: Path) -> tuple[list[layout.Photo], list[str], list[str]]:
+    """Photographs sorted by person and file name, what was passed over, and the folders that hold no image."""
     if not source.is_dir():
         raise DataError(f"--source {source}: no such folder: one that holds a folder per person is right")
-    photos, ignored = [], []
+    photos, ignored, empty = [], [], []
     for person in sorted(os.scandir(source), key=lambda entry: entry.name):
         if person.name.startswith(".") or not person.is_dir(follow_symlinks=False):
+            ignored.append(person.name)
+            continue
+        if (Path(person.path) / "meta.json").is_file():  # a prepared folder that lies here
             ignored.append(person.name)
             continue
         found = 0
@@ -48,12 +50,13 @@ def find(source: Path) -> tuple[list[layout.Photo], list[str]]:
             photos.append(layout.Photo(person.name, where, Path(file.path).read_bytes))
             found += 1
         if not found:
-            raise DataError(
-                f"{person.path}: no image of this person ({', '.join(layout.SUFFIXES)}): add some, or remove the folder"
-            )
+            empty.append(person.name)
     if not photos:
-        raise DataError(f"--source {source}: no folders of people in it: DIR/PERSON/IMAGE.jpg is right")
-    return photos, ignored
+        raise DataError(
+            f"--source {source}: no folders of people with images in it: DIR/PERSON/IMAGE.jpg is right"
+            + (f"; without an image are {', '.join(empty[:MAX_NAMED])}" if empty else "")
+        )
+    return photos, ignored, empty
 
 
 def prepare(
@@ -72,17 +75,20 @@ def prepare(
     **options: Any,
 ) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options`, and `framing` for `crop`, go to `layout.write`."""
-    layout.check_out(out)
-    photos, ignored = find(source)
+    layout.check_out(out, source)
+    photos, ignored, empty = find(source)
+    if empty:
+        more = f" and {len(empty) - MAX_NAMED} more" if len(empty) > MAX_NAMED else ""
+        named = ", ".join(empty[:MAX_NAMED]) + more
+        print(f"left out, as no image lies directly in them ({len(empty)} folders): {named}", file=sys.stderr)
     if ignored:
         print(f"passed over {len(ignored)} entries that are no image of a person: {ignored[0]} ...", file=sys.stderr)
 
-    def extras(sources: list[str], names: list[str], labels: list[int]) -> layout.Extras:
+    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
         try:
-            pairs = make_pairs(np.array(labels), None, folds, seed, max_genuine=max_genuine)
-        except DataError as error:
-            raise DataError(f"{source}: {error}") from error
-        return layout.Extras.drawn(pairs, pairs.protocol)
+            return layout.Extras.drawn(labels, digests, None, folds, seed, max_genuine=max_genuine)
+        except DataError as error:  # to embed and to identify they do
+            return layout.Extras(notes=[f"no verification pairs: {error}"])
 
     layout.rehearse(photos, extras)
     return layout.write(

@@ -26,9 +26,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from data_prep import findings
 from lrkd.errors import DataError, LrkdError
 from lrkd.layout import MANIFEST, PAIRS, NpyWriter, file_sha256
-from lrkd.pairs import Pairs
+from lrkd.pairs import firsts, make_pairs
 from lrkd.photographs import upright
 
 VERSION = "1"
@@ -37,9 +38,10 @@ MAX_LIST = 4 * 2**20  # bytes of a list that comes with a data set; the longest 
 MAX_SAID = 20  # skipped images that the terminal hears of; meta.json names all
 MAX_SIDE = 4096  # pixels; some images of that size are in memory at once
 CHECKPOINT = 1024  # images; at most so many are decoded again after a run was killed
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Box = Callable[[int, int], tuple[float, float, float, float]]
+Adder = Callable[[list[str], list[str], list[int], list[str]], "Extras"]  # see `write`
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,29 @@ class Extras:
     pairs: list[tuple[int, int, int, int, str]] = field(default_factory=list)  # left, right, same, fold, protocol
     splits: dict[str, list[int]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # for the terminal
 
     @classmethod
-    def drawn(cls, pairs: Pairs, protocol: str) -> Extras:
-        """Pairs that `lrkd.pairs.make_pairs` drew, under a protocol's name."""
+    def drawn(
+        cls, labels: list[int], digests: list[str], count: int | None, folds: int, seed: int, **options: Any
+    ) -> Extras:
+        """Pairs by `lrkd.pairs.make_pairs` among the images that are no copies of others; fewer of them are said.
+
+        Raises DataError where there are none.
+        """
+        once = firsts(np.array(digests))
+        pairs = make_pairs(np.array(labels), count, folds, seed, among=once, at_most=True, **options)
         columns = (pairs.left, pairs.right, pairs.same.astype(int), pairs.fold)
-        rows = zip(*(column.tolist() for column in columns), [protocol] * len(pairs), strict=True)
-        return cls(pairs=list(rows))
+        rows = zip(*(column.tolist() for column in columns), [pairs.protocol] * len(pairs), strict=True)
+        made, notes = int(pairs.fold.max()) + 1, []
+        if made < folds or len(pairs) < (count or 0):
+            wanted = f"{folds}" if count is None else f"{folds} with {count}"
+            notes = [f"{made} folds with {len(pairs)} pairs instead of {wanted}: the people and images give no more"]
+        return cls(pairs=list(rows), notes=notes)
 
 
 class NoFace(Exception):
-    """A photograph in which the face was not found: left out and counted, but not broken."""
+    """A photograph in which the face was not found: not broken, but a row that every protocol counts as a miss."""
 
 
 def centre_pixels(side: int) -> Box:
@@ -108,19 +122,39 @@ def convert(data: bytes, size: int, box: Box) -> np.ndarray:
         return np.asarray(part.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def _decoded(
-    photos: Iterable[Photo], decode: Callable[[Photo, bytes], np.ndarray], workers: int
-) -> Iterator[tuple[Photo, str, np.ndarray | Exception]]:
-    """(photo, sha256, image or what went wrong), in order, a few images ahead on `workers` threads."""
+Made = tuple[str, np.ndarray, str]  # sha256, image, and why no face was found in it, if none was
 
-    def work(photo: Photo) -> tuple[Photo, str, np.ndarray | Exception]:
+
+def _maker(size: int, decode: Callable[[Photo, bytes], np.ndarray]) -> Callable[[Photo], Made]:
+    """What turns a photograph into a row; where it shows no face, into the whole of it, or black if it is not there."""
+
+    def make(photo: Photo) -> Made:
         try:
             data = photo.read()
-            return photo, hashlib.sha256(data).hexdigest(), decode(photo, data)
+        except NoFace as error:
+            digest = hashlib.sha256(os.fsencode(photo.source)).hexdigest()  # of no bytes, all such would be copies
+            return digest, np.zeros((size, size, 3), np.uint8), str(error)
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            return digest, decode(photo, data), ""
+        except NoFace as error:
+            return digest, convert(data, size, whole_padded), str(error)
+
+    return make
+
+
+def _decoded(
+    photos: Iterable[Photo], make: Callable[[Photo], Made], workers: int
+) -> Iterator[tuple[Photo, Made | Exception]]:
+    """Each photograph with what was made of it or what went wrong, in order, a few ahead on `workers` threads."""
+
+    def work(photo: Photo) -> tuple[Photo, Made | Exception]:
+        try:
+            return photo, make(photo)
         except DataError:
             raise  # the whole source is wrong, not one image
         except Exception as error:  # Pillow raises nearly anything on a damaged file
-            return photo, "", error
+            return photo, error
 
     pool = ThreadPoolExecutor(workers)
     waiting: deque[Future] = deque()
@@ -178,13 +212,14 @@ class _Shards:
 class _Journal:
     """`OUT.partial/journal`: the photographs whose pixels are on the disk, so that a stopped run goes on after them.
 
-    A JSON line with what the run was asked for, then one a photograph: name, source, sha256, age, role, and what was
-    wrong with it if anything. What is not for the same request is not gone on with.
+    A JSON line with what the run was asked for, then one a photograph: name, source, sha256, age, role, what was wrong
+    with it if anything, and whether that is a face that was not found. What is not for the same request is not gone on
+    with.
     """
 
     def __init__(self, path: Path, request: dict[str, Any]) -> None:
         self.rows: list[list[Any]] = []
-        head = json.dumps(request, sort_keys=True)
+        head = json.dumps(request | {"columns": 7}, sort_keys=True)
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
         if lines and lines[0] == head:
             with suppress(ValueError):  # a line that was cut short ends what is known
@@ -196,9 +231,9 @@ class _Journal:
         self._path = path
 
     @property
-    def kept(self) -> int:
-        """How many of the photographs became rows."""
-        return sum(not row[5] for row in self.rows)
+    def kept(self) -> list[list[Any]]:
+        """The photographs that became rows."""
+        return [row for row in self.rows if not row[5] or row[6]]
 
     def flush(self) -> None:
         with self._path.open("a", encoding="utf-8") as file:
@@ -285,23 +320,29 @@ def lines(file: Path) -> list[str]:
         raise DataError(f"{file}: not UTF-8 text: {error}") from error
 
 
-def check_out(out: Path) -> None:
-    """DataError unless `out` does not exist or is an empty folder."""
+def check_out(out: Path, source: Path | None = None) -> None:
+    """DataError unless `out` does not exist or is an empty folder, and lies outside of the folder `source`."""
+    if source is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise DataError(
+            f"--out {out}: is inside --source {source}, where the next run would take it for photographs: a folder "
+            "outside is right"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"--out {out}: exists and is not an empty folder: a new name is right")
 
 
-def rehearse(photos: list[Photo], extras: Callable[[list[str], list[str], list[int]], Extras]) -> None:
+def rehearse(photos: list[Photo], extras: Adder) -> None:
     """Raise what `extras` has against its options and these photographs, before `write` decodes them for hours."""
     names, labels = np.unique([photo.name for photo in photos], return_inverse=True)
-    extras([photo.source for photo in photos], names.tolist(), labels.tolist())
+    sources = [photo.source for photo in photos]
+    extras(sources, names.tolist(), labels.tolist(), sources)  # as if no two were copies
 
 
 def write(
     out: Path,
     photos: Iterable[Photo],
     total: int,
-    extras: Callable[[list[str], list[str], list[int]], Extras],
+    extras: Adder,
     *,
     name: str,
     size: int,
@@ -316,37 +357,43 @@ def write(
 ) -> dict[str, Any]:
     """Write a prepared folder and return its meta. Rows keep the order of `photos`; labels follow the sorted names.
 
-    An image becomes (S,S,3) by `box` or, instead, by `decode`, which raises `NoFace` where there is none to be seen.
-    `extras(sources, names, labels)` gets the kept rows' sources, the sorted names and the rows' labels.
+    An image becomes (S,S,3) by `box` or, instead, by `decode`, which raises `NoFace` where there is none to be seen, as
+    a photograph's `read` does where it is missing: both stay rows, marked as missing.
+    `extras(sources, names, labels, digests)` gets the kept rows' sources, the sorted names, the rows' labels and
+    sha256. Copies, and people in both of two splits, are said on the terminal.
     A run that was stopped is gone on with where everything asked for is the same.
     Raises DataError when more than `max_broken` of the images are broken, OSError when the disk is full.
     """
     check_out(out)
     request = {"name": name, "size": size, "crop": crop, "tool": f"{tool} {VERSION}", "shard_bytes": shard_bytes}
-    make = decode or (lambda photo, data: convert(data, size, box or whole_padded))
-    begun = time.perf_counter()
+    make = _maker(size, decode or (lambda photo, data: convert(data, size, box or whole_padded)))
+    begun, notes = time.perf_counter(), []
     with _unfinished(out) as folder:
         journal = _Journal(folder / "journal", request | {"total": total})
         with (
-            _Shards(folder, size, shard_bytes, journal.kept) as shards,
+            _Shards(folder, size, shard_bytes, len(journal.kept)) as shards,
             tqdm(total=total, initial=journal.before, desc=name, unit="img", disable=None) as bar,
         ):
-            skipped, broken = 0, sum(bool(row[5]) and not row[5].startswith("NoFace") for row in journal.rows)
+            skipped, broken = 0, len(journal.rows) - len(journal.kept)
             try:
-                for photo, digest, image in _decoded(journal.rest(photos), make, workers):
+                for photo, made in _decoded(journal.rest(photos), make, workers):
                     bar.update()
-                    wrong = f"{type(image).__name__}: {image}"[:300] if isinstance(image, Exception) else ""
-                    if not isinstance(image, Exception):
+                    if isinstance(made, Exception):
+                        wrong, absent, digest = f"{type(made).__name__}: {made}"[:300], False, ""
+                        broken += 1
+                    else:
+                        digest, image, wrong = made
+                        absent = bool(wrong)
                         shards.append(image)
-                    journal.rows.append([photo.name, photo.source, digest, photo.age, photo.role, wrong])
+                    journal.rows.append([photo.name, photo.source, digest, photo.age, photo.role, wrong, absent])
                     if wrong:
                         skipped += 1
                         if skipped <= MAX_SAID:
-                            tqdm.write(f"skipped {photo.source}: {image}", file=sys.stderr)
-                        broken += not isinstance(image, NoFace)
+                            what = "no face found in" if absent else "skipped"
+                            tqdm.write(f"{what} {photo.source}: {wrong if absent else made}", file=sys.stderr)
                     if broken > max_broken * total:
                         raise DataError(
-                            f"{broken} of {total} images are broken, the last {photo.source} ({image}): at most "
+                            f"{broken} of {total} images are broken, the last {photo.source} ({made}): at most "
                             f"{max_broken:.1%} are right (--max-broken)"
                         )
                     if len(journal.rows) % CHECKPOINT == 0:
@@ -356,27 +403,35 @@ def write(
                 shards.flush()
                 journal.flush()
                 raise
-        kept = [row for row in journal.rows if not row[5]]
+        kept = journal.kept
         if not kept:
             raise DataError("no image could be read")
-        left_out = [{"source": row[1], "reason": row[5]} for row in journal.rows if row[5]]
-        no_face = [row["source"] for row in left_out if row["reason"].startswith("NoFace")]
+        people, sources, digests, ages, roles, reasons, missing = (list(column) for column in zip(*kept, strict=True))
+        if all(missing):
+            raise DataError(f"no face was found in any of {len(kept)} images, the first {sources[0]}: {reasons[0]}")
+        left_out = [{"source": row[1], "reason": row[5]} for row in journal.rows if row[5] and not row[6]]
+        no_face = [source for source, absent in zip(sources, missing, strict=True) if absent]
+        if no_face:
+            notes.append(
+                f"no face found in {len(no_face)} of {len(kept)} images, which count as misses: {no_face[0]} ..."
+            )
 
-        people, sources, digests, ages, roles = (list(column) for column in list(zip(*kept, strict=True))[:5])
         names = sorted(set(people))
         label_of = {person: label for label, person in enumerate(names)}
         labels = [label_of[person] for person in people]
-        extra = extras(sources, names, labels)
+        extra = extras(sources, names, labels, digests)
+        copied, said = findings.copies(people, sources, digests)
+        notes += [*said, *findings.between(extra.splits, names, labels, digests), *extra.notes]
         header, columns = list(MANIFEST), [range(len(labels)), labels, people, sources, digests]
-        for column, values, absent in (("age", ages, None), ("role", roles, "")):
+        for column, values, absent in (("age", ages, None), ("role", roles, ""), ("missing", missing, False)):
             if any(value != absent for value in values):
                 header.append(column)
-                columns.append(values)
+                columns.append([int(value) for value in values] if column == "missing" else values)
         _write_csv(folder / "manifest.csv", header, zip(*columns, strict=True))
         _write_csv(folder / "pairs.csv", PAIRS, extra.pairs)
         protocols = dict.fromkeys(pair[4] for pair in extra.pairs)
-        counts = {"images": len(labels), "identities": len(names), "broken": len(left_out) - len(no_face)}
-        if decode is not None:
+        counts: dict[str, Any] = {"images": len(labels), "identities": len(names), "broken": len(left_out)}
+        if decode is not None or no_face:
             counts["no_face"] = len(no_face)
         if "role" in header:
             counts["roles"] = {role: roles.count(role) for role in sorted(set(roles))}
@@ -386,20 +441,23 @@ def write(
             "crop": crop,
             "counts": {
                 **counts,
+                **copied,
                 **extra.counts,
                 "pairs": {p: sum(pair[4] == p for pair in extra.pairs) for p in protocols},
             },
             "licence": licence,
             "tool": f"{tool} {VERSION}",
-            "broken": [row for row in left_out if not row["reason"].startswith("NoFace")],
-            **({"no_face": no_face} if decode is not None else {}),
+            "broken": left_out,
+            **({"no_face": no_face} if "no_face" in counts else {}),
             "shards": shards.table(),
             "splits": extra.splits,
         }
         lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items())
         (folder / "meta.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     if skipped > MAX_SAID:
-        print(f"skipped {skipped - MAX_SAID} more images: meta.json names them all", file=sys.stderr)
+        print(f"and {skipped - MAX_SAID} more such images: meta.json names them all", file=sys.stderr)
+    for note in notes:
+        print(note, file=sys.stderr)
     seconds, new = time.perf_counter() - begun, len(journal.rows) - journal.before
     print(f"{name}: {new} images in {seconds:.1f} s, {new / seconds:.0f} images/s", file=sys.stderr)
     return meta

@@ -175,7 +175,7 @@ def _unpacked(folder: Path) -> Iterator[layout.Photo]:
 
 def prepare(source: Path, out: Path, *, size: int = 112, crop: int = 114, **options: Any) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out)
+    layout.check_out(out, source)
     images, texts = find(source)
     listed = [(p.name, p.source) for p in (_archived(images, False) if images.is_file() else _unpacked(images))]
     if not listed:
@@ -192,7 +192,7 @@ def prepare(source: Path, out: Path, *, size: int = 112, crop: int = 114, **opti
     if absent:
         print(f"not in {texts}, so left out: {', '.join(absent)}", file=sys.stderr)
 
-    def extras(sources: list[str], names: list[str], labels: list[int]) -> layout.Extras:
+    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
         row = {_stem(where): index for index, where in enumerate(sources)}
         known = [(name, pair) for name, pairs in protocols.items() for pair in pairs]
         kept = [(name, pair) for name, pair in known if pair.left in row and pair.right in row]

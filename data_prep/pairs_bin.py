@@ -1,9 +1,9 @@
 """`python -m data_prep.pairs_bin --source FILE --out DIR`: insightface's .bin pair sets -> a prepared folder.
 
-Such a file is a pickle of (images, same): 2n image files as bytes or as uint8 arrays (k,), and n truths; images 2i and
-2i+1 are pair i. A pickle is a program, and a hostile one runs code or fills the memory when it is loaded. So it is
-looked through first: only the instructions that such a file needs, no length beyond the file, nothing nested. Then
-an unpickler loads it that knows a handful of names, none of which is numpy's own code.
+Such a file is a pickle of (images, same): 2n image files as bytes or as uint8 arrays (k,) or (k,1), and n truths, 0 or
+1 of any type; images 2i and 2i+1 are pair i. A pickle is a program, and a hostile one runs code or fills the memory
+when it is loaded. So it is looked through first: only the instructions that such a file needs, no length beyond the
+file, nothing nested. Then an unpickler loads it that knows a handful of names, none of which is numpy's own code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import layout
+from data_prep import findings, layout
 from lrkd import photographs
 from lrkd.errors import DataError
 
@@ -42,11 +42,12 @@ MAX_STEPS = 10**6  # and about half of that many instructions
 MAX_DEPTH = 8
 # What picklers of Python 2 and 3 write for lists, tuples, bytes, truths, numbers and uint8 arrays; no dict, no object.
 OPCODES = frozenset(
-    """PROTO FRAME MARK STOP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 EMPTY_LIST LIST APPEND APPENDS
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
-    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 GLOBAL STACK_GLOBAL REDUCE BUILD PUT BINPUT LONG_BINPUT MEMOIZE
-    GET BINGET LONG_BINGET""".split()  # noqa: SIM905
+    """PROTO FRAME MARK STOP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 FLOAT BINFLOAT EMPTY_LIST LIST
+    APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES
+    BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 GLOBAL STACK_GLOBAL REDUCE BUILD PUT BINPUT
+    LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET""".split()  # noqa: SIM905
 )
+NUMBERS = ("b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 TEXT = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 
 
@@ -74,31 +75,42 @@ class _Bounded:
 
 
 class _Type:
-    """Stands for `numpy.dtype` or `numpy.ndarray`: it keeps what it is called with."""
+    """Stands for `numpy.dtype` or `numpy.ndarray`: it keeps what it is called with, and the order of the bytes."""
+
+    order = "<"
 
     def __init__(self, *arguments: Any) -> None:
-        self.name = arguments[0] if arguments else None
+        name = arguments[0] if arguments else None
+        self.name = name.decode("latin-1") if isinstance(name, bytes) else name
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and the like: nothing that matters to single bytes."""
+        if state[1] in (">", b">"):
+            self.order = ">"
+
+    def read(self, data: bytes | bytearray) -> np.ndarray:
+        """(k,) numbers. Raises ValueError where they are of no type in NUMBERS, or not whole."""
+        if self.name not in NUMBERS:
+            raise ValueError(f"numbers of type {self.name!r:.20}")
+        return np.frombuffer(data, np.dtype(self.name).newbyteorder(self.order))
 
 
 class _Array:
-    """Stands for an array (k,) of single bytes, which it keeps as they are."""
+    """Stands for an array (k,), (k,1) or (1,k) of numbers, which it keeps as they are."""
 
     data: Any = None
-    kind: Any = None
+    kind = _Type()
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, _, data = state
         self._fill(shape, kind, data)
 
     def _fill(self, shape: Any, kind: Any, data: Any) -> None:
-        if not isinstance(kind, _Type) or not isinstance(data, bytes | bytearray) or shape != (len(data),):
-            raise ValueError(
-                "an array that is no uint8 (k,) with as many bytes as it says: the bytes of a file are right"
-            )
-        self.data, self.kind = data, kind.name
+        if not isinstance(kind, _Type) or not isinstance(data, bytes | bytearray) or not isinstance(shape, tuple):
+            raise ValueError("an array of something else than numbers")
+        count = len(kind.read(data))
+        if shape not in ((count,), (count, 1), (1, count)):
+            raise ValueError(f"an array {shape!s:.40} of {count} numbers: (k,) or (k,1), the bytes of a file, is right")
+        self.data, self.kind = data, kind
 
 
 class _Unpickler(pickle.Unpickler):
@@ -135,10 +147,11 @@ class _Unpickler(pickle.Unpickler):
         return text.encode("latin-1")
 
     @staticmethod
-    def _scalar(kind: Any, data: bytes) -> bool:
-        if not isinstance(kind, _Type) or data not in (b"\0", b"\1"):
-            raise ValueError("a number that is no truth")
-        return data == b"\1"
+    def _scalar(kind: Any, data: bytes) -> Any:
+        """One number, as `_Array` has many."""
+        if not isinstance(kind, _Type) or not isinstance(data, bytes) or len(found := kind.read(data)) != 1:
+            raise ValueError("something else than a number")
+        return found[0].item()
 
     @staticmethod
     def _frombuffer(data: Any, kind: Any, shape: Any, order: Any) -> _Array:
@@ -167,24 +180,27 @@ def _look(file: _Bounded, size: int) -> None:
 
 
 def _truths(same: Any) -> list[bool]:
-    if isinstance(same, _Array) and same.kind in ("b1", b"b1", "?", b"?"):
-        same = list(same.data)
-    if not isinstance(same, list | tuple) or not all(
-        isinstance(value, bool | int) and value in (0, 1) for value in same
-    ):
+    if isinstance(same, _Array):
+        same = [same]
+    if not isinstance(same, list | tuple):
         raise ValueError("the second part is no list of truths")
-    return [bool(value) for value in same]
+    told: list[Any] = []
+    for value in same:
+        told += value.kind.read(value.data).tolist() if isinstance(value, _Array) else [value]
+    for number, value in enumerate(told):
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise ValueError(f"truth {number} is {value!s:.40}: 0 or 1, of any type, is right")
+    return [bool(value) for value in told]
 
 
 def _images(images: Any) -> list[Any]:
     if not isinstance(images, list | tuple):
         raise ValueError("the first part is no list of images")
-    found = [image.data if isinstance(image, _Array) and image.kind in ("u1", b"u1") else image for image in images]
+    found = [image.data if isinstance(image, _Array) and image.kind.name == "u1" else image for image in images]
     for number, image in enumerate(found):
         if not isinstance(image, bytes | bytearray):
-            raise ValueError(
-                f"image {number} is {type(image).__name__.strip('_')}: the bytes of an image file are right"
-            )
+            what = f"an array of {image.kind.name}" if isinstance(image, _Array) else f"a {type(image).__name__}"
+            raise ValueError(f"image {number} is {what}: the bytes of an image file are right")
     return found
 
 
@@ -255,7 +271,7 @@ def prepare(
     source: Path, out: Path, *, size: int = 112, folds: int = 10, name: str | None = None, **options: Any
 ) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out)
+    layout.check_out(out, source)
     if not source.is_file():
         raise DataError(f"--source {source}: no such file: a .bin pair set is right")
     name = name or source.stem
@@ -263,6 +279,10 @@ def prepare(
     owner, wrong = people([hashlib.sha256(image).hexdigest() for image in images], same)
     if wrong:
         print(f"{source}: {wrong} impostor pairs show identical files of one person: left untied", file=sys.stderr)
+    for note in findings.unaligned(str(source), images):
+        print(note, file=sys.stderr)
+    if len(same) < folds:
+        print(f"{source}: {len(same)} folds instead of {folds}: there are no more pairs", file=sys.stderr)
     digits = len(str(len(images)))
     photos = (
         layout.Photo(f"person-{who:0{digits}d}", f"{source.name}/{i:0{digits}d}", lambda image=image: bytes(image))  # type: ignore[misc]
@@ -270,7 +290,7 @@ def prepare(
     )
     fold = np.concatenate([np.full(len(part), f) for f, part in enumerate(np.array_split(np.arange(len(same)), folds))])
 
-    def extras(sources: list[str], names: list[str], labels: list[int]) -> layout.Extras:
+    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
         row = {int(where.rpartition("/")[2]): index for index, where in enumerate(sources)}
         kept = [i for i in range(len(same)) if 2 * i in row and 2 * i + 1 in row]
         _, number = np.unique(fold[kept], return_inverse=True)  # without a gap, should a fold be lost

@@ -6,7 +6,8 @@ whether the part is a whole record (0), the first (1), a middle (2) or the last 
 length, then so many bytes, then zeros up to a multiple of 4. A record in several parts was cut where it held the magic
 word itself, which stands between them again when it is read. A record of a face set is a header of 24 bytes (flag,
 label, id, id2), then `flag` labels of 4 bytes if flag > 0, then an image file. Record 0 has no image but the numbers of
-the first and of one past the last record of identities, which have none either; images are 1 ... first - 1.
+the first and of one past the last record of identities, which have none either; images are 1 ... first - 1. An
+identity's record has two labels, the numbers of its first and of one past its last image.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep import layout
+from data_prep import findings, layout
 from lrkd import photographs
 from lrkd.errors import DataError
 
 MAGIC = 0xCED7230A
 MAX_PARTS = 1024
 CARRIED = 2**20  # bytes; larger images are read again when it is their turn, so that few are held at a time
+SAMPLE = 200  # images whose size is looked at beforehand
 LICENCE = (
     "not stated in the file: the terms of the data set that it was packed from hold (for CASIA-WebFace, MS1M, Glint "
     "and WebFace: research that is not commercial; do not pass the images on)"
@@ -190,6 +192,8 @@ def find(source: Path) -> tuple[Path, Path | None, Path | None]:
 def images(records: Records) -> np.ndarray:
     """(n,) which of the records are images: those that record 0 names, or all where there is no such record.
 
+    Record 0 has its numbers in float32, which has no odd ones above 2**24, and some recipes write them one too high. So
+    the first record of identities, which has no image, is looked for around the one that record 0 names.
     Raises DataError where record 0 names records that the file does not have.
     """
     zero = np.flatnonzero(records.keys == 0)
@@ -199,27 +203,42 @@ def images(records: Records) -> np.ndarray:
     if head.image or len(head.labels) < 2:
         return np.arange(len(records))
     first, last = (float(label) for label in head.labels[:2])
-    if not 1 <= first <= last <= len(records) + 2 or first % 1:
+    rounded = float(np.spacing(np.float32(max(first, last, 1)))) if np.isfinite([first, last]).all() else 0
+    slack = max(1, int(rounded))
+    if not 1 <= first <= last <= len(records) + 1 + slack or first % 1:
         raise DataError(
             f"{records.path}: record 0 says that identities are the records {first} to {last}: whole numbers up to "
             f"{len(records)} are right"
         )
-    chosen = np.flatnonzero((records.keys > 0) & (records.keys < first))
-    if abs(len(chosen) - (first - 1)) > (first > 2**24) * np.spacing(np.float32(first)):  # rounded above 2**24
+    near = np.flatnonzero(np.abs(records.keys - first) <= slack)
+    near = near[np.argsort(records.keys[near])]
+    found = next((int(records.keys[n]) for n in near if records.keys[n] and _is_identity(records[int(n)])), None)
+    end = found or int(first) + (slack + 1 if rounded > 1 else 0)
+    chosen = np.flatnonzero((records.keys > 0) & (records.keys < end))
+    if abs(len(chosen) - (end - 1)) > (0 if found or rounded <= 1 else 2 * slack + 1):
         raise DataError(
-            f"{records.path}: record 0 tells of the images 1 to {first - 1:.0f}, {len(chosen)} of them are there: the "
+            f"{records.path}: record 0 tells of the images 1 to {end - 1}, {len(chosen)} of them are there: the "
             ".idx belongs to another file, or one of the two was cut short"
         )
     return chosen
 
 
+def _is_identity(record: Record) -> bool:
+    """A record of an identity: no image, and the numbers of its first and of one past its last image."""
+    return not record.image and len(record.labels) > 1
+
+
 def prepare(source: Path, out: Path, *, size: int = 112, name: str | None = None, **options: Any) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out)
+    layout.check_out(out, source)
     rec, idx, about = find(source)
     classes = read_property(about) if about is not None else None
     records = Records(rec, idx)
     chosen = images(records)
+
+    sample = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), SAMPLE)).astype(int)]
+    for note in findings.unaligned(str(rec), (records[int(number)].image for number in sample)):
+        print(note, file=sys.stderr)
 
     def photos() -> Iterator[layout.Photo]:
         for number in chosen:

@@ -78,14 +78,14 @@ def prepare(
     **options: Any,
 ) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out)
+    layout.check_out(out, source)
     photos = find(source, mugshots, cameras)
     people = sorted({p.name for p in photos})
     if not test < len(people):
         raise DataError(f"--test {test}: {source} has {len(people)} people: fewer for testing are right")
     tested = set(np.random.default_rng(seed).permutation(people)[:test].tolist())
 
-    def extras(sources: list[str], names: list[str], labels: list[int]) -> layout.Extras:
+    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
         parts = {"train": lambda name: name not in tested, "test": lambda name: name in tested}
         return layout.Extras(splits={s: [k for k, n in enumerate(names) if part(n)] for s, part in parts.items()})
 

@@ -25,11 +25,22 @@ DIR is what the archive unpacks to, with
   Testing_Set/Probe/*.jpg,          probe_img_ID_pairs.mat beside it         -> role probe
   Testing_Set/Gallery_Distractor/*.jpg                                       -> role distractor, a person each
 The training set and the distractors may be left out. Images keep their shape: black fills the square.
+
+The aligned faces that AdaFace's authors gave out, which are what recent figures are of, are read too:
+
+  python -m data_prep.tinyface --source downloads/aligned_pad_0.1_pad_high --out data/tinyface-112
+
+DIR holds Probe, Gallery_Match and maybe Train/ID and Gallery_Distractor; the person is the number before the first _ of
+a file name. Where the owners' lists are found beside it (tinyface/Testing_Set/*.mat), they rule, and an image that they
+name and that is not there is a face that was not found: it stays, and counts as a miss.
 """
 LISTS = {
     "gallery": ("Gallery_Match", "gallery_match_img_ID_pairs.mat", "gallery_set", "gallery_ids"),
     "probe": ("Probe", "probe_img_ID_pairs.mat", "probe_set", "probe_ids"),
 }
+
+# Where TinyFace's own lists are, seen from the folder that the aligned faces lie in.
+BESIDE = ("tinyface/Testing_Set", "tinyface/tinyface/Testing_Set", "Testing_Set")
 
 
 def listed(folder: Path, file: Path, names_key: str, ids_key: str) -> list[tuple[Path, int]]:
@@ -67,24 +78,80 @@ def photo(root: Path, file: Path, name: str, role: str) -> layout.Photo:
 
 def find(source: Path) -> list[layout.Photo]:
     """Training images, gallery, probes and distractors, in that order."""
-    root = next((d for d in (source, source / "tinyface", source / "tinyface" / "tinyface") if holds(d)), None)
-    if root is None:
-        raise DataError(f"--source {source}: no Testing_Set in it: what TinyFace's archive unpacks to is right")
+    roots = [d for d in (source, source / "tinyface", source / "tinyface" / "tinyface") if holds(d)]
+    if not roots:
+        if (
+            found := next((d for d in (source, *sorted(source.glob("aligned*"))) if holds_aligned(d)), None)
+        ) is not None:
+            return aligned(found)
+        raise DataError(
+            f"--source {source}: no Testing_Set in it, and no Probe with Gallery_Match: what TinyFace's archive "
+            "unpacks to, or aligned_pad_0.1_pad_high, is right"
+        )
+    root = roots[0]
     photos = training(root / "Training_Set", root)
     test = root / "Testing_Set"
     for role, (folder, file, names_key, ids_key) in LISTS.items():
         images = listed(test / folder, test / file, names_key, ids_key)
         photos += [photo(root, path, f"test-{number:06d}", role) for path, number in images]
-    distractors = test / "Gallery_Distractor"
-    if distractors.is_dir():
-        photos += [photo(root, path, f"unknown-{path.name}", "distractor") for path in layout.pictures(distractors)]
-    else:
-        print(f"no {distractors}: the gallery has no distractors", file=sys.stderr)
-    return photos
+    return photos + distractors(test, root)
+
+
+def distractors(test: Path, root: Path) -> list[layout.Photo]:
+    """Images of people that no probe shows, a person each; none where the folder is not there."""
+    folder = test / "Gallery_Distractor"
+    if not folder.is_dir():
+        print(f"no {folder}: the gallery has no distractors", file=sys.stderr)
+        return []
+    return [photo(root, path, f"unknown-{path.name}", "distractor") for path in layout.pictures(folder)]
+
+
+def aligned(root: Path) -> list[layout.Photo]:
+    """The same roles from faces that others have aligned, which may have lost some, and renamed .jpg to .png."""
+    photos = training(root / "Train", root)
+    lists = next((d for d in (root, *(root.parent / d for d in BESIDE)) if (d / LISTS["probe"][1]).is_file()), None)
+    for role, (folder, file, names_key, ids_key) in LISTS.items():
+        there: dict[str, Path] = {}
+        for path in layout.pictures(root / folder):
+            if there.setdefault(path.stem, path) != path:
+                raise DataError(f"{path}: {there[path.stem].name} is there too: one image of that name is right")
+        told = {stem: person(path) for stem, path in there.items()}
+        if lists is not None:
+            names = [name for (name,) in matlab.names(lists / file, names_key)]
+            numbers = matlab.numbers(lists / file, ids_key)
+            if len(names) != len(numbers):
+                raise DataError(f"{lists / file}: {len(names)} names and {len(numbers)} ids: one id an image is right")
+            told = {Path(name).stem: number for name, number in zip(names, numbers, strict=True)}
+            if extra := sorted(set(there) - set(told)):
+                raise DataError(f"{there[extra[0]]}: is not in {lists / file} ({len(extra)} such images)")
+        for stem, number in told.items():
+            name = f"test-{number:06d}"
+            photos.append(
+                photo(root, there[stem], name, role)
+                if stem in there
+                else layout.Photo(name, f"{folder}/{stem}", absent, role=role)
+            )
+    return photos + distractors(root, root)
+
+
+def person(file: Path) -> int:
+    """12 for 12_3.jpg."""
+    number = file.name.partition("_")[0]
+    if not (number.isascii() and number.isdigit() and len(number) < 10):
+        raise DataError(f"{file}: PERSON_NUMBER.jpg, as in 12_3.jpg, is right where no list says who it is")
+    return int(number)
+
+
+def absent() -> bytes:
+    raise layout.NoFace("in the list, but not among the aligned faces")
 
 
 def holds(folder: Path) -> bool:
     return (folder / "Testing_Set").is_dir()
+
+
+def holds_aligned(folder: Path) -> bool:
+    return (folder / "Probe").is_dir() and (folder / "Gallery_Match").is_dir()
 
 
 def splits(names: list[str]) -> dict[str, list[int]]:
@@ -103,13 +170,13 @@ def prepare(
     **options: Any,
 ) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out)
+    layout.check_out(out, source)
     photos = find(source)
     return layout.write(
         out,
         photos,
         len(photos),
-        lambda sources, names, labels: layout.Extras(splits=splits(names)),
+        lambda sources, names, *_: layout.Extras(splits=splits(names)),
         name="tinyface",
         size=size,
         licence=LICENCE,

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,8 +25,8 @@ from tqdm.auto import tqdm
 
 import lrkd.faces
 from lrkd.errors import ConfigError, DataError
-from lrkd.layout import Layout, NpyWriter, Shards, read_layout
-from lrkd.pairs import Pairs, make_pairs
+from lrkd.layout import Layout, NpyWriter, Shards, overlap, read_layout
+from lrkd.pairs import Pairs, firsts, make_pairs
 
 __all__ = [
     "Faces",
@@ -59,6 +60,9 @@ class Faces:
     digest    hash of what the data is made from, for run keys
     identity  (C,64) float32 latent identities of rendered faces, or None
     nuisance  (N,K) float32 latent nuisance of rendered faces, or None
+    missing   (N,) bool: no face was found in this photograph, which protocols count as a miss; None where all were
+    sources   (N,) names of the photographs, or None
+    sha256    (N,) S64 of the photographs' bytes, for `lrkd.layout.overlap`, or None
     Raises DataError where these do not fit each other.
     """
 
@@ -71,6 +75,9 @@ class Faces:
     digest: str
     identity: np.ndarray | None = None
     nuisance: np.ndarray | None = None
+    missing: np.ndarray | None = None
+    sources: tuple[str, ...] | None = None
+    sha256: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape, n = tuple(self.images.shape), len(self.labels)
@@ -130,6 +137,9 @@ class Faces:
             names=tuple(self.names[k] for k in kept) if relabel else self.names,
             identity=self.identity[kept] if relabel and self.identity is not None else self.identity,
             nuisance=None if self.nuisance is None else self.nuisance[rows],
+            missing=None if self.missing is None else self.missing[rows],
+            sources=None if self.sources is None else tuple(self.sources[row] for row in rows),
+            sha256=None if self.sha256 is None else self.sha256[rows],
         )
 
 
@@ -208,37 +218,49 @@ def prepared(
     Where the data set defines splits (LFW View 1), its test people are the test split, and a share `validation` of its
     training people, drawn with `seed`, is the validation split. Otherwise people are dealt 70/10/20 with `seed`,
     at least four to validation and test.
-    Training people with fewer than `min_images` images are dropped: one image teaches nothing about what stays the
-    same. Validation and test get pairs from `make_pairs`; with `protocol` the test pairs are the data set's own.
-    Raises DataError for a broken folder, for a split without genuine pairs, and for a protocol whose people are not
-    all in the test split.
+    Photographs in which no face was found are not trained on; validation and test keep them, as misses. Training people
+    with fewer than `min_images` images are dropped: one image teaches nothing about what stays the same. Validation and
+    test get pairs from `make_pairs`, among images that are no copies of others; with `protocol` the test pairs are the
+    data set's own.
+    Warns where people or images of the training split are in another one too (`lrkd.layout.overlap`).
+    Raises DataError for a broken folder, for too few people, for a split without genuine pairs, and for a protocol
+    whose people are not all in the test split.
     """
     if not 0 < validation < 1:
         raise ConfigError(f"validation={validation}: a share of the training people between 0 and 1 is right")
     layout = read_layout(path)
     whole = _faces(layout)
     people = _deal(layout, validation, seed)
-    counts = np.bincount(whole.labels)
+    counts = np.bincount(whole.labels[~layout.missing], minlength=whole.classes)
     enough = people["train"][counts[people["train"]] >= min_images]
+    if not people["train"].size:
+        raise DataError(
+            f"{layout.path}: {whole.classes} people: validation and test take at least four each, which leaves nobody "
+            "to train with: more people are needed"
+        )
     if not enough.size:
         raise DataError(
             f"{layout.path}: none of the {len(people['train'])} people in the train split has {min_images} images: "
-            "more images a person, or a smaller min_images, are needed"
+            "more images a person are needed"
         )
     made = {}
     for split in SPLITS:
         labels = enough if split == "train" else people[split]
-        part = whole.subset(labels=labels)
+        chosen = np.isin(whole.labels, labels)
+        part = whole.subset(np.flatnonzero(chosen & ~layout.missing if split == "train" else chosen))
         pairs = None
         if split == "test" and protocol is not None:
             pairs = _own_pairs(layout, protocol, people, whole.labels)
         elif split != "train":
             try:
-                pairs = make_pairs(part.labels, None, folds, _seed(seed, split), max_genuine=max_genuine)
+                once = firsts(layout.sha256[chosen])
+                pairs = make_pairs(part.labels, None, folds, _seed(seed, split), max_genuine=max_genuine, among=once)
             except DataError as error:
                 raise DataError(f"{layout.path}, {split} split: {error}") from error
         digest = _digest(whole.digest, split, labels.tolist(), pairs and [pairs.left.tolist(), pairs.right.tolist()])
         made[split] = replace(part, pairs=pairs, name=f"{whole.name}/{split}", digest=digest)
+        if split != "train" and (found := overlap(made["train"], part)):
+            warnings.warn(f"{layout.path}: people of its train split are in its {split} split: {found}", stacklevel=2)
     return Splits(**made)
 
 
@@ -272,7 +294,18 @@ def resized_faces(faces: Faces, size: int) -> Faces:
 
 def _faces(layout: Layout) -> Faces:
     name = str(layout.meta["name"])
-    return Faces(layout.images, layout.labels, layout.age, None, layout.names, name, layout.digest)
+    return Faces(
+        images=layout.images,
+        labels=layout.labels,
+        age=layout.age,
+        pairs=None,
+        names=layout.names,
+        name=name,
+        digest=layout.digest,
+        missing=layout.missing if layout.missing.any() else None,
+        sources=layout.sources,
+        sha256=layout.sha256,
+    )
 
 
 def _deal(layout: Layout, validation: float, seed: int) -> dict[str, np.ndarray]:

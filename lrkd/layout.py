@@ -12,10 +12,11 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -159,6 +160,8 @@ class Layout:
     path: Path
     images: Shards
     labels: np.ndarray  # (N,) int64
+    missing: np.ndarray  # (N,) bool, from an optional manifest column `missing`: no face was found in this photograph
+    sha256: np.ndarray  # (N,) S64, of the bytes of each source image
     age: np.ndarray | None  # (N,) float32, from an optional manifest column `age`
     roles: dict[str, np.ndarray]  # rows of each role, from an optional manifest column `role`; each row has one
     names: tuple[str, ...]  # (C,) sorted; label i is names[i]
@@ -182,13 +185,21 @@ def read_layout(path: str | os.PathLike[str], checksum: bool = False) -> Layout:
             raise DataError(f"{folder}: {needed} is missing: not a prepared folder, or one that was not finished")
     meta = _read_meta(folder / "meta.json")
     images = _read_images(folder, meta, checksum)
-    labels, age, roles, names, sources = _read_manifest(folder / "manifest.csv", len(images))
-    protocols = _read_pairs(folder / "pairs.csv", labels)
-    splits = _read_splits(folder / "meta.json", meta, names)
+    rows = _read_manifest(folder / "manifest.csv", len(images))
+    protocols = _read_pairs(folder / "pairs.csv", rows.labels)
+    splits = _read_splits(folder / "meta.json", meta, rows.names)
     digest = hashlib.sha256()
     for file in ("meta.json", "manifest.csv", "pairs.csv"):
         digest.update((folder / file).read_bytes())
-    return Layout(folder, images, labels, age, roles, names, sources, protocols, meta, splits, digest.hexdigest()[:16])
+    return Layout(
+        path=folder,
+        images=images,
+        protocols=protocols,
+        meta=meta,
+        splits=splits,
+        digest=digest.hexdigest()[:16],
+        **rows._asdict(),
+    )
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -286,9 +297,19 @@ def _repeats(values: list[Any]) -> np.ndarray:
     return np.array([first.setdefault(value, row) != row for row, value in enumerate(values)], dtype=bool)
 
 
-def _read_manifest(
-    path: Path, images: int
-) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
+class _Rows(NamedTuple):
+    """What manifest.csv says of the images, as `Layout` has it."""
+
+    labels: np.ndarray
+    missing: np.ndarray
+    sha256: np.ndarray
+    age: np.ndarray | None
+    roles: dict[str, np.ndarray]
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def _read_manifest(path: Path, images: int) -> _Rows:
     columns, lines = _read_csv(path, MANIFEST, images)
     if len(lines) != images:
         count = f"{len(lines)}{' or more' if len(lines) > images else ''}"
@@ -345,7 +366,13 @@ def _read_manifest(
         odd = np.array([ROLE.fullmatch(value) is None for value in columns["role"]], dtype=bool)
         _refuse(path, lines, odd, lambda r: f"role is {role[r]!r}: a word of a-z, 0-9 and _ is right, as in 'probe'")
         roles = {name: np.flatnonzero(role == name) for name in sorted(set(columns["role"]))}
-    return labels, age, roles, names, tuple(source)
+    missing = np.zeros(images, dtype=bool)
+    if "missing" in columns:
+        told = columns["missing"]
+        odd = np.array([value not in ("0", "1") for value in told], dtype=bool)
+        _refuse(path, lines, odd, lambda r: f"missing is {told[r]!r}: 1 where no face was found, else 0, is right")
+        missing = np.array(told) == "1"
+    return _Rows(labels, missing, np.array(digest, dtype="S64"), age, roles, names, tuple(source))
 
 
 def _read_pairs(path: Path, labels: np.ndarray) -> dict[str, Pairs]:
@@ -401,3 +428,70 @@ def _read_splits(path: Path, meta: dict[str, Any], names: tuple[str, ...]) -> di
         if not labels:
             raise DataError(f"{path}: splits.{split} is empty: at least one label is right")
     return {split: np.array(sorted(labels), dtype=np.int64) for split, labels in splits.items()}
+
+
+# ------------------------------------------------------------------------------------------- who is in two sets
+
+
+class Named(Protocol):
+    """What `overlap` needs of `Layout` or `lrkd.data.Faces`: names of the labels, labels and sha256 of the images."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def sha256(self) -> np.ndarray | None: ...
+
+
+class Overlap(NamedTuple):
+    """People and images of one table that another one has too; false where there are none."""
+
+    people: tuple[str, ...]  # names of such people, by name or by the bytes of an image
+    images: np.ndarray  # (N,) bool: these very bytes are there
+    rows: np.ndarray  # (N,) bool: an image of such a person, or such an image
+
+    def __bool__(self) -> bool:
+        return bool(self.people)
+
+    def __str__(self) -> str:
+        first = f" (first {self.people[0]})" if self.people else ""
+        return (
+            f"{len(self.people)} people{first} with {int(self.rows.sum())} of {len(self.rows)} images, "
+            f"{int(self.images.sum())} of them the very same files"
+        )
+
+
+def overlap(trained: Named, tested: Named) -> Overlap:
+    """Say which people and images of `tested` are in `trained` as well.
+
+    A person is in both by name, compared without case, accents and punctuation ("Zoë_Li" is "zoe li"), or by the bytes
+    of an image. A name with a digit in it ("00000012", "test-000003") is a number of its own set, which another set
+    gives to somebody else: it says something only where an image has the same number and the same bytes in both.
+
+    Args:
+        trained: The table that a network has learnt from; without `sha256` (rendered faces) it shares nothing.
+        tested: The table to be scored, of N images.
+
+    Returns:
+        The people, sorted, and masks (N,) over the rows of `tested`; `tested.subset(~found.rows)` is the rest.
+    """
+    n = len(tested.labels)
+    images = np.zeros(n, dtype=bool)
+    if trained.sha256 is None or tested.sha256 is None:
+        return Overlap((), images, images)
+    images = np.isin(tested.sha256, trained.sha256)
+    theirs = {label: _plain(trained.names[label]) for label in np.unique(trained.labels).tolist()}
+    ours = {label: _plain(tested.names[label]) for label in np.unique(tested.labels).tolist()}
+    rows = np.flatnonzero(np.isin(trained.sha256, tested.sha256[images]))
+    told = {(trained.sha256[row], theirs[int(trained.labels[row])]) for row in rows}
+    one_numbering = any((tested.sha256[row], ours[int(tested.labels[row])]) in told for row in np.flatnonzero(images))
+    names = {name for name in theirs.values() if one_numbering or not any(map(str.isdigit, name))} - {""}
+    shared = {label for label, name in ours.items() if name in names} | set(tested.labels[images].tolist())
+    people = tuple(sorted(tested.names[label] for label in shared))
+    return Overlap(people, images, np.isin(tested.labels, np.array(sorted(shared), dtype=np.int64)))
+
+
+def _plain(name: str) -> str:
+    """A name without case, accents and punctuation."""
+    return "".join(c for c in unicodedata.normalize("NFKD", name).casefold() if c.isalnum())

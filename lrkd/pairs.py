@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,11 @@ class Pairs:
         return Pairs(left[ok], right[ok], self.same[ok], self.fold[ok], self.protocol) if ok.any() else None
 
 
+def firsts(digests: np.ndarray) -> np.ndarray:
+    """(N,) -> (M,) int64 rows, in order, of the images that are no copies of an earlier one, by their sha256."""
+    return np.sort(np.unique(digests, return_index=True)[1]).astype(np.int64)
+
+
 def make_pairs(
     labels: np.ndarray,
     count: int | None = None,
@@ -44,15 +49,18 @@ def make_pairs(
     min_age_gap: float | None = None,
     max_genuine: int | None = 15,
     protocol: str = "generated",
+    among: np.ndarray | None = None,
+    at_most: bool = False,
 ) -> Pairs:
     """(N,) labels -> verification pairs, half genuine, in identity-disjoint folds.
 
     `count` pairs in all (even); or, without it, as many as there are with at most `max_genuine` genuine pairs a person,
-    in fewer folds where there are too few people (two a fold, one of them with a genuine pair). People are
+    in fewer folds where there are too few people (two a fold, one of them with a genuine pair). With `at_most` a
+    `count` may come out smaller, and in fewer folds, too. People are
     dealt to the folds so that each fold holds about the same number of genuine pairs; every fold has as many
     impostor as genuine pairs; its impostors are two of its own people, drawn uniformly over people, then over their
     images. No pair comes twice. With `min_age_gap` both kinds are at least that far apart in `age`, so age alone
-    tells nothing.
+    tells nothing. With `among`, pairs are of these rows only, as of those that are no copies of others (`firsts`).
     Raises DataError where the labels cannot give that many.
     """
     labels = np.asarray(labels, dtype=np.int64)
@@ -66,6 +74,21 @@ def make_pairs(
         raise ConfigError(f"seed={seed}, max_genuine={max_genuine}: a seed from 0 on and at least one pair are right")
     if min_age_gap is not None and (age is None or len(age) != len(labels)):
         raise ConfigError(f"min_age_gap needs the ages of all {len(labels)} images")
+    if among is not None and len(among) < len(labels):
+        rows = np.asarray(among, dtype=np.int64)
+        made = make_pairs(
+            labels[rows],
+            count,
+            folds,
+            seed,
+            age=None if age is None else np.asarray(age)[rows],
+            min_age_gap=min_age_gap,
+            max_genuine=max_genuine,
+            protocol=protocol,
+            at_most=at_most,
+        )
+        return replace(made, left=rows[made.left], right=rows[made.right])
+    exact = count is not None and not at_most
     ages = None if min_age_gap is None or age is None else np.asarray(age, dtype=np.float64)
     gap = min_age_gap or 0.0
     rng = np.random.default_rng(seed)
@@ -81,7 +104,7 @@ def make_pairs(
         pick = rng.permutation(len(i))[:max_genuine]
         genuine.append(np.stack((rows[i[pick]], rows[j[pick]]), axis=1))
     able = sum(len(pairs) > 0 for pairs in genuine)
-    if count is None:
+    if not exact:
         folds = max(2, min(folds, able, len(sizes) // 2))
     if len(sizes) < 2 * folds or able < folds:
         raise DataError(
@@ -99,13 +122,14 @@ def make_pairs(
         pool = np.concatenate([genuine[k] for k in people])
         turn = np.concatenate([np.arange(len(genuine[k])) for k in people])  # one pair a person, then a second, ...
         need = len(pool) if count is None else count // 2 // folds + (f < count // 2 % folds)
+        need = need if exact else min(need, len(pool))
         if len(pool) < max(need, 1):
             raise DataError(
                 f"fold {f} has {len(pool)} genuine pairs of {max(need, 1)}: more images a person, fewer pairs or folds "
                 "are needed"
             )
         others = _impostors([members[k] for k in people], need, rng, ages, gap, len(labels))
-        if len(others) < need and (count is not None or not len(others)):
+        if len(others) < need and (exact or not len(others)):
             raise DataError(
                 f"fold {f} has {len(others)} impostor pairs of {need}: more people, fewer pairs or folds are needed"
             )

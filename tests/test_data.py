@@ -572,7 +572,7 @@ def test_small_sets_keep_enough_people_to_verify(tmp_path):
     write_layout(tmp_path / "few", [2] * 12)
     assert [len(names) for names in names_of(prepared(tmp_path / "few"))] == [4, 4, 4]
     write_layout(tmp_path / "fewer", [2] * 8)
-    with pytest.raises(DataError, match="none of the 0 people in the train split"):
+    with pytest.raises(DataError, match="fewer: 8 people: validation and test take at least four each"):
         prepared(tmp_path / "fewer")
 
 

@@ -107,7 +107,7 @@ def make_tinyface(where: Path) -> Path:
 def make_qmul(where: Path) -> Path:
     for person in (5, 6):
         for k in range(3):
-            put(where / "training_set" / str(person) / f"{person}_cam1_{k}.jpg", person + k)
+            put(where / "training_set" / str(person) / f"{person}_cam1_{k}.jpg", 10 * person + k)
     test = where / "Face_Identification_Test_Set"
     gallery = {"100_cam1_1.jpg": 1, "100_cam2_1.jpg": 1, "2000_cam1_1.jpg": 2}
     mated = {"100_cam3_1.jpg": 1, "2000_cam2_1.jpg": 2}
@@ -122,7 +122,7 @@ def make_qmul(where: Path) -> Path:
     pairs = where / "Face_Verification_Test_Set"
     for person in range(300, 320):
         for k in range(2):
-            put(pairs / "verification_images" / f"{person}_cam{k}_7.jpg", person + k)
+            put(pairs / "verification_images" / f"{person}_cam{k}_7.jpg", 10 * person + k)
     positive = [(f"{p}_cam0_7.jpg", f"{p}_cam1_7.jpg") for p in range(300, 320)]
     negative = [(f"{p}_cam0_7.jpg", f"{p + 1}_cam1_7.jpg") for p in range(300, 319)]
     negative.append((negative[0][1], negative[0][0]))  # the first one again, turned round
@@ -322,7 +322,7 @@ def test_a_set_with_splits_is_split_by_lrkd(tmp_path):
     make_qmul(tmp_path / "in")
     for person in range(10, 50):
         for k in range(3):
-            put(tmp_path / "in" / "training_set" / str(person) / f"{person}_cam1_{k}.jpg", person + k)
+            put(tmp_path / "in" / "training_set" / str(person) / f"{person}_cam1_{k}.jpg", 20000 + 10 * person + k)
     qmul.prepare(tmp_path / "in", tmp_path / "out", size=8)
     splits = prepared(tmp_path / "out", protocol="verification")
     assert all(name.startswith("train-") for name in (*splits.train.names, *splits.validation.names))
@@ -517,17 +517,17 @@ def test_nothing_moves_where_the_face_is_in_place():
     "points", [np.ones((5, 2)), np.full((5, 2), np.nan), np.full((5, 2), np.inf), np.zeros((5, 2))]
 )
 def test_points_that_fix_nothing_are_refused(points):
-    with pytest.raises(ValueError, match="fix no similarity"):
+    with pytest.raises(layout.NoFace, match="fix no similarity"):
         align.warp(face(), points, 112)
 
 
 @pytest.fixture
 def album(tmp_path):
-    for person in ("Ada", "Ben", "Cy", "Dee"):
+    for number, person in enumerate(("Ada", "Ben", "Cy", "Dee")):
         for k in range(3):
             file = tmp_path / "in" / person / f"{k}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            face(k).save(file)
+            face(3 * number + k).save(file)
     return tmp_path / "in"
 
 
@@ -566,16 +566,23 @@ def test_align_by_a_csv(album, tmp_path, capsys):
     told = points_of(album)
     del told["Ada/0.png"]
     told["Ben/1.png"] = "," * 9
+    told["Cy/2.png"] = np.zeros((5, 2))  # as some detectors say that they found nothing
     argv = ["--source", str(album), "--out", str(tmp_path / "out"), "--size", "56"]
     assert layout.run(align.main, [*argv, "--landmarks", str(table(tmp_path, told))]) == 0
     said = capsys.readouterr()
-    assert "10 images of 4 people at 56 px, 0 broken, 2 without a face; pairs: generated" in said.out
-    assert "2 images without a face were left out, the first Ada/0.png" in said.err
+    assert "12 images of 4 people at 56 px, 0 broken, 3 without a face; pairs: generated" in said.out
+    assert "no face found in 3 of 12 images, which count as misses: Ada/0.png" in said.err
     whole = opened(tmp_path / "out")
-    assert whole.meta["no_face"] == ["Ada/0.png", "Ben/1.png"]
+    lost = ["Ada/0.png", "Ben/1.png", "Cy/2.png"]
+    assert whole.meta["no_face"] == lost
+    assert [whole.faces.sources[row] for row in np.flatnonzero(whole.faces.missing)] == lost
     for row, source in enumerate(sources(tmp_path / "out")):
-        with Image.open(album / source) as photograph:
-            np.testing.assert_array_equal(whole.faces.images[row], align.warp(photograph, told[source], 56))
+        data = (album / source).read_bytes()
+        with photographs.upright(data) as photograph:
+            want = layout.convert(data, 56, layout.whole_padded)
+            if source not in lost:
+                want = align.warp(photograph, told[source], 56)
+        np.testing.assert_array_equal(whole.faces.images[row], want)
 
 
 def test_align_by_a_detector(album, tmp_path, monkeypatch, capsys):
@@ -591,12 +598,14 @@ def test_align_by_a_detector(album, tmp_path, monkeypatch, capsys):
     assert (meta["counts"]["no_face"], meta["no_face"]) == (1, ["Ada/0.png"])
     with Image.open(album / "Ada" / "1.png") as photograph:
         want = align.warp(photograph, placed(1, 0, 40, 40), 56)
-    np.testing.assert_array_equal(opened(tmp_path / "out").faces.images[0], want)
+    found = opened(tmp_path / "out").faces
+    assert (found.missing.tolist(), len(found)) == ([True] + [False] * 11, 12)
+    np.testing.assert_array_equal(found.images[1], want)
     (tmp_path / "mine.py").write_text("def detect(pixels): return [[[1, 2]] * 5]\nnumber = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     argv = ["--source", str(album), "--out", str(tmp_path / "other")]
     assert layout.run(align.main, [*argv, "--detector", "mine:detect"]) == 2
-    assert "fix no similarity" in capsys.readouterr().err
+    assert "error: no face was found in any of 12 images, the first Ada/0.png" in capsys.readouterr().err
     for wrong in ("mine:nothing", "mine:number", "nowhere:detect"):
         with pytest.raises(SystemExit):
             layout.run(align.main, [*argv, "--detector", wrong])
