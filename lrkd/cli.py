@@ -517,7 +517,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     if by == "other folds" and len(found.accuracy) < trial.folds:
         _warn(f"{faces.name}: {len(found.accuracy)} folds, as the others of {trial.folds} have no pairs")
     if missed:
-        _warn(f"{faces.name}: {_unfound(faces)}: their {missed} pairs count as rejected, genuine ones as errors")
+        _warn(f"{faces.name}: {_unfound(faces)}: {missed} pairs count as rejected, genuine ones as errors")
     _finish(pd.DataFrame(table), arguments.out)
 
 
@@ -526,7 +526,7 @@ def _unfound(faces: Faces, rows: np.ndarray | None = None) -> str:
     gone = np.zeros(len(faces), bool) if faces.missing is None else faces.missing
     at = np.flatnonzero(gone) if rows is None else rows[gone[rows]]
     first = "" if faces.sources is None else f" ({_few(faces.sources[row] for row in at)})"
-    return f"no face was found in {len(at)} images{first}"
+    return f"no face was found in {len(at)} image{'s' * (len(at) != 1)}{first}"
 
 
 def _identify(arguments: argparse.Namespace) -> None:
@@ -589,12 +589,14 @@ def _say_misses(faces: Faces, roles: Mapping[str, np.ndarray]) -> None:
             count = {"unmated": "they raise no false alarm", "distractor": "they are not searched"}
             said = count.get(role, f"{what} count as misses")
             _warn(f"{faces.name}: {role}: {_unfound(faces, some)}: {said}")
-    asked = np.concatenate([np.empty(0, np.int64), *(some for role, some in roles.items() if role not in OUTSIDE)])
+    asked = np.concatenate(
+        [np.empty(0, np.int64), *(some for role, some in roles.items() if role not in (*OUTSIDE, "gallery"))]
+    )
     lacking = np.setdiff1d(faces.labels[asked], faces.labels[roles.get("gallery", asked)])
     if len(lacking):
         probes = int(np.isin(faces.labels[asked], lacking).sum())
         names = _few(faces.names[label] for label in lacking)
-        _warn(f"{faces.name}: the gallery has no image of {len(lacking)} people ({names}): {probes} probes are misses")
+        _warn(f"{faces.name}: no image in the gallery shows {names}: {probes} of {len(asked)} probes are misses")
 
 
 def _finish(table: pd.DataFrame, out: Path | None) -> None:

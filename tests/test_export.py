@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 import toys
@@ -612,29 +613,55 @@ def test_embed_writes_what_the_network_sees(exported, portraits, tmp_path, capsy
         assert main(["embed", str(name), *portraits, "--out", str(tmp_path / "e.npy")]) == 0
         rows[name] = np.load(tmp_path / "e.npy")
         said, err = capsys.readouterr()
-        assert (said, err) == (f"{tmp_path / 'e.npy'}: 2 embeddings of 32 numbers, of images of 6 px\n", "")
+        assert said == f"{tmp_path / 'e.npy'}: 2 embeddings of 32 numbers, of images of 6 px\n"
+        assert "was trained on rendered faces (procedural) and does not recognise photographs: train on" in err
     seen = np.stack([export.photograph(path, 6) for path in portraits]).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(rows[out], export.load(out)(seen / np.float32(127.5) - 1), atol=1e-5)
     assert verify.cosine_scores(rows[out], rows[run.path]).min() > 0.95
 
 
-def test_compare_says_on_which_side_the_pair_lies(exported, portraits, tmp_path, capsys):
+def test_compare_gives_no_verdict_of_rendered_faces(exported, portraits, capsys):
     run, out = exported
-    assert main(["compare", str(out), portraits[0], portraits[0]]) == 0
-    same = capsys.readouterr().out
-    assert same.startswith("cosine 1.0000\nAbove ")
-    assert "rather the same person" in same
-    assert "cropped as those were" in same
+    for name in (out, run.path):
+        assert main(["compare", str(name), portraits[0], portraits[0]]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"cosine 1.0000\nNo verdict: {run.path.name} was trained on rendered faces (procedural)")
+        assert "A threshold from rendered faces does not hold there" in said
+        assert "rather" not in said
+
+
+def test_compare_says_on_which_side_the_pair_lies(exported, portraits, tmp_path, capsys):
+    _, out = exported
     copied = tmp_path / "c.onnx"
     copied.write_bytes(out.read_bytes())
+    export.annotate(copied, {"data": "lfw", "threshold_data": "lfw/validation", "false_match_rate": 0.03})
+    assert main(["compare", str(copied), portraits[0], portraits[0]]) == 0
+    same = capsys.readouterr().out
+    assert same.startswith("cosine 1.0000\nAbove ")
+    assert "told the pairs of lfw/validation apart, 0.03 of whose impostor pairs lie above it" in same
+    assert "rather the same person" in same
+    assert "cropped as those were" in same
     export.annotate(copied, {"threshold": 1})
     assert main(["compare", str(copied), *portraits]) == 0
     assert "\nNot above 1.0000" in capsys.readouterr().out
     export.annotate(copied, {"side": 3})
     assert main(["compare", str(copied), *portraits]) == 0
     assert "found at 3 px and these images have 6: --side 3" in capsys.readouterr().out
-    assert main(["compare", str(run.path), *portraits]) == 0
+    export.annotate(copied, {"threshold": "none"})
+    assert main(["compare", str(copied), *portraits]) == 0
     assert "carries no threshold" in capsys.readouterr().out
+
+
+def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs, tmp_path, capsys):
+    run, out = exported
+    tables = []
+    for name in (run.path, out):
+        assert main(["verify", str(name), "--data", photographs, "--out", str(tmp_path / "t.csv")]) == 0
+        tables.append(pd.read_csv(tmp_path / "t.csv"))
+    assert [table["side"].tolist() for table in tables] == [[6], [6]]
+    assert tables[0]["degradation"].equals(tables[1]["degradation"])
+    assert tables[0]["accuracy"].item() == pytest.approx(tables[1]["accuracy"].item(), abs=0.05)  # of 8 bits
+    assert tables[0]["threshold"].item() == pytest.approx(tables[1]["threshold"].item(), abs=0.05)
 
 
 @pytest.mark.parametrize(
