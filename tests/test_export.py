@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from lrkd import export, foreign, heads, methods, models, photographs, study, verify
+from lrkd import cli, export, foreign, heads, methods, models, photographs, study, verify
 from lrkd.cli import main
 from lrkd.data import make_pairs
 from lrkd.errors import ConfigError, DataError, RunError
@@ -566,7 +566,7 @@ def test_what_is_no_photograph_is_named(tmp_path, monkeypatch):
     picture(tmp_path / "anim.gif", array)
     picture(tmp_path / "deep.png", np.zeros((5, 5), np.uint16))
     for name in (*bad, "anim.gif", "deep.png", "none.png", "."):
-        with pytest.raises(DataError, match=r"(a photograph of a face|WEBP) is right") as caught:
+        with pytest.raises(DataError, match=rf"(a photograph of a face|{photographs.FORMATS[-1]}) is right") as caught:
             export.photograph(tmp_path / name, 8)
         assert str(caught.value).startswith(str(tmp_path / name))
         assert "\n" not in str(caught.value)
@@ -652,16 +652,17 @@ def test_compare_says_on_which_side_the_pair_lies(exported, portraits, tmp_path,
     assert "carries no threshold" in capsys.readouterr().out
 
 
-def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs, tmp_path, capsys):
+def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs, tmp_path, monkeypatch):
     run, out = exported
+    seen, plain = [], cli.embed
+    monkeypatch.setattr(cli, "embed", lambda *args, **more: seen.append(plain(*args, **more)) or seen[-1])
     tables = []
     for name in (run.path, out):
         assert main(["verify", str(name), "--data", photographs, "--out", str(tmp_path / "t.csv")]) == 0
         tables.append(pd.read_csv(tmp_path / "t.csv"))
     assert [table["side"].tolist() for table in tables] == [[6], [6]]
     assert tables[0]["degradation"].equals(tables[1]["degradation"])
-    assert tables[0]["accuracy"].item() == pytest.approx(tables[1]["accuracy"].item(), abs=0.05)  # of 8 bits
-    assert tables[0]["threshold"].item() == pytest.approx(tables[1]["threshold"].item(), abs=0.05)
+    assert verify.cosine_scores(*seen).mean() > 0.98  # the file has 8 bits
 
 
 @pytest.mark.parametrize(
