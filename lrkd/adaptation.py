@@ -169,18 +169,25 @@ def features(network: nn.Module, x: Tensor, given: Sequence[np.ndarray], device:
 def accuracy(low: np.ndarray, shown: Cast) -> float:
     """Verification accuracy of the pairs, both images as they are seen."""
     pairs = pairs_of(shown.scene.faces)
-    return verify.kfold_verification(low[pairs.left], low[pairs.right], pairs.same, pairs.fold).mean
+    gone = pairs.touch(shown.scene.faces.missing)
+    return verify.kfold_verification(low[pairs.left], low[pairs.right], pairs.same, pairs.fold, missing=gone).mean
 
 
 def against_sharp(low: np.ndarray, high: np.ndarray, shown: Cast) -> dict[str, float]:
     """Probes as they are seen against sharp images: verification, and the open set (TPIR20 at FPIR .3, .2, .1)."""
     pairs, labels = pairs_of(shown.scene.faces), shown.scene.faces.labels
-    mixed = verify.kfold_verification(high[pairs.left], low[pairs.right], pairs.same, pairs.fold).mean
-    names = labels[shown.gallery]
-    pool = verify.templates(verify.unit(high[shown.gallery]), names, names)
-    found = verify.open_set(pool.features, pool.subjects, low[shown.probes], labels[shown.probes], fpir=FPIR)
-    rates = zip(FPIR, found.tpir, strict=True)
-    return {"accuracy_hr_lr": mixed, **{f"tpir20_at_fpir_{rate:g}": float(share) for rate, share in rates}}
+    gone = pairs.touch(shown.scene.faces.missing)
+    mixed = verify.kfold_verification(high[pairs.left], low[pairs.right], pairs.same, pairs.fold, missing=gone).mean
+    mated, probes = np.isin(labels[shown.probes], labels[shown.gallery]), len(high) + shown.probes
+    missing = shown.scene.faces.missing
+    found = verify.identification(
+        np.concatenate([high, low]),
+        np.tile(labels, 2),
+        {"gallery": shown.gallery, "probe": probes[mated], "unmated": probes[~mated]},
+        fpir=FPIR,
+        missing=None if missing is None else np.tile(missing, 2),
+    ).iloc[0]
+    return {"accuracy_hr_lr": mixed, **{name: float(found[name]) for name in (f"tpir20_at_fpir_{r:g}" for r in FPIR)}}
 
 
 class Student:

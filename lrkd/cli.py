@@ -8,8 +8,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,9 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from lrkd import runs, study
-    from lrkd.data import Splits
+    from lrkd import export, runs, study
+    from lrkd.data import Faces, Pairs, Splits
+    from lrkd.layout import Overlap
     from lrkd.models import Foreign, Network
+    from lrkd.verify import Verification
 
 EPILOG = """\
 a first hour:
@@ -148,9 +149,17 @@ def _network(sub: argparse.ArgumentParser, sides: str) -> None:
         "network",
         type=Path,
         metavar="NETWORK",
-        help="a folder of the run store, or a checkpoint of A-SKD, F-SKD or insightface's arcface_torch",
+        help="a folder of the run store, an .onnx file of `lrkd export`, or a checkpoint of A-SKD, F-SKD or "
+        "insightface's arcface_torch",
     )
-    sub.add_argument("--side", type=int, action="append", metavar="PX", help=f"side; may be given again ({sides})")
+    sub.add_argument(
+        "--side",
+        type=int,
+        action="append",
+        metavar="PX",
+        help=f"degrade the images to this side; may be given again ({sides}); at their own side nothing is "
+        "resampled, but the preset's blur stays",
+    )
     sub.add_argument(
         "--degrade",
         "--preset",
@@ -161,16 +170,27 @@ def _network(sub: argparse.ArgumentParser, sides: str) -> None:
     sub.add_argument("--channels", choices=("RGB", "BGR"), help="that a checkpoint expects (default: its family's)")
     sub.add_argument("--device", help="cpu or cuda (default: cuda where it is there)")
     sub.add_argument("--out", type=_output, metavar="CSV", help="also write the table: its rows join those there")
+    sub.add_argument("--unseen", action="store_true", help="leave out people and images on which the run was trained")
 
 
 def _verify_options(sub: argparse.ArgumentParser) -> None:
-    _network(sub, "default: all of the network's scale")
+    _network(sub, "default: the images as they are, then all sides of the network's scale")
     sub.add_argument(
         "--data", metavar="PATH", help="a prepared folder (default for a run: the test split of its own data)"
     )
     sub.add_argument(
         "--protocol",
         help="with --data: a protocol of its pairs.csv (default: the only one; pairs are drawn where there is none)",
+    )
+    cut = sub.add_mutually_exclusive_group()
+    cut.add_argument(
+        "--threshold", type=float, metavar="COSINE", help="judge by this and not by folds, which one pair suffices for"
+    )
+    cut.add_argument(
+        "--threshold-from",
+        metavar="PROTOCOL",
+        help="judge by the best threshold of another protocol (default: of view1-train for view1-test, which is one "
+        "fold, and so on)",
     )
 
 
@@ -269,10 +289,14 @@ def _runs_options(sub: argparse.ArgumentParser) -> None:
 
 # What each command's table is known by. Those of a study have theirs in lrkd.study.
 VERIFIED = Table(
-    "lrkd verify", ("config", "data", "protocol", "side", "degradation"), ("data", "side", "accuracy", "network")
+    "lrkd verify",
+    ("config", "data", "protocol", "side", "degradation", "threshold_from", "unseen"),
+    ("data", "side", "accuracy", "network"),
 )
 IDENTIFIED = Table(
-    "lrkd identify", ("config", "data", "split", "side", "degradation"), ("data", "side", "degradation", "network")
+    "lrkd identify",
+    ("config", "data", "split", "side", "degradation", "unseen"),
+    ("data", "side", "degradation", "network"),
 )
 DESCRIBED = Table("lrkd runs", ("config",), ("role", "data.source", "method.name", "side", "seed", "config"))
 
@@ -349,36 +373,66 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 class Subject(NamedTuple):
-    """A network to be measured, and how it is usually tested: on images of `size`, at `sides`; `run` of the store."""
+    """A network to be measured, and how it is usually tested.
 
-    network: Network | Foreign
+    It is shown images of `size`, degraded to `sides`, of which None is not at all; `run` of the store; `notes`: what an
+    exported file, or a run, says of its data.
+    """
+
+    network: Network | Foreign | export.Recogniser
     name: str
     size: int
-    sides: tuple[int, ...]
+    sides: tuple[int | None, ...]
     preset: str
     mirror_first: bool = False
     run: runs.Run | None = None
+    notes: Mapping[str, str] = {}
 
 
 def _subject(arguments: argparse.Namespace) -> Subject:
     from lrkd import runs, study
     from lrkd.models import load_foreign
 
+    if arguments.network.suffix == ".onnx":
+        return _exported(arguments.network, arguments.channels)
     if arguments.network.is_file():
         found = load_foreign(arguments.network, channels=arguments.channels)
         family, name = found.family, f"{found.family.name} IResNet-{found.depth} ({found.channels})"
-        return Subject(found, name, found.size, (found.size, 56, 28, 14), family.degradation, family.mirror_first)
+        return Subject(found, name, found.size, (None, 56, 28, 14), family.degradation, family.mirror_first)
     if arguments.channels:
         raise ConfigError(f"channels is {arguments.channels!r}: it goes with a checkpoint; runs of lrkd see RGB")
     run = runs.load_run(arguments.network)
     try:
-        scale_name, preset, _ = run.config["scale"], run.config["preset"], run.config["data"]["test"]
-        _ = run.result["source"]
+        scale_name, preset, config = run.config["scale"], run.config["preset"], run.config["data"]
+        _ = run.result["source"], config["test"]
     except (KeyError, TypeError) as error:
         raise RunError(f"{run.path}: config.json or result.json is not as lrkd wrote it: no {error}") from error
     (network, _head), scale = study.load(run), study.scale(scale_name)
-    sides = (scale.size, *scale.sides) if network.size == scale.size else (network.size,)
-    return Subject(network, run.path.name, scale.size, sides, preset, run=run)
+    sides = (None, *scale.sides) if network.size == scale.size else (network.size,)
+    notes = {"data": str(config.get("source"))}
+    return Subject(network, run.path.name, scale.size, sides, preset, run=run, notes=notes)
+
+
+def _exported(path: Path, channels: str | None) -> Subject:
+    """A file of `lrkd export`, shown what its metadata says; a file that says nothing is shown images of its size."""
+    from lrkd import export
+
+    if channels:
+        raise ConfigError(f"channels is {channels!r}: it goes with a checkpoint; .onnx files take RGB")
+    network = export.load(path)
+    notes = network.metadata
+    for name, right in (("channels", "RGB"), ("range", "[-1,1]")):
+        if notes.get(name, right) != right:
+            raise DataError(f"{path}: metadata {name}: expected {right}, got {notes[name]!r}")
+    try:
+        size, side = (int(notes.get(name, network.size)) for name in ("images", "side"))
+    except ValueError as error:
+        raise DataError(f"{path}: metadata images, side: expected pixels ({error})") from error
+    if not 1 <= side <= size or size < network.size:
+        raise DataError(f"{path}: metadata: images {size} and side {side} do not fit a network of {network.size} px")
+    sides = (network.size,) if size > network.size else (None,) if side == size else (None, side)
+    name, preset = notes.get("network", path.name), notes.get("preset", "area-bicubic")
+    return Subject(network, name, size, sides, preset, notes.get("mirror") == "first", notes=notes)
 
 
 def _embed(subject: Subject, images: Any, side: int | None, preset: str, device: str) -> np.ndarray:
@@ -387,7 +441,7 @@ def _embed(subject: Subject, images: Any, side: int | None, preset: str, device:
     return embed(
         subject.network,
         images,
-        side=None if side == subject.size else side,
+        side=side,
         preset=preset,
         mirror_first=subject.mirror_first,
         device=device,
@@ -395,57 +449,192 @@ def _embed(subject: Subject, images: Any, side: int | None, preset: str, device:
     )
 
 
+def _warn(text: str) -> None:
+    print(f"lrkd: warning: {text}", file=sys.stderr)
+
+
+def _few(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    found = list(names)
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+
+
+def _trained_on(subject: Subject, tested: Faces, unseen: bool) -> Overlap | None:
+    """Who and what of `tested` the network learnt from; None where nobody knows."""
+    from lrkd import study
+    from lrkd.layout import overlap
+
+    why = "it is no run of the store"
+    if subject.run is not None:
+        run, source = subject.run, subject.run.result["source"]
+        if source == study.PROCEDURAL:  # rendered people are in no photograph
+            return None
+        try:
+            train = study.splits(study.scale(run.config["scale"]), source).train
+            if train.digest == run.config["data"].get("train"):
+                return overlap(train, tested)
+            why = f"{source} has changed since"
+        except DataError as error:
+            why = str(error)
+        _warn(f"whether people of {tested.name} were trained on is not known: {why}")
+    if unseen:
+        raise ConfigError(f"--unseen: what {subject.name} was trained on is not known: {why}")
+    return None
+
+
+def _without_the_seen(subject: Subject, faces: Faces, pairs: Pairs, unseen: bool) -> Pairs:
+    """The pairs over `faces` to be scored: all, after a warning about those trained on, or with `unseen` the others."""
+    import numpy as np
+
+    rows = np.unique(np.concatenate([pairs.left, pairs.right]))
+    found = _trained_on(subject, faces.subset(rows, relabel=False), unseen)
+    if not found:
+        return pairs
+    seen = np.zeros(len(faces), bool)
+    seen[rows] = found.rows
+    shown = pairs.touch(seen)
+    said = f"{faces.name}: {subject.name} was trained on {found}: {shown.sum()} of {len(pairs)} pairs"
+    if not unseen:
+        _warn(f"{said} show them; --unseen scores the rest alone")
+        return pairs
+    rest = pairs.keep(np.where(seen, -1, np.arange(len(faces))))
+    if rest is None:
+        raise DataError(f"{said} show them, and --unseen leaves no pair to score")
+    _warn(f"{said} show them and are left out")
+    return rest
+
+
+class Trial(NamedTuple):
+    """What `lrkd verify` scores: faces, their pairs, once in `folds`, and maybe pairs for a threshold, `reference`."""
+
+    faces: Faces
+    pairs: Pairs
+    folds: int
+    reference: Pairs | None = None
+
+
+def _trial(arguments: argparse.Namespace, subject: Subject) -> Trial:
+    """The pairs that are asked for, and the images that they need, at the network's size."""
+    import numpy as np
+
+    from lrkd import study
+    from lrkd.data import load_prepared, resized_faces
+
+    path, protocol, source = arguments.data, arguments.protocol, arguments.threshold_from
+    if path is None:
+        if subject.run is None:
+            raise ConfigError("data is not given: a published or exported network needs --data, a prepared folder")
+        for name, value in (("protocol", protocol), ("threshold-from", source)):
+            if value is not None:
+                raise ConfigError(f"{name} is {value!r}: it goes with --data only")
+        run, own = subject.run, subject.run.result["source"]
+        faces = study.splits(study.scale(run.config["scale"]), own).test
+        if faces.digest != run.config["data"]["test"]:
+            raise DataError(f"{own}: is not the data that {run.path} was tested on; give --data and --protocol")
+        pairs = study.pairs_of(faces)
+        return Trial(faces, _without_the_seen(subject, faces, pairs, arguments.unseen), int(pairs.fold.max()) + 1)
+    whole = load_prepared(path)
+    if not whole.protocols and protocol is None:
+        pairs = _drawn(path, whole.faces)
+    else:
+        protocol = protocol or (next(iter(whole.protocols)) if len(whole.protocols) == 1 else "")
+        pairs = study.pairs_of(whole.protocol(protocol))
+    twin = f"{str(protocol).removesuffix('-test')}-train"
+    if source is None and arguments.threshold is None and np.ptp(pairs.fold) == 0 and twin in whole.protocols:
+        source = twin
+    reference = None if source is None else study.pairs_of(whole.protocol(source))
+    folds, pairs = int(pairs.fold.max()) + 1, _without_the_seen(subject, whole.faces, pairs, arguments.unseen)
+    ends = [end for some in (pairs, reference) if some is not None for end in (some.left, some.right)]
+    used = np.unique(np.concatenate(ends))
+    place = np.full(len(whole.faces), -1, np.int64)
+    place[used] = np.arange(len(used))
+    faces = resized_faces(whole.faces.subset(used, relabel=False), subject.size)
+    moved = [None if some is None else some.keep(place) for some in (pairs, reference)]
+    assert moved[0] is not None
+    return Trial(faces, moved[0], folds, moved[1])
+
+
+def _drawn(path: str, faces: Faces) -> Pairs:
+    """Pairs for a folder that has none of its own."""
+    from lrkd.pairs import firsts, make_pairs
+
+    try:
+        return make_pairs(faces.labels, among=None if faces.sha256 is None else firsts(faces.sha256))
+    except DataError as error:
+        raise DataError(
+            f"{path}: has no verification pairs, and none can be drawn ({error}); without pairs `lrkd identify` ranks "
+            "by the roles of a prepared set, and `lrkd embed` writes the embeddings of photographs"
+        ) from error
+
+
+def _score(trial: Trial, features: np.ndarray, threshold: float | None) -> Verification:
+    """By folds, or by a threshold that is given or that the reference's pairs give."""
+    from lrkd.verify import fit_threshold, fixed_verification, kfold_verification
+
+    pairs, reference = trial.pairs, trial.reference
+    ends = features[pairs.left], features[pairs.right], pairs.same
+    missing = pairs.touch(trial.faces.missing)
+    if threshold is not None:
+        return fixed_verification(*ends, threshold, missing=missing)
+    if reference is None:
+        return kfold_verification(*ends, pairs.fold, missing=missing)
+    taught = features[reference.left], features[reference.right], reference.same
+    cut, mean = fit_threshold(*taught, missing=reference.touch(trial.faces.missing))
+    return fixed_verification(*ends, cut, mean=mean, missing=missing)
+
+
 def _verify(arguments: argparse.Namespace) -> None:
     import numpy as np
     import pandas as pd
 
     from lrkd import study
-    from lrkd.data import load_prepared, make_pairs, resized_faces
-    from lrkd.verify import kfold_verification, tar_at_far
+    from lrkd.verify import tar_at_far
 
     VERIFIED.check(arguments.out)
     device = study.device_of(arguments.device)
     subject = _subject(arguments)
-    if arguments.data is not None:
-        whole = load_prepared(arguments.data)
-        if not whole.protocols and arguments.protocol is None:
-            faces = replace(whole.faces, pairs=make_pairs(whole.faces.labels))
-        else:
-            only = next(iter(whole.protocols)) if len(whole.protocols) == 1 else ""
-            faces = whole.protocol(arguments.protocol or only)
-        compared = study.pairs_of(faces)
-        used = np.unique(np.concatenate([compared.left, compared.right]))
-        faces = resized_faces(faces.subset(used, relabel=False), subject.size)
-    elif subject.run is None:
-        raise ConfigError("data is not given: a published network needs --data, a prepared folder")
-    elif arguments.protocol is not None:
-        raise ConfigError(f"protocol is {arguments.protocol!r}: it goes with --data only")
-    else:
-        run, source = subject.run, subject.run.result["source"]
-        faces = study.splits(study.scale(run.config["scale"]), source).test
-        if faces.digest != run.config["data"]["test"]:
-            raise DataError(f"{source}: is not the data that {run.path} was tested on; give --data and --protocol")
-    pairs = study.pairs_of(faces)
+    trial = _trial(arguments, subject)
+    faces, pairs = trial.faces, trial.pairs
     preset = study.evaluation_preset(arguments.preset or subject.preset)
+    missed = int(pairs.touch(faces.missing).sum())
+    by = "given" if arguments.threshold is not None else "other folds"
+    if trial.reference is not None:
+        by = trial.reference.protocol
     table = []
     for side in arguments.side or subject.sides:
-        features = _embed(subject, faces.images, side, preset, device)
-        found = kfold_verification(features[pairs.left], features[pairs.right], pairs.same, pairs.fold)
-        rate = tar_at_far(found.scores, pairs.same, (0.01,))[0]
+        found = _score(trial, _embed(subject, faces.images, side, preset, device), arguments.threshold)
+        both = len(np.unique(pairs.same)) == 2
         table.append(
             {
                 "data": faces.name,
-                "side": side,
+                "side": side or subject.size,
                 "accuracy": found.mean,
                 "sd_of_folds": found.sd,
+                "folds": len(found.accuracy),
                 "threshold": found.threshold.mean(),
-                "tar_at_far_1e-2": rate,
+                "threshold_from": by,
+                "tar_at_far_1e-2": tar_at_far(found.scores, pairs.same, (0.01,))[0] if both else np.nan,
                 "pairs": len(pairs),
-                "degradation": "none" if side == subject.size else preset,
+                "missed": missed,
+                "degradation": "none" if side is None else preset,
                 "network": subject.name,
             }
         )
-    _finish(pd.DataFrame(table), arguments.out, VERIFIED, protocol=pairs.protocol, config=_origin(arguments.network))
+    if by == "other folds" and len(found.accuracy) < trial.folds:
+        _warn(f"{faces.name}: {len(found.accuracy)} folds, as the others of {trial.folds} have no pairs")
+    if missed:
+        _warn(f"{faces.name}: {_unfound(faces)}: {missed} pairs count as rejected, genuine ones as errors")
+    _finish(pd.DataFrame(table), arguments.out, VERIFIED, protocol=pairs.protocol, **_told(arguments))
+
+
+def _unfound(faces: Faces, rows: np.ndarray | None = None) -> str:
+    """How many of the images (of the rows) show no face that was found, and the first of them."""
+    import numpy as np
+
+    gone = np.zeros(len(faces), bool) if faces.missing is None else faces.missing
+    at = np.flatnonzero(gone) if rows is None else rows[gone[rows]]
+    first = "" if faces.sources is None else f" ({_few(faces.sources[row] for row in at)})"
+    return f"no face was found in {len(at)} image{'s' * (len(at) != 1)}{first}"
 
 
 def _identify(arguments: argparse.Namespace) -> None:
@@ -468,20 +657,70 @@ def _identify(arguments: argparse.Namespace) -> None:
     }
     if not any(map(len, rows.values())):
         raise DataError(f"{arguments.data}: has no roles: gallery, probe and so on are needed to identify")
+    rows = _roles_unseen(subject, whole.faces, rows, arguments.unseen)
     ends = np.cumsum([0, *map(len, rows.values())])
     roles = {role: np.arange(*ends[k : k + 2]) for k, role in enumerate(rows) if ends[k] < ends[k + 1]}
     faces = whole.faces.subset(np.concatenate(list(rows.values())), relabel=False)
+    _say_misses(faces, roles)
     faces = resized_faces(faces, subject.size)
     preset = study.evaluation_preset(arguments.preset or subject.preset)
     tables = []
     for side in arguments.side or subject.sides[:1]:
         features = fuse(_embed(subject, faces.images, side, preset, device))
-        table = identification(features, faces.labels, roles)
+        table = identification(features, faces.labels, roles, missing=faces.missing)
         table.insert(0, "data", faces.name)
-        table.insert(1, "side", side)
-        tables.append(table.assign(degradation="none" if side == subject.size else preset, network=subject.name))
+        table.insert(1, "side", side or subject.size)
+        tables.append(table.assign(degradation="none" if side is None else preset, network=subject.name))
     table = pd.concat(tables, ignore_index=True)
-    _finish(table, arguments.out, IDENTIFIED, split=arguments.split, config=_origin(arguments.network))
+    _finish(table, arguments.out, IDENTIFIED, split=arguments.split, **_told(arguments))
+
+
+def _roles_unseen(
+    subject: Subject, faces: Faces, roles: Mapping[str, np.ndarray], unseen: bool
+) -> dict[str, np.ndarray]:
+    """The rows of each role to be scored: all, after a warning about those trained on, or with `unseen` the others."""
+    import numpy as np
+
+    rows = np.unique(np.concatenate(list(roles.values())))
+    found = _trained_on(subject, faces.subset(rows, relabel=False), unseen)
+    if not found:
+        return dict(roles)
+    seen = np.zeros(len(faces), bool)
+    seen[rows] = found.rows
+    counts = _few((f"{seen[some].sum()} of {len(some)} {role}" for role, some in roles.items()), len(roles))
+    said = f"{faces.name}: {subject.name} was trained on {found}: {counts}"
+    if not unseen:
+        _warn(f"{said}; --unseen scores the rest alone")
+        return dict(roles)
+    rest = {role: some[~seen[some]] for role, some in roles.items()}
+    asked = [role for role in rest if role == "probe" or role.startswith("distance")]
+    if not len(rest.get("gallery", ())) or not any(len(rest[role]) for role in asked):
+        raise DataError(f"{said}; --unseen leaves no gallery or no probes to score")
+    _warn(f"{said}; they are left out")
+    return rest
+
+
+def _say_misses(faces: Faces, roles: Mapping[str, np.ndarray]) -> None:
+    """Warn of images without a face, role by role, and of people whom the gallery lacks though probes show them."""
+    import numpy as np
+
+    from lrkd.identify import OUTSIDE
+
+    gone = np.zeros(len(faces), bool) if faces.missing is None else faces.missing
+    for role, some in roles.items():
+        if gone[some].any():
+            what = "their people's probes" if role == "gallery" else "they"
+            count = {"unmated": "they raise no false alarm", "distractor": "they are not searched"}
+            said = count.get(role, f"{what} count as misses")
+            _warn(f"{faces.name}: {role}: {_unfound(faces, some)}: {said}")
+    asked = np.concatenate(
+        [np.empty(0, np.int64), *(some for role, some in roles.items() if role not in (*OUTSIDE, "gallery"))]
+    )
+    lacking = np.setdiff1d(faces.labels[asked], faces.labels[roles.get("gallery", asked)])
+    if len(lacking):
+        probes = int(np.isin(faces.labels[asked], lacking).sum())
+        names = _few(faces.names[label] for label in lacking)
+        _warn(f"{faces.name}: no image in the gallery shows {names}: {probes} of {len(asked)} probes are misses")
 
 
 def _finish(table: pd.DataFrame, out: Path | None, kind: Table, **known: str | None) -> None:
@@ -489,6 +728,11 @@ def _finish(table: pd.DataFrame, out: Path | None, kind: Table, **known: str | N
     _show(table)
     if out:
         kind.merge(out, table.assign(**known))
+
+
+def _told(arguments: argparse.Namespace) -> dict[str, str]:
+    """What tells the rows of this call from those of others, beside what the table shows."""
+    return {"config": _origin(arguments.network), "unseen": "yes" if arguments.unseen else "no"}
 
 
 def _origin(network: Path) -> str:
@@ -679,6 +923,8 @@ def _export(arguments: argparse.Namespace) -> None:
     from lrkd import export, study
 
     subject, out = _subject(arguments), arguments.out
+    if isinstance(subject.network, export.Recogniser):
+        raise ConfigError(f"{arguments.network}: is exported already: a run's folder or a checkpoint is right")
     faces, sides, metadata = _schooling(subject, arguments.data)
     calibration = None
     if arguments.format == "int8" and faces is not None:
@@ -700,7 +946,8 @@ def _export(arguments: argparse.Namespace) -> None:
         found = export.agreement(
             subject.network, made, faces.validation, side=side, preset=preset, mirror_first=subject.mirror_first
         )
-        export.annotate(out, {"threshold": f"{found.threshold:.4f}"})
+        told = {"threshold_data": faces.validation.name, "false_match_rate": f"{found.false_match:.4f}"}
+        export.annotate(out, {"threshold": f"{found.threshold:.4f}", **told})
         row |= {"bytes": out.stat().st_size, "cosine": found.cosine.mean(), "lowest": found.cosine.min()}
         row |= {"accuracy_torch": found.network, "accuracy_file": found.file, "threshold": found.threshold}
         row |= {"pairs": len(pairs), "data": faces.validation.name, "side": side or subject.network.size}
@@ -713,6 +960,7 @@ def _schooling(subject: Subject, path: str | None) -> tuple[Splits | None, list[
     from lrkd.data import load_prepared, prepared, resized
 
     metadata: dict[str, object] = {"preset": study.evaluation_preset(subject.preset), "network": subject.name}
+    metadata |= {"images": subject.size} | ({"mirror": "first"} if subject.mirror_first else {})
     if subject.run is None:
         faces = None if path is None else resized(prepared(path), subject.network.size)
         return faces, [None], metadata | {"side": subject.network.size}
@@ -749,40 +997,51 @@ class _Photographs:
         return np.stack([export.photograph(path, self._size) for path in self._paths[some]])
 
 
-def _seen(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, str], int]:
-    """The embeddings of the images, (N,D), without mirror images; the model's notes; the side that it saw."""
-    from lrkd import export, study
+def _seen(arguments: argparse.Namespace) -> tuple[np.ndarray, Subject, int]:
+    """The embeddings of the images, (N,D), without mirror images; the network; the side that it saw."""
+    from lrkd import study
     from lrkd.verify import embed
 
-    network: Any
-    if arguments.network.suffix == ".onnx":
-        if arguments.channels:
-            raise ConfigError(f"channels is {arguments.channels!r}: it goes with a checkpoint; .onnx files take RGB")
-        network = export.load(arguments.network)
-        notes, preset = network.metadata, network.metadata.get("preset", "area-bicubic")
-    else:
-        subject = _subject(arguments)
-        network, notes, preset = subject.network, {}, study.evaluation_preset(subject.preset)
-    side = None if arguments.side == network.size else arguments.side
-    images = _Photographs(arguments.images, network.size)
-    return embed(network, images, side=side, preset=preset, mirror=False, device="cpu"), notes, side or network.size
+    subject = _subject(arguments)
+    size = subject.network.size
+    images, preset = _Photographs(arguments.images, size), study.evaluation_preset(subject.preset)
+    found = embed(subject.network, images, side=arguments.side, preset=preset, mirror=False, device="cpu")
+    return found, subject, arguments.side or size
+
+
+def _rendered(subject: Subject) -> str:
+    """Why a network says nothing of photographs; empty where it may."""
+    from lrkd import study
+
+    told = str(subject.notes.get("threshold_data", "")), str(subject.notes.get("data", ""))
+    if not any(name.split("/")[0] == study.PROCEDURAL for name in told):
+        return ""
+    return f"{subject.name} was trained on rendered faces ({study.PROCEDURAL}) and does not recognise photographs"
 
 
 def _embed_photographs(arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    found, _, side = _seen(arguments)
+    found, subject, side = _seen(arguments)
     with atomic(arguments.out, "wb") as file:
         np.save(file, found)
     print(f"{arguments.out}: {found.shape[0]} embeddings of {found.shape[1]} numbers, of images of {side} px")
+    if why := _rendered(subject):
+        _warn(f"{why}: train on photographs (`lrkd train --data`) for embeddings that do")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from lrkd.verify import cosine_scores
 
-    found, notes, side = _seen(arguments)
-    cosine = float(cosine_scores(found[:1], found[1:])[0])
+    found, subject, side = _seen(arguments)
+    notes, cosine = subject.notes, float(cosine_scores(found[:1], found[1:])[0])
     print(f"cosine {cosine:.4f}")
+    if why := _rendered(subject):
+        print(
+            f"No verdict: {why}.\nA threshold from rendered faces does not hold there: two people may well lie above "
+            "it. Train on photographs (`lrkd train --data`) and `lrkd export` that run."
+        )
+        return
     try:
         threshold, known = float(notes["threshold"]), int(notes["side"])
     except (KeyError, ValueError):
@@ -792,8 +1051,11 @@ def _compare(arguments: argparse.Namespace) -> None:
         print(f"Its threshold was found at {known} px and these images have {side}: --side {known} compares there.")
         return
     where, who = ("Above", "the same person") if cosine > threshold else ("Not above", "two people")
+    told, rate = notes.get("threshold_data"), notes.get("false_match_rate")
+    of = f"the pairs of {told}" if told else "its validation pairs"
+    matches = f", {rate} of whose impostor pairs lie above it" if rate else ""
     print(
-        f"{where} {threshold:.4f}, the threshold that best told its validation pairs apart: rather {who}.\n"
+        f"{where} {threshold:.4f}, the threshold that best told {of} apart{matches}: rather {who}.\n"
         "That holds for faces cropped as those were, and it is a best guess and no proof."
     )
 

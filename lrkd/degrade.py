@@ -115,12 +115,13 @@ def degrade(
 
     images: float in [0,1] (result clamped to it), or uint8 (result rounded).
     side: LR side in pixels, 1..H: one number; a (B,) tensor with one an image; or a sequence (14, 28, 56, 112) from
-        which each image draws one. At side H resampling is the identity (blur, noise and JPEG still apply).
+        which each image draws one. Everywhere in lrkd a side says "degraded to", and no side (None) says "as it is": at
+        side H resampling is the identity, but the preset's blur, noise and JPEG still apply.
     preset: a name of `PRESETS` or a `Degradation`.
     generator: every random draw comes from here, in the order side, down, up, noise level, noise, quality; wanted
         only if something is drawn. Draws are made on its own device.
     enlarge: False gives the LR images themselves, (B,C,side,side), for a network that takes them at that size; there is
-        then one side for all, and no blur after the enlargement that does not happen.
+        then one side for all, and no blur after the enlargement that does not happen. At side H both are the same.
 
     Differentiable in float images, except through JPEG. Computed in float32 (float64 for float64), also under autocast.
 
@@ -130,6 +131,7 @@ def degrade(
     spec = _spec(preset)
     _check_images(images)
     sides, which = _sides(side, images, generator)
+    enlarge = enlarge or (which is None and sides[0] == images.shape[-1])
     if not enlarge and (which is not None or (any(spec.blur) and spec.blur_at == "up")):
         raise ConfigError(
             f"enlarge: False, but {'sides differ' if which is not None else 'the blur comes after enlarging'}: "

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from lrkd import attention, data, viewers
 from lrkd.degrade import degrade
-from lrkd.errors import DataError, MissingError
+from lrkd.errors import ConfigError, DataError, MissingError
 from lrkd.experiment import (
     Spec,
     commit,
@@ -119,7 +119,8 @@ class Seen(NamedTuple):
 def look(network: Network, side: int | None, faces: data.Faces, shown: Probes) -> Seen:
     """The network's own attention on the probes at a side, and Grad-CAM of those with ground truth.
 
-    Grad-CAM explains the cosine of an image's embedding with the mean embedding of the person's other images.
+    Grad-CAM explains the cosine of an image's embedding with the mean embedding of the person's other images. Raises
+    ConfigError for a network without CBAM, which has no maps of its own.
     """
 
     def prepare(hr: Tensor) -> Tensor:
@@ -127,6 +128,8 @@ def look(network: Network, side: int | None, faces: data.Faces, shown: Probes) -
 
     with torch.inference_mode():
         own = network.eval()(prepare(shown.hr))
+        if not own.spatial:
+            raise ConfigError(f"network: expected attention maps, got a {type(network).__name__} without CBAM")
         others = faces.batch(shown.friends.ravel()).float() / 255
         found = torch.cat([network(prepare(part)).embedding for part in others.split(256)])
     mates = torch.nn.functional.normalize(found, dim=1).unflatten(0, shown.friends.shape).mean(1).clone()

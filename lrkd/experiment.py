@@ -39,7 +39,9 @@ def store(path: str | os.PathLike[str] | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Spec:
-    """One run of the study. side None is HR; teacher_seed tells teachers apart; role "teacher" takes its schedule.
+    """One run of the study. teacher_seed tells teachers apart; role "teacher" takes its schedule.
+
+    side: images degraded to it, as `degrade` does, by `preset`; None is HR, images as they are.
 
     observations: how often the run looks at validation images while it trains, which leaves a trace.csv beside it.
     design: a student of `scales.DESIGNS`, which takes LR images at their own size; "" is the scale's own network.
@@ -492,7 +494,9 @@ def observation(
     pairs, side = pairs_of(faces), spec.side
     assert not isinstance(side, tuple)
     features = verify.embed(network, faces.images, side=side, preset=spec.preset, mirror=False, device=device)
-    found = verify.kfold_verification(features[pairs.left], features[pairs.right], pairs.same, pairs.fold)
+    found = verify.kfold_verification(
+        features[pairs.left], features[pairs.right], pairs.same, pairs.fold, missing=pairs.touch(faces.missing)
+    )
     measures = {"accuracy": found.mean}
     terms = [term for term in spec.method.terms if term.hint]
     if teacher is None or hints is None:
@@ -572,8 +576,11 @@ def evaluate(
         with threads(spec.options.threads):
             return verify.embed(by, part.images, side=at, preset=preset, device=device, amp=amp, channels_last=True)
 
-    def verification(a: np.ndarray, b: np.ndarray, pairs: data.Pairs) -> tuple[verify.Verification, dict[str, float]]:
-        found = verify.kfold_verification(a[pairs.left], b[pairs.right], pairs.same, pairs.fold)
+    def verification(a: np.ndarray, b: np.ndarray, part: data.Faces) -> tuple[verify.Verification, dict[str, float]]:
+        pairs = pairs_of(part)
+        found = verify.kfold_verification(
+            a[pairs.left], b[pairs.right], pairs.same, pairs.fold, missing=pairs.touch(part.missing)
+        )
         if np.ptp(found.scores) == 0:
             raise TrainingError("all embeddings are the same: the network has collapsed; lower the learning rate")
         rates = verify.tar_at_far(found.scores, pairs.same, (0.1, 0.01, 0.001))
@@ -588,21 +595,28 @@ def evaluate(
 
     pairs, native = pairs_of(faces.test), network.size != spec.scale.size
     low, tuned = (features(part, side) for part in (faces.test, faces.validation))
-    both, test = verification(low, low, pairs)
-    measures = {"validation": verification(tuned, tuned, pairs_of(faces.validation))[1], "test": test}
+    both, test = verification(low, low, faces.test)
+    measures = {"validation": verification(tuned, tuned, faces.validation)[1], "test": test}
     scores = [both.scores, both.correct, *np.full((2, len(pairs)), np.nan)]
     if not native or teacher is not None:
         high = low if side is None else features(faces.test, None, teacher.network if native and teacher else network)
-        mixed, measures["test-hr-lr"] = verification(high, low, pairs)
+        mixed, measures["test-hr-lr"] = verification(high, low, faces.test)
         scores[2:] = [mixed.scores, mixed.correct]
         first = np.unique(faces.test.labels, return_index=True)[1]
         rest = np.setdiff1d(np.arange(len(faces.test.labels)), first)
-        ranks = verify.rank_k(high[first], faces.test.labels[first], low[rest], faces.test.labels[rest], (1, 5))
-        measures["identification"] = {"rank1": float(ranks[0]), "rank5": float(ranks[1])}
+        gone = None if faces.test.missing is None else np.tile(faces.test.missing, 2)
+        ranks = verify.identification(
+            np.concatenate([high, low]),
+            np.tile(faces.test.labels, 2),
+            {"gallery": first, "probe": len(high) + rest},
+            ranks=(1, 5),
+            missing=gone,
+        ).iloc[0]
+        measures["identification"] = {"rank1": float(ranks["rank1"]), "rank5": float(ranks["rank5"])}
     if spec.role == "teacher":
         for at in spec.scale.sides:
             fed = features(faces.test, at)
-            measures[f"test-at-{at}"] = verification(fed, fed, pairs)[1]
+            measures[f"test-at-{at}"] = verification(fed, fed, faces.test)[1]
     if teacher is not None:
         measures["test"] |= agreement(network, teacher.network, hints, faces.test.images, side, preset, device)
     return measures, np.stack(scores).astype(np.float32)

@@ -178,13 +178,15 @@ class Agreement(NamedTuple):
     """How alike a network and its exported file see the same images.
 
     cosine: (N,) between their embeddings. network, file: accuracy of each by the 10 folds. threshold: on the cosine of
-    two of the file's embeddings, nothing subtracted, with the highest accuracy on these pairs.
+    two of the file's embeddings, nothing subtracted, with the highest accuracy on these pairs. false_match: the share
+    of their impostor pairs that lie above it.
     """
 
     cosine: np.ndarray
     network: float
     file: float
     threshold: float
+    false_match: float
 
 
 def agreement(
@@ -207,10 +209,16 @@ def agreement(
         verify.embed(one, faces.images, side=side, preset=preset, mirror_first=mirror_first, device="cpu")
         for one in (network, exported)
     )
-    right = [verify.kfold_verification(x[pairs.left], x[pairs.right], pairs.same, pairs.fold).mean for x in (a, b)]
+    gone = pairs.touch(faces.missing)
+    right = [
+        verify.kfold_verification(x[pairs.left], x[pairs.right], pairs.same, pairs.fold, missing=gone).mean
+        for x in (a, b)
+    ]
     alone = b[:, : exported.embedding]
-    cut, _ = verify.best_threshold(verify.cosine_scores(alone[pairs.left], alone[pairs.right]), pairs.same)
-    return Agreement(verify.cosine_scores(a[:, : exported.embedding], alone), right[0], right[1], cut)
+    scores = verify.cosine_scores(alone[pairs.left], alone[pairs.right])
+    cut, _ = verify.best_threshold(scores[~gone], pairs.same[~gone])
+    wrong = float(((scores > cut) & ~gone)[~pairs.same].mean())
+    return Agreement(verify.cosine_scores(a[:, : exported.embedding], alone), right[0], right[1], cut, wrong)
 
 
 def inputs(

@@ -3,6 +3,10 @@
 Everywhere: a score is a cosine, higher means more alike; rates are fractions in [0,1]; G gallery and P probe features
 have D numbers each. They are read in blocks and never copied whole: 160,000 distractors of 512 numbers fit in 2 GB.
 `lrkd.verify` offers all of it too.
+
+A face that was not found is a failure to enrol: as a probe it is a miss at every rank, and if unmated it raises no
+false alarm; in the gallery it is not there, and probes whose mates are all lost so are misses too. No denominator gets
+smaller.
 """
 
 from __future__ import annotations
@@ -103,8 +107,7 @@ def rank_k(
     TinyFace's protocol with ranks 1, 5, 10, 20, the features fused with those of the mirror image (`fuse`).
     """
     wanted = _ranks(ranks)
-    found = probe_ranks(gallery, gallery_labels, probe, probe_labels)
-    return (found[:, None] <= wanted).mean(0)
+    return _within(probe_ranks(gallery, gallery_labels, probe, probe_labels), wanted).mean(0)
 
 
 def rank_table(
@@ -120,8 +123,19 @@ def rank_table(
     found = probe_ranks(gallery, gallery_labels, probe, probe_labels)
     if groups.shape != found.shape:
         raise DataError(f"group: shape {groups.shape} is not {found.shape}, one a probe")
-    table = pd.DataFrame({f"rank{k}": found <= k for k in wanted}).groupby(groups)
-    return table.mean().assign(probes=table.size())[["probes", *(f"rank{k}" for k in wanted)]].rename_axis("group")
+    return _shares(found, groups, wanted)
+
+
+def _within(found: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """(P,) ranks -> (P,len(ranks)) bool: whether a mate is among the first k; rank 0 is no mate, and a miss."""
+    return (found[:, None] > 0) & (found[:, None] <= ranks)
+
+
+def _shares(found: np.ndarray, groups: np.ndarray, ranks: np.ndarray) -> pd.DataFrame:
+    """(P,) ranks, (P,) -> a row a group with `probes`, `rank1`, ..."""
+    names = [f"rank{k}" for k in ranks]
+    table = pd.DataFrame(_within(found, ranks), columns=names).groupby(groups)
+    return table.mean().assign(probes=table.size())[["probes", *names]].rename_axis("group")
 
 
 def identification(
@@ -131,40 +145,70 @@ def identification(
     *,
     ranks: Sequence[int] = RANKS,
     fpir: Sequence[float] = (0.3, 0.2, 0.1),
+    missing: ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """The protocol that the roles of a prepared set say: `(N,D), (N,), {role: rows}` -> a row a kind of probe.
+    """Score the protocol that the roles of a prepared set say: `(N,D), (N,), {role: rows}` -> a row a kind of probe.
 
-    gallery, and distractor (TinyFace): what is searched. probe, and distance1, distance2, ... (SCface): whose ranks are
-    counted. unmated (SurvFace): probes that should not be found; with them comes each kind's open set, whose gallery
-    holds one template a person, the mean of its unit features. Columns: probes, gallery, rank1, ..., tpir20_at_fpir_0.3
+    Args:
+        features, labels: of all N images.
+        roles: gallery, and distractor (TinyFace): what is searched. probe, and distance1, distance2, ... (SCface):
+            whose ranks are counted. unmated (SurvFace): probes that should not be found; with them comes each kind's
+            open set, whose gallery holds one template a person, the mean of its unit features.
+        ranks, fpir: what is counted.
+        missing: (N,) bool, faces that were not found. None: there are none.
 
-    Raises DataError for roles without a gallery or without probes.
+    Returns:
+        Columns: probe_role; probes; gallery, how many images are searched; missed, probes that no rank can find, as
+        their own face or all of their mates' in the gallery are missing; rank1, ..., tpir20_at_fpir_0.3, ...
+
+    Raises:
+        DataError: for roles without a gallery or without probes, and a gallery without any face.
     """
     array, names = rows(features, "features"), np.asarray(labels)
+    wanted, gone = _ranks(ranks), lost(missing, len(array), "an image")
     kinds = [role for role in roles if role == "probe" or role.startswith("distance")]
     if "gallery" not in roles or not kinds:
         raise DataError(
             f"roles: {', '.join(roles) or 'none'}: gallery, and probe or distance1, ..., are needed to identify"
         )
-    shelf = np.concatenate([roles["gallery"], roles.get("distractor", np.empty(0, np.int64))])
+    own = roles["gallery"][~gone[roles["gallery"]]]
+    if not len(own):
+        raise DataError(f"roles: gallery: in none of its {len(roles['gallery'])} images a face was found")
+    others = roles.get("distractor", np.empty(0, np.int64))
+    shelf = np.concatenate([own, others[~gone[others]]])
     who = np.concatenate([np.full(len(roles[kind]), kind) for kind in kinds])
     asked = np.concatenate([roles[kind] for kind in kinds])
-    table = rank_table(array[shelf], names[shelf], array[asked], names[asked], who, ranks)
+    found = _searched(array[shelf], names[shelf], array[asked], names[asked], gone[asked]).rank
+    table = _shares(found, who, wanted)
     table.insert(1, "gallery", len(shelf))
+    table.insert(2, "missed", pd.Series(found == 0).groupby(who).sum())
     if "unmated" in roles:
-        own = roles["gallery"]
         pool = templates(unit(array[own]), names[own], names[own])
         for kind in kinds:
             asked = np.concatenate([roles[kind], roles["unmated"]])
-            found = open_set(pool.features, pool.subjects, array[asked], names[asked], fpir=fpir)
-            for rate, share in zip(fpir, found.tpir, strict=True):
+            near = _searched(pool.features, pool.subjects, array[asked], names[asked], gone[asked])
+            rates = _open_rates(near, np.arange(len(asked)) < len(roles[kind]), 20, fpir)
+            for rate, share in zip(fpir, rates.tpir, strict=True):
                 table.loc[kind, f"tpir20_at_fpir_{rate:g}"] = share
     return table.rename_axis("probe_role").reset_index()
 
 
+def _searched(
+    gallery: np.ndarray, gallery_labels: np.ndarray, probe: np.ndarray, probe_labels: np.ndarray, gone: np.ndarray
+) -> Search:
+    """`search`, in which the probes of (P,) `gone` find nothing: rank 0, and -inf for both cosines."""
+    count, there = len(probe), ~gone
+    found = Search(np.zeros(count, np.int64), np.full(count, -np.inf), np.full(count, -np.inf))
+    if there.any():
+        near = search(gallery, gallery_labels, probe[there], probe_labels[there])
+        for into, values in zip(found, near, strict=True):
+            into[there] = values
+    return found
+
+
 def cmc(ranks: ArrayLike, length: int = 20) -> np.ndarray:
     """Cumulative match curve of `probe_ranks`: `(P,) -> (length,)`, the share of probes at rank 1, 2, ... or better."""
-    return (np.asarray(ranks)[:, None] <= np.arange(1, length + 1)).mean(0)
+    return _within(np.asarray(ranks), np.arange(1, length + 1)).mean(0)
 
 
 class OpenSet(NamedTuple):
@@ -196,21 +240,26 @@ def open_set(
 
     Raises DataError where there is no mated or no unmated probe.
     """
+    found = search(gallery, gallery_labels, probe, probe_labels)
+    return _open_rates(found, found.rank > 0, rank, fpir)
+
+
+def _open_rates(found: Search, mated: np.ndarray, rank: int, fpir: Sequence[float]) -> OpenSet:
+    """`open_set` of a search, with the probes (P,) that have a mate or would have one, were its face not missing."""
     wanted = np.atleast_1d(np.asarray(fpir, np.float64))
     if not ((wanted >= 0) & (wanted <= 1)).all():
         raise ConfigError(f"fpir: {fpir} holds a rate outside [0,1]")
     _ranks([rank])
-    found = search(gallery, gallery_labels, probe, probe_labels)
-    mated = found.rank > 0
     if mated.all() or not mated.any():
         raise DataError(
             f"probe_labels: {int(mated.sum())} of {len(mated)} probes have a mate in the gallery; an open set needs "
             "probes with a mate and probes without"
         )
     threshold = threshold_at_fpir(found.top[~mated], wanted)
-    hit = np.where(found.rank <= rank, found.mate, -np.inf)[mated]
+    hit = np.where((found.rank > 0) & (found.rank <= rank), found.mate, -np.inf)[mated]
     tpir = ((hit[:, None] >= threshold) & np.isfinite(hit)[:, None]).mean(0)
-    return OpenSet(tpir, (found.top[~mated][:, None] >= threshold).mean(0), threshold)
+    false = found.top[~mated][:, None]
+    return OpenSet(tpir, ((false >= threshold) & np.isfinite(false)).mean(0), threshold)
 
 
 def threshold_at_fpir(top: ArrayLike, fpir: ArrayLike) -> np.ndarray:
@@ -356,6 +405,14 @@ def rows(array: ArrayLike, name: str) -> np.ndarray:
         if not finite.all():
             row = part.start + int(np.argmin(finite))
             raise DataError(f"{name}: the feature in row {row} is not finite; a diverged network gives such features")
+    return found
+
+
+def lost(missing: ArrayLike | None, count: int, each: str) -> np.ndarray:
+    """(count,) bool, all false for None; DataError where `missing` is no such array."""
+    found = np.zeros(count, bool) if missing is None else np.asarray(missing)
+    if found.dtype != np.bool_ or found.shape != (count,):
+        raise DataError(f"missing: expected bool ({count},), one {each}, got {found.dtype} {found.shape}")
     return found
 
 

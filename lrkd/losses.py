@@ -368,7 +368,7 @@ def _embedding(student: View, teacher: View, distance: Distance) -> Tensor:
 
 def octuplet(weight: float = 1.0, margin: float = 0.5) -> Term:
     """The octuplet loss on the student's embeddings of small images and, as the teacher, of the sharp ones."""
-    return Term("octuplet", weight, partial(_octuplet, margin=margin), (("margin", margin),))
+    return Term("octuplet", weight, partial(_octuplet, margin=margin))
 
 
 def _octuplet(student: View, teacher: View, margin: float) -> Tensor:

@@ -22,6 +22,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.left)
 
+    def touch(self, rows: np.ndarray | None) -> np.ndarray:
+        """(P,) bool: the pairs of which an image is one of the rows, (N,) bool; None is no row."""
+        none = np.zeros(len(self), bool)
+        return none if rows is None else rows[self.left] | rows[self.right]
+
     def keep(self, position: np.ndarray) -> Pairs | None:
         """Pairs after images moved: `position` (N,) gives each old row's new row, or -1 if it is gone."""
         left, right = position[self.left], position[self.right]

@@ -27,8 +27,24 @@ _ORDERS = {b"II": "<", b"MM": ">"}
 _BYTES = (1, 2, 7)  # types of a TIFF's entries that are text or opaque, and may be long
 _LARGE = threading.Lock()  # images of more than 16 million pixels are held one at a time: memory
 
-# Pillow's blocks of 16 MB come from each thread's own heap, which keeps them when they are freed; larger ones go back.
-Image.core.set_block_size(2**26)
+_BLOCK = 2**26  # Pillow's own 16 MB come from each thread's heap, which keeps them when they are freed; these go back
+_SETTING = threading.Lock()
+_inside: list[int] = []  # the process's own block size, once for each image that is open
+
+
+@contextmanager
+def _large_blocks() -> Iterator[None]:
+    """Pillow's memory in blocks of `_BLOCK` bytes, a setting of the whole process, until the last image is closed."""
+    with _SETTING:
+        _inside.append(_inside[0] if _inside else Image.core.get_block_size())
+        Image.core.set_block_size(_BLOCK)
+    try:
+        yield
+    finally:
+        with _SETTING:
+            own = _inside.pop()
+            if not _inside:
+                Image.core.set_block_size(own)
 
 
 @contextmanager
@@ -60,7 +76,7 @@ def upright(data: bytes) -> Iterator[Image.Image]:
             raise ValueError(
                 f"a TIFF compressed by {opened.info.get('compression')}: {', '.join(COMPRESSIONS)} are read"
             )
-        with _LARGE if pixels > 2**24 else nullcontext():
+        with _large_blocks(), _LARGE if pixels > 2**24 else nullcontext():
             opened.load()
             if opened.getexif().get(_ORIENTATION, 1) != 1:
                 ImageOps.exif_transpose(opened, in_place=True)

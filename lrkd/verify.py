@@ -1,6 +1,10 @@
 """From features to scores to accuracy: verification, and how sure one can be; with all of `lrkd.identify`.
 
 Everywhere: a score is a cosine, higher means more alike; rates and accuracies are fractions in [0,1]; `same` is bool.
+
+A face that was not found is a failure to enrol, and counts as it does in IJB's protocols: its pairs get the lowest
+score, `LOWEST`, and are rejected at every threshold. So a genuine pair with such a face is an error, an impostor pair
+is not, and no denominator gets smaller.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from lrkd.identify import (
     cmc,
     fuse,
     identification,
+    lost,
     open_set,
     probe_ranks,
     rank_k,
@@ -41,12 +46,14 @@ from lrkd.identify import (
 
 __all__ = [
     "Interval", "OpenSet", "Roc", "Search", "Separation", "Templates", "Verification", "best_threshold",
-    "bootstrap_identities", "cmc", "cosine_scores", "cross_resolution", "d_prime", "eer", "embed", "fuse",
+    "bootstrap_identities", "cmc", "cosine_scores", "cross_resolution", "d_prime", "eer", "embed", "fit_threshold",
+    "fixed_verification", "fuse",
     "identification", "kfold_verification", "open_set", "probe_ranks", "rank_k", "rank_table", "read_templates", "roc",
     "search", "separation", "tar_at_far", "template_scores", "templates",
 ]  # fmt: skip
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+LOWEST = -1.0  # the lowest that a cosine can be
 
 
 class PairTable(Protocol):
@@ -77,12 +84,14 @@ class Verification:
 
     @property
     def sd(self) -> float:
-        """Standard deviation over the folds (F-1). Folds only fit a threshold: they are no replicates of training."""
-        return float(self.accuracy.std(ddof=1))
+        """Standard deviation over the folds (F-1), nan for one. Folds fit a threshold: no replicates of training."""
+        return float(self.accuracy.std(ddof=1)) if len(self.accuracy) > 1 else float("nan")
 
 
-def kfold_verification(left: ArrayLike, right: ArrayLike, same: ArrayLike, folds: ArrayLike) -> Verification:
-    """The protocol of LFW, AgeDB-30 and CFP-FP: `(n,D), (n,D), (n,), (n,) -> Verification` over F folds 0..F-1.
+def kfold_verification(
+    left: ArrayLike, right: ArrayLike, same: ArrayLike, folds: ArrayLike, *, missing: ArrayLike | None = None
+) -> Verification:
+    """Score pairs by the protocol of LFW, AgeDB-30 and CFP-FP: `(n,D), (n,D), (n,), (n,) -> Verification`.
 
     For each fold: subtract the mean of the other folds' features (left and right together), L2-normalise, score by
     the cosine, choose the threshold on the other folds (`best_threshold`), and count what is right in this fold;
@@ -91,29 +100,88 @@ def kfold_verification(left: ArrayLike, right: ArrayLike, same: ArrayLike, folds
 
     Deviation from the published code: that searches 20,001 fixed thresholds; this search is exact.
 
-    Raises DataError for lengths that differ, features that are not finite, `same` not bool, folds that are not 0..F-1
-    with F >= 2 and pairs in each, and folds whose complement lacks genuine or impostor pairs.
-    """
-    a, b = _features(left, "left"), _features(right, "right")
-    if a.shape != b.shape:
-        raise DataError(f"right: shape {b.shape} differs from left's {a.shape}")
-    truth = _labels(same, len(a))
-    fold = _folds(folds, len(a))
-    count = int(fold.max()) + 1
-    member = fold == np.arange(count)[:, None]  # (F,n)
-    for number in range(count):
-        if len(np.unique(truth[~member[number]])) < 2:
-            raise DataError(
-                f"same: outside fold {number} all pairs are {truth[~member[number]][0]}; both kinds are needed"
-            )
+    Args:
+        left, right: features of the n pairs.
+        same: (n,) bool, true for two images of one person.
+        folds: (n,) whole numbers from 0; those that no pair has are no folds, so F may be less than the highest + 1.
+        missing: (n,) bool, pairs with a face that was not found. They have no part in means and thresholds, score
+            `LOWEST`, and are called different. None: there are none.
 
-    score = _centred_cosines(a, b, member)  # (n,F)
-    best = [best_threshold(score[~member[f], f], truth[~member[f]])[0] for f in range(count)]
-    threshold = np.array(best)
+    Returns:
+        The outcome, by rising number of the fold.
+
+    Raises:
+        DataError: for lengths that differ, features that are not finite, `same` not bool, fewer than two folds, and
+            folds whose complement lacks genuine or impostor pairs, of which there is no threshold to be had:
+            `fixed_verification` takes one from elsewhere.
+    """
+    a, b, truth, lost = _pairs(left, right, same, missing)
+    fold = _folds(folds, len(a))
+    numbers, fold = np.unique(fold, return_inverse=True)
+    member = fold == np.arange(len(numbers))[:, None]  # (F,n)
+    for number, inside in zip(numbers, member, strict=True):
+        rest = truth[~inside & ~lost]
+        if len(np.unique(rest)) < 2:
+            said = f"all pairs are {rest[0]}" if len(rest) else "there are no pairs"
+            raise DataError(f"same: outside fold {number} {said}; both kinds are needed, or {_ELSEWHERE}")
+
+    score = np.full((len(a), len(numbers)), LOWEST)
+    score[~lost] = _centred_cosines(a[~lost], b[~lost], member[:, ~lost])
+    taught = ~member & ~lost
+    threshold = np.array([best_threshold(score[rows, f], truth[rows])[0] for f, rows in enumerate(taught)])
     own = score[np.arange(len(a)), fold]
-    correct = (own > threshold[fold]) == truth
+    correct = ((own > threshold[fold]) & ~lost) == truth
     accuracy = np.bincount(fold, correct) / np.bincount(fold)
     return Verification(accuracy, threshold, own, correct)
+
+
+def fit_threshold(
+    left: ArrayLike, right: ArrayLike, same: ArrayLike, *, missing: ArrayLike | None = None
+) -> tuple[float, np.ndarray]:
+    """Take from all pairs what a fold takes from the others: `(n,D), (n,D), (n,) -> threshold, mean (D,)`.
+
+    What `fixed_verification` needs to score other pairs: LFW's View 1 fits on its training pairs and tests on the rest.
+
+    Raises:
+        DataError: as `kfold_verification` does, also where one kind of pairs is lacking.
+    """
+    a, b, truth, lost = _pairs(left, right, same, missing)
+    a, b, truth = a[~lost], b[~lost], truth[~lost]
+    if len(np.unique(truth)) < 2:
+        raise DataError(f"same: {truth.sum()} genuine and {(~truth).sum()} impostor pairs; both kinds are needed")
+    mean = (a.mean(0) + b.mean(0)) / 2
+    return best_threshold(_cosines(a - mean, b - mean), truth)[0], mean
+
+
+def fixed_verification(
+    left: ArrayLike,
+    right: ArrayLike,
+    same: ArrayLike,
+    threshold: float,
+    *,
+    mean: ArrayLike | None = None,
+    missing: ArrayLike | None = None,
+) -> Verification:
+    """Score pairs at a threshold from elsewhere, in one fold: `(n,D), (n,D), (n,) -> Verification`; one pair suffices.
+
+    Args:
+        left, right, same, missing: as in `kfold_verification`.
+        threshold: a pair is called the same when its cosine is above it.
+        mean: (D,), subtracted from the features first, as `fit_threshold` gives it. None: the cosines are plain.
+
+    Raises:
+        DataError: as `kfold_verification` does. ConfigError: for a threshold that is no number from -1 to 1.
+    """
+    if not -1 <= threshold <= 1:
+        raise ConfigError(f"threshold: expected a cosine, from -1 to 1, got {threshold}")
+    a, b, truth, lost = _pairs(left, right, same, missing)
+    offset = np.zeros(a.shape[1]) if mean is None else np.asarray(mean, np.float64)
+    score = np.where(lost, LOWEST, _cosines(a - offset, b - offset))
+    correct = ((score > threshold) & ~lost) == truth
+    return Verification(np.array([correct.mean()]), np.array([threshold], np.float64), score, correct)
+
+
+_ELSEWHERE = "a threshold from elsewhere: fixed_verification, or --threshold of `lrkd verify`"
 
 
 def _centred_cosines(a: np.ndarray, b: np.ndarray, member: np.ndarray) -> np.ndarray:
@@ -257,10 +325,7 @@ def separation(scores: ArrayLike, same: ArrayLike, bins: int = 50) -> Separation
 
 def cosine_scores(left: ArrayLike, right: ArrayLike) -> np.ndarray:
     """`(n,D), (n,D) -> (n,)` cosines in float64, nothing subtracted; 0 where a feature is zero."""
-    a, b = _features(left, "left"), _features(right, "right")
-    if a.shape != b.shape:
-        raise DataError(f"right: shape {b.shape} differs from left's {a.shape}")
-    return (unit(a) * unit(b)).sum(1)
+    return _cosines(*_both(left, right))
 
 
 def cross_resolution(features: Mapping[int, ArrayLike], pairs: PairTable) -> pd.DataFrame:
@@ -299,7 +364,8 @@ def embed(
     """Features of images: uint8 `(N,H,W,3) -> (N,2D)` float32, those of the image beside those of its mirror image.
 
     images: an array, a memory map, or anything with a length and slices that are such arrays; read `batch` at a time.
-    side: degrade to this side first (None: as they are), and enlarge again unless it is the model's own `size`.
+    side: degrade to this side first, and enlarge again unless it is the model's own `size`; None: as they are. At the
+        images' own side `degrade` resamples nothing, but the preset's blur, noise and JPEG remain.
     preset: as in `degrade`, with random draws from `seed`.
     mirror: False gives (N,D). mirror_first: degrade the mirror image itself, as A-SKD does, instead of mirroring the
     degraded image; only kernels that are not symmetric, such as nearest, tell the two apart.
@@ -425,8 +491,24 @@ def bootstrap_identities(
     return Interval(float(score.mean()), float(low), float(high), draws)
 
 
-def _features(array: ArrayLike, name: str) -> np.ndarray:
-    return rows(array, name).astype(np.float64, copy=False)
+def _both(left: ArrayLike, right: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (rows(array, name).astype(np.float64, copy=False) for array, name in ((left, "left"), (right, "right")))
+    if a.shape != b.shape:
+        raise DataError(f"right: shape {b.shape} differs from left's {a.shape}")
+    return a, b
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    found: np.ndarray = (unit(a) * unit(b)).sum(1)
+    return found
+
+
+def _pairs(
+    left: ArrayLike, right: ArrayLike, same: ArrayLike, missing: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(n,D), (n,D) float64, (n,) bool, and (n,) bool: the pairs with a face that was not found."""
+    a, b = _both(left, right)
+    return a, b, _labels(same, len(a)), lost(missing, len(a), "a pair")
 
 
 def _labels(same: ArrayLike, count: int) -> np.ndarray:
@@ -442,11 +524,10 @@ def _folds(folds: ArrayLike, count: int) -> np.ndarray:
     found = np.asarray(folds)
     if found.shape != (count,) or found.dtype.kind not in "iu":
         raise DataError(f"folds: {found.dtype} {found.shape} is not whole numbers ({count},), one a pair")
-    if found.min() < 0 or found.max() < 1:
-        raise DataError(f"folds: numbers from {found.min()} to {found.max()}; wanted are 0..F-1 with F of at least 2")
-    missing = np.setdiff1d(np.arange(found.max() + 1), found)
-    if len(missing):
-        raise DataError(f"folds: fold {missing[0]} has no pairs; folds run from 0 to {found.max()}")
+    if found.min() < 0:
+        raise DataError(f"folds: expected numbers from 0, got {found.min()}")
+    if found.min() == found.max():
+        raise DataError(f"folds: all {count} pairs are in fold {found[0]}; at least 2 are needed, or {_ELSEWHERE}")
     return found.astype(np.int64)
 
 

@@ -896,3 +896,9 @@ def test_a_count_may_be_the_most_that_is_wanted():
     assert len(pairs) == 12
     plenty = np.repeat(np.arange(20), 5)
     np.testing.assert_array_equal(make_pairs(plenty, 60, 10, at_most=True).left, make_pairs(plenty, 60, 10).left)
+
+
+def test_pairs_touch_the_rows_of_either_image():
+    pairs = Pairs(np.array([0, 1, 2]), np.array([1, 2, 3]), np.ones(3, bool), np.arange(3))
+    assert pairs.touch(np.array([False, True, False, False])).tolist() == [True, True, False]
+    assert pairs.touch(None).tolist() == [False] * 3

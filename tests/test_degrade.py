@@ -133,6 +133,15 @@ def test_own_side_is_the_identity(down, up):
     assert torch.equal(degrade(raw, sides, preset=preset)[[0, 2]], raw[[0, 2]])
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_at_its_own_side_an_image_keeps_the_presets_blur_and_there_is_nothing_to_enlarge(preset, dtype):
+    x = (images(3) * 255).to(dtype) if dtype == torch.uint8 else images(3)
+    there, back = (degrade(x, 24, preset=preset, generator=rng(), enlarge=enlarge) for enlarge in (True, False))
+    assert torch.equal(there, back)
+    assert torch.equal(there, x) != any(PRESETS[preset].blur), "as it is, but for the blur"
+
+
 @pytest.mark.parametrize("preset", ["area-bicubic", "askd-compat", "askd-isotropic", Degradation(quantise=True)])
 def test_side_per_image_equals_one_by_one(preset):
     x = images(6)

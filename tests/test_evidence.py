@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lrkd import attention, cli, evidence, methods, study
+from lrkd import attention, cli, evidence, methods, models, study
 from lrkd.degrade import degrade
 from lrkd.errors import ConfigError, DataError, RunError
 from lrkd.train import normalise
@@ -156,6 +156,14 @@ def test_without_captum_it_is_said_before_the_ground_truth_is_computed(gathered,
     monkeypatch.delitem(sys.modules, "captum.attr", raising=False)
     with pytest.raises(ConfigError, match=r"Grad-CAM needs captum.*: pip install 'lrkd\[book\]'"):
         evidence.gather(WANTED)
+
+
+@pytest.mark.parametrize("name", ["small", "mobile"])
+def test_a_network_without_maps_is_one_clear_error(shown, name):
+    sizes = {"size": SMOKE.size, "embedding": 8}
+    network = models.build(name, **sizes, **({"cbam": False} if name == "small" else {}))
+    with pytest.raises(ConfigError, match=r"network: expected attention maps, got an? \w+ without CBAM"):
+        evidence.look(network, SIDE, study.splits(SMOKE).test, shown)
 
 
 def test_photographs_have_no_ground_truth(photographs):

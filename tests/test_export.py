@@ -5,10 +5,12 @@ import copy
 import json
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 import toys
@@ -18,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from lrkd import export, foreign, heads, methods, models, photographs, study, verify
+from lrkd import cli, export, foreign, heads, methods, models, photographs, study, verify
 from lrkd.cli import main
 from lrkd.data import make_pairs
 from lrkd.errors import ConfigError, DataError, RunError
@@ -534,6 +536,22 @@ def test_a_photograph_is_turned_upright_and_made_rgb(tmp_path):
     assert export.photograph(tmp_path / "p.png", 8).shape == (8, 8, 3)
 
 
+def test_pillows_settings_are_the_processs_own_again(tmp_path):
+    before = Image.core.get_block_size()
+    data = picture(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8)).read_bytes()
+    with photographs.upright(data), ThreadPoolExecutor(1) as pool:
+        assert Image.core.get_block_size() > before
+        with pytest.raises(ValueError, match="no image"), photographs.upright(b"x"):
+            pass
+
+        def another() -> int:
+            with photographs.upright(data):
+                return Image.core.get_block_size()
+
+        assert pool.submit(another).result() == Image.core.get_block_size() > before
+    assert Image.core.get_block_size() == before
+
+
 def test_what_is_no_photograph_is_named(tmp_path, monkeypatch):
     array = np.zeros((50, 50, 3), np.uint8)
     whole = picture(tmp_path / "w.png", array).read_bytes()
@@ -548,7 +566,7 @@ def test_what_is_no_photograph_is_named(tmp_path, monkeypatch):
     picture(tmp_path / "anim.gif", array)
     picture(tmp_path / "deep.png", np.zeros((5, 5), np.uint16))
     for name in (*bad, "anim.gif", "deep.png", "none.png", "."):
-        with pytest.raises(DataError, match=r"(a photograph of a face|WEBP) is right") as caught:
+        with pytest.raises(DataError, match=rf"(a photograph of a face|{photographs.FORMATS[-1]}) is right") as caught:
             export.photograph(tmp_path / name, 8)
         assert str(caught.value).startswith(str(tmp_path / name))
         assert "\n" not in str(caught.value)
@@ -595,29 +613,56 @@ def test_embed_writes_what_the_network_sees(exported, portraits, tmp_path, capsy
         assert main(["embed", str(name), *portraits, "--out", str(tmp_path / "e.npy")]) == 0
         rows[name] = np.load(tmp_path / "e.npy")
         said, err = capsys.readouterr()
-        assert (said, err) == (f"{tmp_path / 'e.npy'}: 2 embeddings of 32 numbers, of images of 6 px\n", "")
+        assert said == f"{tmp_path / 'e.npy'}: 2 embeddings of 32 numbers, of images of 6 px\n"
+        assert "was trained on rendered faces (procedural) and does not recognise photographs: train on" in err
     seen = np.stack([export.photograph(path, 6) for path in portraits]).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(rows[out], export.load(out)(seen / np.float32(127.5) - 1), atol=1e-5)
     assert verify.cosine_scores(rows[out], rows[run.path]).min() > 0.95
 
 
-def test_compare_says_on_which_side_the_pair_lies(exported, portraits, tmp_path, capsys):
+def test_compare_gives_no_verdict_of_rendered_faces(exported, portraits, capsys):
     run, out = exported
-    assert main(["compare", str(out), portraits[0], portraits[0]]) == 0
-    same = capsys.readouterr().out
-    assert same.startswith("cosine 1.0000\nAbove ")
-    assert "rather the same person" in same
-    assert "cropped as those were" in same
+    for name in (out, run.path):
+        assert main(["compare", str(name), portraits[0], portraits[0]]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"cosine 1.0000\nNo verdict: {run.path.name} was trained on rendered faces (procedural)")
+        assert "A threshold from rendered faces does not hold there" in said
+        assert "rather" not in said
+
+
+def test_compare_says_on_which_side_the_pair_lies(exported, portraits, tmp_path, capsys):
+    _, out = exported
     copied = tmp_path / "c.onnx"
     copied.write_bytes(out.read_bytes())
+    export.annotate(copied, {"data": "lfw", "threshold_data": "lfw/validation", "false_match_rate": 0.03})
+    assert main(["compare", str(copied), portraits[0], portraits[0]]) == 0
+    same = capsys.readouterr().out
+    assert same.startswith("cosine 1.0000\nAbove ")
+    assert "told the pairs of lfw/validation apart, 0.03 of whose impostor pairs lie above it" in same
+    assert "rather the same person" in same
+    assert "cropped as those were" in same
     export.annotate(copied, {"threshold": 1})
     assert main(["compare", str(copied), *portraits]) == 0
     assert "\nNot above 1.0000" in capsys.readouterr().out
     export.annotate(copied, {"side": 3})
     assert main(["compare", str(copied), *portraits]) == 0
     assert "found at 3 px and these images have 6: --side 3" in capsys.readouterr().out
-    assert main(["compare", str(run.path), *portraits]) == 0
+    export.annotate(copied, {"threshold": "none"})
+    assert main(["compare", str(copied), *portraits]) == 0
     assert "carries no threshold" in capsys.readouterr().out
+
+
+def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs, tmp_path, monkeypatch):
+    run, out = exported
+    seen, plain = [], cli.embed
+    monkeypatch.setattr(cli, "embed", lambda *args, **more: seen.append(plain(*args, **more)) or seen[-1])
+    tables = []
+    for name in (run.path, out):
+        assert main(["verify", str(name), "--data", photographs, "--out", str(tmp_path / "t.csv")]) == 0
+        tables.append(pd.read_csv(tmp_path / "t.csv"))
+    assert [table["side"].tolist() for table in tables] == [[6], [6]]
+    assert tables[0]["degradation"].equals(tables[1]["degradation"])
+    assert verify.cosine_scores(*seen).mean() > 0.98  # the file has 8 bits
 
 
 @pytest.mark.parametrize(

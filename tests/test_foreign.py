@@ -545,7 +545,7 @@ def test_the_command_line_says_what_is_missing(tmp_path, people, called, narrow)
     wrong = saved(tmp_path / "wrong.pth", without(narrow, "fc.bias"))
     small = toys.photographs(tmp_path / "small", people=4, images=2, size=28)
     for status, said, words in (
-        (2, "a published network needs --data", ("verify", path)),
+        (2, "a published or exported network needs --data", ("verify", path)),
         (2, r"missing: fc\.bias", ("verify", wrong, "--data", people)),
         (2, "its images are 28 x 28 px and this scale needs 112 px", ("verify", path, "--data", small)),
         (

@@ -168,7 +168,7 @@ def test_roles_of_a_prepared_set_say_the_protocol():
     roles = {"gallery": np.arange(4), "probe": np.arange(4, 7)}
     plain = identification(features, everyone, roles, ranks=(1, 2, 3))
     assert plain.to_dict("records") == [
-        {"probe_role": "probe", "probes": 3, "gallery": 4, "rank1": 2 / 3, "rank2": 2 / 3, "rank3": 1.0}
+        {"probe_role": "probe", "probes": 3, "gallery": 4, "missed": 0, "rank1": 2 / 3, "rank2": 2 / 3, "rank3": 1.0}
     ]
     far = identification(features, everyone, roles | {"distractor": np.arange(7, 9)}, ranks=(1, 3, 4))
     assert far.loc[0, ["gallery", "rank1", "rank3", "rank4"]].tolist() == [6, 2 / 3, 2 / 3, 1]  # 40 is nearer to 60
@@ -187,6 +187,38 @@ def test_roles_of_a_prepared_set_say_the_protocol():
         identification(features, everyone, {"gallery": np.arange(4)})
     with pytest.raises(DataError, match="roles: none"):
         identification(features, everyone, {})
+
+
+def test_a_missing_face_is_a_miss_at_every_rank_and_raises_no_alarm():
+    # Persons 0 and 1 in the gallery, two probes each, two strangers; all at distinct angles.
+    features = at(0, 90, 4, 86, 10, 80, 30, 200)
+    labels = np.array([0, 1, 0, 1, 0, 1, 7, 8])
+    roles = {"gallery": np.arange(2), "probe": np.arange(2, 6), "unmated": np.arange(6, 8)}
+    rates = ["rank1", "tpir20_at_fpir_0", "tpir20_at_fpir_0.5"]
+
+    def score(*gone: int) -> list[float]:
+        missing = np.isin(np.arange(8), gone)
+        row = identification(features, labels, roles, ranks=(1,), fpir=(0, 0.5), missing=missing).iloc[0]
+        return [int(row["probes"]), int(row["gallery"]), int(row["missed"]), *row[rates]]
+
+    assert score() == [4, 2, 0, 1, 1, 1]
+    assert score(2) == [4, 2, 1, 0.75, 0.75, 0.75], "a probe"
+    assert score(0) == [4, 1, 2, 0.5, 0.5, 0.5], "an image of the gallery: its probes, which are no strangers now"
+    assert score(0, 2) == [4, 1, 2, 0.5, 0.5, 0.5], "a probe is missed once"
+    assert score(6, 7) == [4, 2, 0, 1, 1, 1], "strangers without a face are rejected"
+    assert score(2, 3, 4, 5) == [4, 2, 4, 0, 0, 0]
+    features[6] = features[2]  # a stranger who looks like a probe's mate
+    assert score()[4] == 0
+    assert score(6)[4] == 1, "and raises no alarm without a face"
+    with pytest.raises(DataError, match="gallery: in none of its 2 images a face was found"):
+        score(0, 1)
+
+
+def test_a_probe_whom_the_gallery_lacks_is_a_miss_of_the_protocol():
+    found = identification(
+        at(0, 1, 50), np.array([0, 0, 3]), {"gallery": np.array([0]), "probe": np.array([1, 2])}, ranks=(1, 5)
+    )
+    assert found[["probes", "missed", "rank1", "rank5"]].to_numpy().tolist() == [[2, 1, 0.5, 0.5]]
 
 
 def test_open_set_refuses():

@@ -22,6 +22,8 @@ from lrkd.verify import (
     d_prime,
     eer,
     embed,
+    fit_threshold,
+    fixed_verification,
     kfold_verification,
     probe_ranks,
     rank_k,
@@ -173,9 +175,12 @@ def bad_kfold(**change):
         ({"same": np.ones(120, dtype=np.int64)}, "same: int64 is not bool"),
         ({"same": np.ones(120, dtype=bool)}, "all pairs are True"),
         ({"same": np.arange(120) == 0, "folds": np.arange(120) % 10}, "outside fold 0 all pairs are False"),
-        ({"folds": np.zeros(120, dtype=int)}, "0 to 0.*at least 2"),
+        ({"folds": np.zeros(120, dtype=int)}, "all 120 pairs are in fold 0; at least 2.*--threshold"),
         ({"folds": np.arange(120) % 10 - 1}, "-1"),
-        ({"folds": np.where(np.arange(120) % 10 == 3, 4, np.arange(120) % 10)}, "fold 3 has no pairs"),
+        ({"same": np.arange(120) < 60, "folds": np.arange(120) // 60}, "outside fold 0 all pairs are False.*elsewhere"),
+        ({"missing": np.arange(120) % 10 != 3, "folds": np.arange(120) % 10}, "outside fold 3 there are no pairs"),
+        ({"missing": np.zeros(119, dtype=bool)}, r"missing: expected bool \(120,\), one a pair, got bool \(119,\)"),
+        ({"missing": np.zeros(120)}, r"missing: expected bool .* got float64"),
         ({"folds": np.zeros(119, dtype=int)}, r"\(119,\)"),
         ({"folds": np.zeros(120)}, "float64"),
         ({"left": np.where(np.arange(120)[:, None] == 7, np.nan, 1.0) * np.ones((120, 6))}, "left.*row 7"),
@@ -185,6 +190,68 @@ def bad_kfold(**change):
 def test_kfold_refuses(change, message):
     with pytest.raises(DataError, match=message):
         bad_kfold(**change)
+
+
+def test_folds_that_no_pair_has_are_no_folds():
+    left, right, same, fold = pair_features(60, 4, 3, 2)
+    found, spread = (kfold_verification(left, right, same, numbers) for numbers in (fold, np.array([2, 5, 9])[fold]))
+    for a, b in zip(vars(found).values(), vars(spread).values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_fold_of_one_kind_is_scored_where_the_others_have_both():
+    left, right, same, fold = pair_features(60, 4, 3, 2)
+    fold[same] = fold[same] % 2  # no genuine pair in fold 2
+    np.testing.assert_allclose(
+        kfold_verification(left, right, same, fold).accuracy, naive_kfold(left, right, same, fold)[0]
+    )
+
+
+# Faces that were not found, and thresholds from elsewhere
+
+
+def test_a_missing_face_is_an_error_of_a_genuine_pair_and_of_no_other():
+    left, right, same, fold = pair_features(80, 4, 4, 1)
+    gone = rng(3).random(80) < 0.2
+    found = kfold_verification(left, right, same, fold, missing=gone)
+    kept = kfold_verification(left[~gone], right[~gone], same[~gone], fold[~gone])
+    np.testing.assert_array_equal(found.threshold, kept.threshold)
+    np.testing.assert_array_equal(found.correct[~gone], kept.correct)
+    np.testing.assert_array_equal(found.correct[gone], ~same[gone])
+    assert (found.scores[gone] == -1).all()
+    expected = [(kept.correct[fold[~gone] == f].sum() + (gone & ~same & (fold == f)).sum()) / 20 for f in range(4)]
+    np.testing.assert_allclose(found.accuracy, expected)  # of 20 pairs a fold, as many as without a missing face
+    # What stands at a missing face's place has no say, and no threshold is so low that it is accepted.
+    wild = np.where(gone[:, None], 1e3, left)
+    np.testing.assert_array_equal(found.correct, kfold_verification(wild, right, same, fold, missing=gone).correct)
+    assert fixed_verification(left, right, same, -1.0, missing=gone).correct[gone & same].sum() == 0
+
+
+def test_a_fixed_threshold_is_one_fold_taught_by_the_others():
+    left, right, same, fold = pair_features(60, 4, 3, 2)
+    gone = rng(3).random(60) < 0.1
+    whole = kfold_verification(left, right, same, fold, missing=gone)
+    for number in range(3):
+        rest, own = fold != number, fold == number
+        threshold, mean = fit_threshold(left[rest], right[rest], same[rest], missing=gone[rest])
+        np.testing.assert_allclose(mean, np.concatenate([left[rest & ~gone], right[rest & ~gone]]).mean(0))
+        found = fixed_verification(left[own], right[own], same[own], threshold, mean=mean, missing=gone[own])
+        assert threshold == pytest.approx(whole.threshold[number], abs=1e-12)
+        np.testing.assert_allclose(found.scores, whole.scores[own], atol=1e-12)
+        np.testing.assert_array_equal(found.correct, whole.correct[own])
+        assert found.mean == pytest.approx(whole.accuracy[number])
+        assert np.isnan(found.sd)
+
+
+def test_one_pair_is_scored_at_a_given_threshold():
+    for same in (True, False):
+        found = fixed_verification([[1.0, 0.0]], [[0.6, 0.8]], np.array([same]), 0.5)
+        assert (found.scores.item(), found.mean, found.threshold.item()) == (pytest.approx(0.6), same, 0.5)
+        assert fixed_verification([[1.0, 0.0]], [[0.6, 0.8]], np.array([same]), 0.6 + 1e-9).mean == (not same)
+    with pytest.raises(ConfigError, match=r"threshold: expected a cosine, from -1 to 1, got 62"):
+        fixed_verification([[1.0]], [[1.0]], np.array([True]), 62)
+    with pytest.raises(DataError, match=r"same: 1 genuine and 0 impostor pairs; both kinds are needed"):
+        fit_threshold([[1.0]], [[1.0]], np.array([True]))
 
 
 # ROC and what is read off it
@@ -346,6 +413,7 @@ def test_identification_of_clear_and_collapsed_features():
     assert (collapsed == 30).all()
     curve = cmc([1, 1, 3, 9], length=5)
     np.testing.assert_allclose(curve, [0.5, 0.5, 0.75, 0.75, 0.75])
+    np.testing.assert_allclose(cmc([1, 0], length=2), [0.5, 0.5])  # rank 0: without a mate
 
 
 def test_identification_refuses():
