@@ -7,7 +7,7 @@ in float32; elsewhere it takes TF32, as `fit` lets it. What is checked first is 
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,12 @@ def trained(
     """How far `fit` moved each weight, on the CPU. An epoch is one step unless more faces are given."""
     what = methods.get(method)
     network, head = networks(name)
-    before = {
-        key: value.detach().clone() for key, value in [*network.named_parameters(), *head.named_parameters("head")]
-    }
+
+    def weights() -> Weights:
+        named = [*network.named_parameters(), *head.named_parameters("head")]
+        return {key: value.detach().cpu().clone() for key, value in named}
+
+    before = weights()
     shown = more.pop("faces", None) or faces(BATCH, network.size)
     teacher = None
     if what.terms:
@@ -86,8 +89,7 @@ def trained(
     schedule = Schedule(epochs, batch=BATCH, lr=0.1, kind="step", ramp=0.0)
     how: dict[str, Any] = {"schedule": schedule, "options": options, "speed": speed, "device": device}
     train.fit(network, head, shown, teacher=teacher, terms=what.terms, progress=False, **how, **more)
-    after = {key: value.detach().cpu() for key, value in [*network.named_parameters(), *head.named_parameters("head")]}
-    return {key: value - before[key] for key, value in after.items()}
+    return {key: value - before[key] for key, value in weights().items()}
 
 
 def apart(a: Weights, b: Weights) -> float:
@@ -151,10 +153,8 @@ def check_resume(stage: Stage, beside: bool) -> Found:
     with exact(), tempfile.TemporaryDirectory() as folder:
         whole = trained(stage.device, "askd", 2, speed, faces=many)
         where: dict[str, Any] = {"faces": many, "directory": Path(folder), "checkpoint_every": 2}
-        try:
+        with suppress(_Killed):
             trained(stage.device, "askd", 2, speed, observe=killed, observe_every=1, **where)
-        except _Killed:
-            pass
         found = trained(stage.device, "askd", 2, speed, **where)
     return apart(found, whole), STEPS, "killed after step 5 of 8, its checkpoint of step 4"
 
@@ -187,11 +187,9 @@ def check_head(name: str, stage: Stage) -> Found:
 
 
 def check_embedding(stage: Stage) -> Found:
+    some, network = faces().images, networks()[0].eval()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        some = faces().images
-        a, b = (
-            torch.from_numpy(verify.embed(networks()[0].eval(), some, side=6, device=d)) for d in (stage.device, CPU)
-        )
+        a, b = (torch.from_numpy(verify.embed(network, some, side=6, device=d)) for d in (stage.device, CPU))
     return relative(a, b), EXACT, "features and those of mirror images"
 
 
@@ -283,9 +281,8 @@ def measure(stage: Stage) -> int:
                 passed = error <= tolerance
             except Exception as wrong:  # whatever a GPU has against it is what the table is for
                 place = traceback.extract_tb(wrong.__traceback__)[-1]
-                said = f"{type(wrong).__name__} in {place.name}, line {place.lineno}: {' '.join(str(wrong).split())}"[
-                    :400
-                ]
+                where = f"{type(wrong).__name__} in {place.name}, line {place.lineno}"
+                said = f"{where}: {' '.join(str(wrong).split())}"[:400]
         row = {"name": name, "passed": passed, "largest_error": error, "tolerance": tolerance, "message": said}
         rows.append({**row, **stage.stamp()})
         if not passed:

@@ -68,7 +68,7 @@ def mixed_rows(wanted: Sequence[Spec], where: Path, device: str, known: list[dic
         if not run.finished or run.result["status"] != "ok" or run.path.name.rsplit("-", 1)[1] in there:
             continue
         network, _ = experiment.load(run)
-        plain = list(experiment.rows(spec, run))[0]
+        plain = next(iter(experiment.rows(spec, run)))
         for side in spec.scale.sides:
             measures, _ = experiment.evaluate(replace(spec, side=side), network, None, None, device)
             for protocol, values in measures.items():
