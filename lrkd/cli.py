@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lrkd import __version__, adaptation, evidence, export, launch, methods, parallel, runs, study
+from lrkd import __version__, adaptation, answer, evidence, export, launch, methods, parallel, runs, study
 from lrkd.data import Splits, load_prepared, make_pairs, prepared, resized, resized_faces
 from lrkd.degrade import PRESETS
 from lrkd.device import Speed
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     sub = command("study", _study, "train a whole grid of runs and write its results table")
-    sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}")
+    sub.add_argument("name", metavar="NAME", help=f"one of {', '.join(study.STUDIES)}, or answer")
     sub.add_argument("--workers", type=int, help="runs at a time (default: one a core on a CPU, one on a GPU)")
     sub.add_argument(
         "--out",
@@ -141,6 +141,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--pairs", type=_output, metavar="CSV", help="whether each test pair was right, run by run")
     sub.add_argument("--traces", type=_output, metavar="CSV", help="what study hypotheses saw while its runs trained")
     sub.add_argument("--ladder", type=Path, metavar="CSV", help="study ladder's table, where hypotheses takes weights")
+    sub.add_argument("--part", metavar="PART", help=f"of study answer: {', '.join(answer.PARTS)}")
+    sub.add_argument(
+        "--tables",
+        type=Path,
+        metavar="DIR",
+        help="where study answer has its tables, its claims.csv too (default: book/results)",
+    )
     sub.add_argument("--budget", type=float, metavar="MINUTES", help="stop after that; the next call goes on")
     sub.add_argument("--launcher", metavar="NAME", help=f"{' or '.join(launch.LAUNCHERS)}: jobs that share the runs")
     sub.add_argument("--jobs", type=int, default=1, help="with --launcher: how many (default: 1)")
@@ -384,6 +391,10 @@ def _finish(table: pd.DataFrame, out: Path | None) -> None:
 def _study(arguments: argparse.Namespace) -> None:
     over = study.over_after(arguments.budget)
     scale = study.scale(arguments.scale)
+    if (arguments.name == "answer") != bool(arguments.part):
+        raise ConfigError(f"--part goes with study answer: {', '.join(answer.PARTS)}")
+    if arguments.name == "answer":
+        return _answer(arguments, scale, over)
     ladder = study.read_table(arguments.ladder) if arguments.ladder else None
     wanted = study.specs(arguments.name, scale, arguments.data, ladder)
     if arguments.list:
@@ -431,6 +442,26 @@ def _study(arguments: argparse.Namespace) -> None:
             study.write_table(path, collect(wanted, arguments.runs, known))
     test = table[table["protocol"] == "test"]
     _show(test.groupby(["role", "side", "method"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index())
+
+
+def _answer(arguments: argparse.Namespace, scale: study.Scale, over: Callable[[], bool]) -> None:
+    tables = arguments.tables or Path("book") / "results"
+    if not tables.is_dir():
+        raise ConfigError(f"tables is {tables}: no such folder; --tables names the one with the tables of study answer")
+    if arguments.list:
+        return _show(pd.DataFrame(answer.listed(arguments.part, scale, tables, arguments.data)))
+    table = answer.run(
+        arguments.part,
+        scale,
+        tables,
+        arguments.runs,
+        source=arguments.data,
+        workers=arguments.workers,
+        device=arguments.device,
+        stop=over,
+    )
+    left = sum(not row["there"] for row in answer.listed(arguments.part, scale, tables, arguments.data))
+    print(f"{answer.table_path(tables, arguments.part)}: {table['config'].nunique()} runs; {left} are still to come.")
 
 
 def _launch(

@@ -30,6 +30,7 @@ from lrkd.pairs import Pairs, make_pairs
 __all__ = [
     "Faces",
     "Pairs",
+    "People",
     "Prepared",
     "Shards",
     "Splits",
@@ -355,19 +356,95 @@ def procedural(
         "face": face,
         "renderer": lrkd.faces.RENDERER_VERSION,
     }
+    sizes = {split: (classes, images) for split, classes in zip(SPLITS, identities, strict=True)}
+    folder, key = _rendered(parameters, sizes, cache, device, progress)
+    wanted = dict(zip(SPLITS, (None, *pairs), strict=True))
+    return Splits(*(_procedural_split(folder, split, wanted[split], folds, seed, key) for split in SPLITS))
+
+
+@dataclass(frozen=True)
+class People:
+    """One set of rendered people, known by its parameters before anything is rendered: `digest` now, `faces()` later.
+
+    name: of the set, which draws its own people and nuisance from `seed`: sets of other names or seeds share nobody.
+    identities, images: how many people, and images of each. pairs: verification pairs, or None. face: plain keyword
+    arguments of `FaceModel`, as pairs. device: where it is rendered; a GPU rounds otherwise, and gives other data.
+    """
+
+    name: str
+    size: int
+    identities: int
+    images: int
+    pairs: int | None
+    seed: int
+    face: tuple[tuple[str, Any], ...] = ()
+    device: str = "cpu"
+    folds: int = 10
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.images < 2 or self.identities < 4:
+            raise ConfigError(
+                f"size={self.size}, identities={self.identities}, images={self.images}: a size of 8 or more, 4 people "
+                "or more and 2 images or more of each are right"
+            )
+
+    @property
+    def _parameters(self) -> dict[str, Any]:
+        return {
+            "version": _PROCEDURAL,
+            "set": self.name,
+            "size": self.size,
+            "identities": self.identities,
+            "images": self.images,
+            "seed": self.seed,
+            "device": self.device,
+            "face": dict(self.face),
+            "renderer": lrkd.faces.RENDERER_VERSION,
+        }
+
+    @property
+    def digest(self) -> str:
+        """What `faces().digest` is, without rendering them."""
+        return _digest(_key(self._parameters), self.name, self.pairs, self.folds)
+
+    def faces(self, cache: str | os.PathLike[str] | None = None, progress: bool | None = None) -> Faces:
+        """The table itself, rendered at the first call into `cache_dir(cache)` and memory-mapped, as `procedural`'s.
+
+        Raises ConfigError on a face that `FaceModel` does not take, DataError on a full disk or a broken cache.
+        """
+        sizes = {self.name: (self.identities, self.images)}
+        folder, key = _rendered(self._parameters, sizes, cache, self.device, progress)
+        return _procedural_split(folder, self.name, self.pairs, self.folds, self.seed, key)
+
+
+def _key(parameters: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(parameters, sort_keys=True)
+    except TypeError as error:
+        face = parameters["face"]
+        raise ConfigError(f"face={face}: {error}: plain keyword arguments of FaceModel are right") from error
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rendered(
+    parameters: Mapping[str, Any],
+    sizes: Mapping[str, tuple[int, int]],
+    cache: str | os.PathLike[str] | None,
+    device: str | torch.device,
+    progress: bool | None,
+) -> tuple[Path, str]:
+    """The folder of the cache that holds these sets, name -> (people, images of each), rendered if need be; its key."""
+    key, face = _key(parameters), parameters["face"]
+    try:
         model = lrkd.faces.FaceModel(**face)
     except TypeError as error:
         raise ConfigError(f"face={face}: {error}: plain keyword arguments of FaceModel are right") from error
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder = cache_dir(cache) / f"procedural-{size}px-{key}"
+    folder = cache_dir(cache) / f"procedural-{parameters['size']}px-{key}"
     if not folder.is_dir():
         with _making(folder) as temporary:
             if temporary is not None:
-                _render(temporary, model, parameters, torch.device(device), progress)
-    wanted = dict(zip(SPLITS, (None, *pairs), strict=True))
-    return Splits(*(_procedural_split(folder, split, wanted[split], folds, seed, key) for split in SPLITS))
+                _render(temporary, model, parameters, sizes, torch.device(device), progress)
+    return folder, key
 
 
 def _procedural_split(folder: Path, split: str, pairs: int | None, folds: int, seed: int, key: str) -> Faces:
@@ -411,18 +488,22 @@ def _seed(seed: int, *words: str) -> int:
 
 
 def _render(
-    folder: Path, model: lrkd.faces.FaceModel, parameters: dict[str, Any], device: torch.device, progress: bool | None
+    folder: Path,
+    model: lrkd.faces.FaceModel,
+    parameters: Mapping[str, Any],
+    sizes: Mapping[str, tuple[int, int]],
+    device: torch.device,
+    progress: bool | None,
 ) -> None:
-    """Draw and render the three splits into `folder`."""
+    """Draw and render the sets, name -> (people, images of each), into `folder`."""
     table = model.describe().set_index("name")
     low, high = float(table.loc["age", "low"]), float(table.loc["age", "high"])
     column = model.nuisance_names.index("age")
-    size, images = parameters["size"], parameters["images"]
-    total = sum(parameters["identities"]) * images
+    size, total = parameters["size"], sum(classes * images for classes, images in sizes.values())
     # None: on a terminal only.
     quiet = True if os.environ.get("TQDM_DISABLE") else None if progress is None else not progress
     with torch.no_grad(), tqdm(total=total, desc=f"faces at {size} px", unit="img", disable=quiet) as bar:
-        for split, classes in zip(SPLITS, parameters["identities"], strict=True):
+        for split, (classes, images) in sizes.items():
             generator = torch.Generator().manual_seed(_seed(parameters["seed"], split))
             identity = model.sample_identity(classes, generator)
             nuisance = model.sample_nuisance(classes * images, generator).clone()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrkd import data, heads, methods, models, parallel, runs, select, verify
+from lrkd import data, endpoints, heads, methods, models, parallel, runs, select, verify, worlds
 from lrkd.degrade import PRESETS, degrade
 from lrkd.device import Speed
 from lrkd.distances import cosine, gradient_split, norm_angle_split
@@ -26,6 +26,7 @@ from lrkd.methods import Method
 from lrkd.runs import Run
 from lrkd.scales import DESIGNS, SCALES, Recipe, Scale
 from lrkd.train import Options, Schedule, Teacher, fit, load_model, normalise, save_model, threads
+from lrkd.worlds import World
 
 PROCEDURAL = "procedural"
 
@@ -41,6 +42,9 @@ class Spec:
 
     observations: how often the run looks at validation images while it trains, which leaves a trace.csv beside it.
     design: a student of `scales.DESIGNS`, which takes LR images at their own size; "" is the scale's own network.
+    world: where it takes place, and by that the people that are measured, see `endpoints`; None: the scale's one set of
+    data, all of whose people are. epochs: the length, over the fewer people of a world (`worlds.epochs_on`); lr: the
+    learning rate; None: the recipe's.
     """
 
     method: Method
@@ -53,8 +57,17 @@ class Spec:
     preset: str = "area-bicubic"
     observations: int = 0
     design: str = ""
+    world: World | None = None
+    epochs: int | None = None
+    lr: float | None = None
 
     def __post_init__(self) -> None:
+        if self.world is not None and (self.design or self.observations):
+            raise ConfigError("a run in a world has neither a design nor observations")
+        if self.world is not None and self.setting == "T" and any(term.name == "logits" for term in self.method.terms):
+            raise ConfigError(f"method is {self.method.name!r}: in setting T the teacher's classes are other people")
+        if self.world is not None and self.source != PROCEDURAL and self.world.setting != "S":
+            raise ConfigError(f"setting is {self.world.setting!r}: photographs have one set of people, setting S")
         if self.design and self.design not in DESIGNS:
             raise ConfigError(f"design is {self.design!r}: the designs are {', '.join(DESIGNS)}")
         if self.design and not isinstance(self.side, int):
@@ -83,7 +96,26 @@ class Spec:
 
     @property
     def schedule(self) -> Schedule:
-        return self.recipe.teacher if self.role == "teacher" else self.recipe.student
+        found = self.recipe.teacher if self.role == "teacher" else self.recipe.student
+        if self.world is not None and self.source == PROCEDURAL:
+            epochs = found.epochs if self.epochs is None else self.epochs
+            found = replace(found, epochs=worlds.epochs_on(self.scale, self.world, self.role, epochs))
+        elif self.epochs is not None:
+            found = replace(found, epochs=self.epochs)
+        return found if self.lr is None else replace(found, lr=self.lr)
+
+    @property
+    def setting(self) -> str:
+        """What the teacher knows, where there is one: without, a student of few people is in S and in T the same."""
+        assert self.world is not None
+        own, teacher = self.world.many(self.role), self.teacher is not None and self.world.many("teacher")
+        return "D" if own else "T" if teacher else "S"
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The LR sides that it was trained for, without the sharp image among them, from the largest down."""
+        given = self.side if isinstance(self.side, tuple) else (self.side,)
+        return tuple(sorted({side for side in given if side is not None and side != self.scale.size}, reverse=True))
 
     @property
     def options(self) -> Options:
@@ -92,9 +124,11 @@ class Spec:
     @property
     def teacher(self) -> "Spec | None":
         """The run that this one learns from."""
-        if self.method.teacher in ("none", "random"):
+        if self.method.teacher in ("none", "random", "itself"):
             return None
-        return teacher_spec(self.scale, self.teacher_seed, self.source)
+        found = teacher_spec(self.scale, self.teacher_seed, self.source)
+        found = replace(found, world=self.world, epochs=self.epochs)
+        return replace(found, side=self.side) if self.method.teacher == "own-side" else found
 
     @property
     def start(self) -> "Spec | None":
@@ -144,9 +178,40 @@ def _splits(name: str, source: str, cache: str | None) -> data.Splits:
     return data.resized(data.prepared(source), size.size)
 
 
+def faces_of(spec: Spec, part: str) -> data.Faces:
+    """The "train", "validation" or "test" people of a run's data; of a world only those that the run may look at."""
+    if spec.world is not None:
+        sets = spec.world.splits(spec.role)
+        if part not in sets:
+            raise ConfigError(f"world {spec.world.number} does not show its {part} people")
+        if spec.source == PROCEDURAL:
+            return _faces_of_world(spec.scale.name, spec.world, sets[part], os.environ.get("LRKD_CACHE"))
+    found: data.Faces = getattr(splits(spec.scale, spec.source), part)
+    return found
+
+
+def _people(scale: Scale, world: World, name: str) -> data.People:
+    place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
+    return worlds.people(scale, world, name, place)
+
+
+@functools.lru_cache(maxsize=4)
+def _faces_of_world(scale: str, world: World, name: str, cache: str | None) -> data.Faces:
+    return _people(SCALES[scale], world, name).faces()
+
+
+def _digests(spec: Spec) -> dict[str, str]:
+    """The digests of the data that a run looks at; a world's are known before anything is rendered."""
+    if spec.world is None:
+        return {part: faces_of(spec, part).digest for part in data.SPLITS}
+    sets = spec.world.splits(spec.role)
+    if spec.source == PROCEDURAL:
+        return {part: _people(spec.scale, spec.world, name).digest for part, name in sets.items()}
+    return {part: faces_of(spec, part).digest for part in sets}
+
+
 def config(spec: Spec) -> dict[str, Any]:
     """Everything that determines a run's weights and measures, in plain values: what the run store hashes."""
-    faces = splits(spec.scale, spec.source)
     return {
         "role": spec.role,
         "scale": spec.scale.name,
@@ -160,10 +225,8 @@ def config(spec: Spec) -> dict[str, Any]:
         "head": dict(spec.scale.head),
         "schedule": asdict(spec.schedule),
         "options": asdict(spec.options),
-        "data": {
-            "source": source_name(spec),
-            **{part: getattr(faces, part).digest for part in data.SPLITS},
-        },
+        "data": {"source": source_name(spec), **_digests(spec)},
+        **({"world": spec.world.number} if spec.world is not None else {}),
         **({"observations": spec.observations} if spec.observations else {}),
         **({"start": runs.digest(config(spec.start))} if spec.start else {}),
     }
@@ -171,6 +234,8 @@ def config(spec: Spec) -> dict[str, Any]:
 
 def source_name(spec: Spec) -> str:
     """The data's own name, wherever its folder lies."""
+    if spec.source == PROCEDURAL:
+        return PROCEDURAL
     return splits(spec.scale, spec.source).train.name.split("/")[0]
 
 
@@ -180,6 +245,8 @@ def run_name(spec: Spec) -> str:
     where = "-".join("hr" if side is None else str(side) for side in sides)
     what = "teacher" if spec.role == "teacher" else spec.method.name + (f"-{spec.design}" if spec.design else "")
     taught = "" if spec.method.teacher == "none" else f"-t{spec.teacher_seed}"
+    if spec.world is not None:
+        taught += f"-w{spec.world.number}{spec.setting}"
     return f"{source_name(spec)}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
 
 
@@ -214,6 +281,8 @@ def train(
     ConfigError, before anything is trained, where a package is missing that the method's choice needs.
     """
     device, choice = device_of(device), spec.method.choice
+    if speed is None and spec.world is not None:
+        speed = Speed(once=True)
     if choice is not None and choice.kind != "random" and not find_run(spec, where).finished:
         select.check_packages()
     run = runs.open_run(store(where), run_name(spec), config(spec))
@@ -249,15 +318,18 @@ def _train(
     stop: Callable[[], bool] | None,
     speed: Speed,
 ) -> None:
-    faces = splits(spec.scale, spec.source)
-    network, head = load(lent["start"]) if "start" in lent else _build(spec, spec.seed, faces.train.classes)
+    faces = faces_of(spec, "train")
+    network, head = load(lent["start"]) if "start" in lent else _build(spec, spec.seed, faces.classes)
     teacher = None
     if "teacher" in lent:
         chosen = _chosen(spec, lent["teacher"], device)
-        teacher = Teacher(*load(lent["teacher"]), shuffled=spec.method.teacher == "shuffled", chosen=chosen)
+        kind = spec.method.teacher
+        teacher = Teacher(*load(lent["teacher"]), kind == "shuffled", low=kind == "own-side", chosen=chosen)
+    elif spec.method.teacher == "itself":
+        teacher = Teacher(network, head, itself=True)
     elif spec.method.teacher == "random":
         untaught = teacher_spec(spec.scale, spec.teacher_seed, spec.source)
-        teacher = Teacher(*_build(untaught, 1000 + spec.teacher_seed, faces.train.classes))
+        teacher = Teacher(*_build(untaught, 1000 + spec.teacher_seed, faces.classes))
     source = spec.source if spec.source == PROCEDURAL else str(Path(spec.source).resolve())  # from other folders too
     stamp: dict[str, Any] = {"source": source, "device": device_name(device), "torch": torch.__version__}
     stamp["commit"] = commit()
@@ -268,7 +340,7 @@ def _train(
         fitted = fit(
             network,
             head,
-            faces.train,
+            faces,
             schedule=spec.schedule,
             options=spec.options,
             teacher=teacher,
@@ -285,7 +357,11 @@ def _train(
         )
         if not leader:
             return
-        measures, scores = evaluate(spec, network, teacher, fitted.hints, device)
+        kept: np.ndarray | dict[str, np.ndarray]
+        if spec.world is None:
+            measures, kept = evaluate(spec, network, teacher, fitted.hints, device)
+        else:
+            measures, kept = evaluate_in_world(spec, network, teacher, device)
     except TrainingError as error:
         if not leader:
             return
@@ -293,8 +369,11 @@ def _train(
         runs.write_json(run.path / "result.json", {"status": "diverged", "reason": str(error), **stamp})
         return
     save_model(run.path / "model.safetensors", network, head, run.config)
-    with runs.atomic(run.path / "scores.npy", "wb") as file:
-        np.save(file, scores)
+    with runs.atomic(run.path / (RIGHT if isinstance(kept, dict) else "scores.npy"), "wb") as file:
+        if isinstance(kept, dict):
+            np.savez(file, allow_pickle=False, **kept)
+        else:
+            np.save(file, kept)
     result = {"status": "ok", "measures": measures, "seconds": fitted.seconds, **stamp}
     runs.write_json(run.path / "result.json", result)
     (run.path / "state.pt").unlink(missing_ok=True)
@@ -305,7 +384,7 @@ def _chosen(spec: Spec, teacher: Run, device: str) -> Tensor | None:
     choice = spec.method.choice
     if choice is None:
         return None
-    faces = splits(spec.scale, spec.source).train
+    faces = faces_of(spec, "train")
     if choice.kind != "random":
         return torch.from_numpy(selection(choice, faces, teacher, device)[1].chosen)
     drawn = np.random.default_rng(spec.seed).permutation(len(faces)) < max(1, round(choice.fraction * len(faces)))
@@ -473,6 +552,41 @@ def evaluate(
     return measures, np.stack(scores).astype(np.float32)
 
 
+RIGHT = "right.npz"
+
+
+def evaluate_in_world(
+    spec: Spec, network: models.Network, teacher: Teacher | None, device: str
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """Measures by "side/endpoint", and for each the packed bits of what was right, see `lrkd.endpoints`.
+
+    Only the people that the world shows are looked at. A student is shown the sides that it was trained for, one of HR
+    images these; a teacher HR images and, as the floor of what training for small images is for, the scale's sides.
+    """
+    assert spec.world is not None
+    faces, preset = faces_of(spec, spec.world.shown), evaluation_preset(spec.preset)
+
+    def features(at: int | None, by: models.Network = network) -> np.ndarray:
+        amp = torch.bfloat16 if spec.options.precision == "bfloat16" else None
+        with threads(spec.options.threads):
+            return verify.embed(by, faces.images, side=at, preset=preset, device=device, amp=amp, channels_last=True)
+
+    pairs_of(faces)
+    high = features(None)
+    enrolled = None
+    if teacher is not None and not teacher.low and not teacher.itself:
+        enrolled = features(None, teacher.network)
+    sides = (*spec.scale.sides, spec.scale.size) if spec.role == "teacher" else spec.sides or (spec.scale.size,)
+    measures, right = {}, {}
+    for side in sides:
+        sharp = side == spec.scale.size
+        found = endpoints.measured(high if sharp else features(side), None if sharp else high, faces, enrolled)
+        for endpoint, bits in found.items():
+            measures[f"{side}/{endpoint}"] = {"value": float(bits.mean()), "n": len(bits)}
+            right[f"{side}/{endpoint}"] = np.packbits(bits)
+    return measures, right
+
+
 def pairs_of(faces: data.Faces) -> data.Pairs:
     """The table's pairs; DataError where it has none."""
     if faces.pairs is None:
@@ -512,6 +626,9 @@ def agreement(
 def rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
     """The run's rows of a results table: one a protocol, each with where it comes from. A diverged run has one."""
     result = run.result
+    if spec.world is not None:
+        yield from _rows_of_world(spec, run, result)
+        return
     teacher = None if spec.method.teacher == "none" else spec.teacher_seed
     known = {
         "data": run.config["data"]["source"],
@@ -533,6 +650,42 @@ def rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
     }
     for protocol, measures in result.get("measures", {"test": {}}).items():
         yield {**known, "protocol": protocol, **{name: measures.get(name) for name in MEASURES}, **source}
+
+
+def _rows_of_world(spec: Spec, run: Run, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row a side and an endpoint. weight: of the method's first term; trained: `trained_for`."""
+    assert spec.world is not None
+    known = {
+        "data": run.config["data"]["source"],
+        "scale": spec.scale.name,
+        "role": spec.role,
+        "method": spec.method.name,
+        "weight": spec.method.terms[0].weight if spec.method.terms else None,
+        "trained": trained_for(spec),
+        "setting": spec.setting,
+        "world": spec.world.number,
+        "epochs": spec.schedule.epochs if spec.epochs is None else spec.epochs,
+        "lr": spec.schedule.lr,
+        "people": spec.world.shown,
+        "status": result["status"],
+    }
+    source = {
+        "seconds": result.get("seconds"),
+        "device": result["device"],
+        "torch": result["torch"],
+        "commit": result["commit"],
+        "config": run.path.name.rsplit("-", 1)[1],
+    }
+    lost = {f"{side}/": {"value": None, "n": None} for side in spec.sides or (spec.scale.size,)}
+    for where, measure in result.get("measures", lost).items():
+        side, _, endpoint = where.partition("/")
+        yield {**known, "side": int(side), "endpoint": endpoint, **measure, **source}
+
+
+def trained_for(spec: Spec) -> str:
+    """The sides that a run was trained for in words: "6", "hr", or "hr+24+12+6"."""
+    sharp = spec.side is None or (isinstance(spec.side, tuple) and spec.scale.size in spec.side)
+    return "+".join([*(["hr"] if sharp else []), *map(str, spec.sides)])
 
 
 MEASURES = (

@@ -207,12 +207,19 @@ def open_set(
             f"probe_labels: {int(mated.sum())} of {len(mated)} probes have a mate in the gallery; an open set needs "
             "probes with a mate and probes without"
         )
-    falling = np.sort(found.top[~mated])[::-1]
-    allowed = np.floor(wanted * len(falling) * (1 + 1e-12)).astype(np.int64)
-    threshold = np.append(np.nextafter(falling, np.inf), -np.inf)[allowed]  # just above the first that is too many
+    threshold = threshold_at_fpir(found.top[~mated], wanted)
     hit = np.where(found.rank <= rank, found.mate, -np.inf)[mated]
     tpir = ((hit[:, None] >= threshold) & np.isfinite(hit)[:, None]).mean(0)
-    return OpenSet(tpir, (falling[:, None] >= threshold).mean(0), threshold)
+    return OpenSet(tpir, (found.top[~mated][:, None] >= threshold).mean(0), threshold)
+
+
+def threshold_at_fpir(top: ArrayLike, fpir: ArrayLike) -> np.ndarray:
+    """The lowest threshold that at most a share `fpir` of unmated probes reach: (U,) highest cosines, (K,) -> (K,)."""
+    falling = np.sort(np.asarray(top, np.float64))[::-1]
+    allowed = np.floor(np.asarray(fpir, np.float64) * len(falling) * (1 + 1e-12)).astype(np.int64)
+    # Just above the first that is too many.
+    found: np.ndarray = np.append(np.nextafter(falling, np.inf), -np.inf)[allowed]
+    return found
 
 
 class Templates(NamedTuple):

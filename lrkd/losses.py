@@ -173,6 +173,30 @@ def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (gram(student) - gram(teacher)).square().mean()
 
 
+def octuplet_loss(low: Tensor, high: Tensor, labels: Tensor, margin: float = 0.5) -> Tensor:
+    """Octuplet loss (arXiv 2207.06726), (B,D) small, (B,D) sharp, (B,) labels -> (): four batch-hard triplet losses.
+
+    Anchors and their candidates are sharp and sharp, sharp and small, small and sharp, small and small; of each the
+    mean over anchors of max(0, margin + |a - farthest of the same person| - |a - nearest of another|), added up.
+    Embeddings are brought to unit length first. Ours: across resolutions an image's other form is of the same person
+    too (a batch drawn at random has few second images of a person); an anchor without a positive or a negative costs
+    nothing.
+    """
+    same = labels[:, None] == labels[None]
+    low, high = F.normalize(low, dim=1), F.normalize(high, dim=1)
+
+    def triplets(a: Tensor, b: Tensor, positive: Tensor) -> Tensor:
+        distance = (2 - 2 * a @ b.T).clamp_min(1e-8).sqrt()
+        far = distance.masked_fill(~positive, -torch.inf).amax(1)
+        near = distance.masked_fill(same, torch.inf).amin(1)
+        usable = positive.any(1) & ~same.all(1)
+        return torch.where(usable, F.relu(margin + far - near), 0).mean()
+
+    others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    within = triplets(high, high, others) + triplets(low, low, others)
+    return within + triplets(high, low, same) + triplets(low, high, same)
+
+
 def cosine_logits(embedding: Tensor, weight: Tensor, scale: float) -> Tensor:
     """(B,D) embeddings, (classes,D) head weights -> (B,classes): the head's logits without a margin."""
     return scale * F.normalize(embedding, dim=1) @ F.normalize(weight, dim=1).T
@@ -310,6 +334,15 @@ def embedding(distance: Distance = cosine, weight: float = 20.0) -> Term:
 
 def _embedding(student: View, teacher: View, distance: Distance) -> Tensor:
     return distance(student.embedding, teacher.embedding).mean()
+
+
+def octuplet(weight: float = 1.0, margin: float = 0.5) -> Term:
+    """The octuplet loss on the student's embeddings of small images and, as the teacher, of the sharp ones."""
+    return Term("octuplet", weight, partial(_octuplet, margin=margin), (("margin", margin),))
+
+
+def _octuplet(student: View, teacher: View, margin: float) -> Tensor:
+    return octuplet_loss(student.embedding, teacher.embedding, student.labels, margin)
 
 
 def regression(distance: Distance = cosine, weight: float = 20.0) -> Term:

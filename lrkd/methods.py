@@ -15,13 +15,14 @@ from lrkd.losses import (
     embedding,
     feature,
     logits,
+    octuplet,
     regression,
     relation,
     relational,
     similarity_preserving,
 )
 
-TeacherKind = Literal["none", "trained", "random", "shuffled"]
+TeacherKind = Literal["none", "trained", "random", "shuffled", "own-side", "itself"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ class Method:
     """A method of the study.
 
     teacher: "trained" (on HR images), "random" (the same network, untrained), "shuffled" (the trained one, shown each
-    image's neighbour in the batch) or "none". terms: what is added to the margin head's cross-entropy. start: the
-    method whose finished run, of the same seed, lends its weights to begin with. choice: of which images the teacher's
-    features are learned, None for all. source: where it is from; note: how ours deviates.
+    image's neighbour in the batch), "own-side" (trained at the student's side, and shown what the student is shown),
+    "itself" (the student, shown the sharp images too) or "none". terms: what is added to the margin head's
+    cross-entropy. start: the method whose finished run, of the same seed, lends its weights to begin with. choice: of
+    which images the teacher's features are learned, None for all. source: where it is from; note: how ours deviates.
     """
 
     name: str
@@ -105,6 +107,7 @@ METHODS: dict[str, Method] = {
         Method("rkd", "relational (RKD)", (relational(40.0),), source="arXiv 1904.05068"),
         Method("sp", "similarity preserving", (similarity_preserving(3000.0),), source="arXiv 1907.09682"),
         Method("embedding-cos", "embedding cosine", (embedding(cosine, 20.0),), source="ours, the plainest target"),
+        Method("embedding-l2", "embedding, L2", (embedding(lp(2), 200.0),), source="ours, the plainest target"),
         Method("fskd", "F-SKD (feature cosine)", FSKD, source="arXiv 2303.04681", note="L_point, the paper's claim"),
         Method(
             "fskd-cross",
@@ -153,6 +156,39 @@ METHODS: dict[str, Method] = {
             source="control",
             note="the teacher sees each image's neighbour in the batch",
         ),
+        Method(
+            "embedding-shuffled",
+            "embedding, shuffled teacher",
+            (embedding(cosine, 20.0),),
+            teacher="shuffled",
+            source="control",
+            note="the teacher sees each image's neighbour in the batch",
+        ),
+        Method(
+            "askd-shuffled",
+            "A-SKD, shuffled teacher",
+            (attention(cosine, 5.0),),
+            teacher="shuffled",
+            source="control",
+            note="the teacher sees each image's neighbour in the batch",
+        ),
+        Method(
+            "embedding-own-side",
+            "embedding, teacher at the student's side",
+            (embedding(cosine, 20.0),),
+            teacher="own-side",
+            source="control",
+            note="the teacher was trained at the student's side and sees what the student sees",
+        ),
+        Method(
+            "octuplet",
+            "octuplet loss",
+            (octuplet(),),
+            teacher="itself",
+            source="arXiv 2207.06726",
+            note="added to the margin head's loss from the start, where theirs fine-tunes; a sharp image and its small "
+            "version are a positive pair too; each image is shown in both forms, so a step costs twice",
+        ),
         SELECTED,
         replace(SELECTED, **_control("skd-all", "SKD, all features", "nothing is selected"), choice=None),
         replace(
@@ -176,6 +212,10 @@ METHODS: dict[str, Method] = {
 }
 
 
+# Methods that only `lrkd.answer` compares.
+OF_WORLDS = ("embedding-l2", "embedding-shuffled", "askd-shuffled", "embedding-own-side", "octuplet")
+
+
 def aird(instance: float = 0.0, relations: float = 0.0, rkd: float = 0.0) -> Method:
     """AIRD and its ablations at those weights, 0 for a term that is left out; named "aird@20+4+0"."""
     terms = ((embedding, instance), (relation, relations), (relational, rkd))
@@ -194,6 +234,13 @@ def skd(choice: Choice | None, weight: float = SKD_WEIGHT) -> Method:
         told = f"@{choice.fraction:g}" + ("" if choice.beta == Choice.beta else f"b{choice.beta:g}")
     told += "" if weight == SKD_WEIGHT else f"*{weight:g}"
     return replace(METHODS[name], name=name + told, choice=choice, terms=(regression(cosine, weight),))
+
+
+def scaled(method: Method, factor: float) -> Method:
+    """The method with the weights of all its terms times a factor, under its own name; itself for a factor of 1."""
+    if factor == 1:
+        return method
+    return replace(method, terms=tuple(replace(t, weight=float(f"{t.weight * factor:.4g}")) for t in method.terms))
 
 
 # The distances between features that race each other, each with about the weight at which its gradient at an untrained

@@ -21,12 +21,27 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Population:
+    """How many people a world has, and images of each: (people, images); pairs of (validation, test).
+
+    train: whom a student is shown. many: whom a teacher of settings T and D knows. Many people with few images each
+    make a search worth its name and keep evaluating cheap.
+    """
+
+    train: tuple[int, int]
+    many: tuple[int, int]
+    validation: tuple[int, int]
+    test: tuple[int, int]
+    pairs: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Scale:
     """How large a study is: image size in pixels, LR sides, network, head, schedules, seeds.
 
     identities: of the procedural train, validation and test split; images: of each; pairs: of validation and test.
     recipes: for "procedural" and for "prepared" data. on_gpu: faces are rendered on a GPU where there is one, which
-    rounds otherwise than a CPU: they are other data, and other runs.
+    rounds otherwise than a CPU: they are other data, and other runs. population: of its worlds, see `lrkd.worlds`.
     """
 
     name: str
@@ -43,6 +58,7 @@ class Scale:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     face: Mapping[str, Any] = field(default_factory=dict)
     on_gpu: bool = False
+    population: Population | None = None
 
 
 _COSFACE = {"name": "cosface", "scale": 16.0, "margin": 0.15}
@@ -66,6 +82,7 @@ SCALES: dict[str, Scale] = {
             },
             options=Options(threads=1),
             model_options={"widths": (8, 8, 16, 16)},
+            population=Population((16, 6), (24, 8), (8, 6), (12, 4), pairs=(40, 40)),
         ),
         Scale(
             "cpu",
@@ -84,6 +101,7 @@ SCALES: dict[str, Scale] = {
             options=Options(threads=1),
             # Little identity in the low frequencies: what 6 px destroy is what tells these people apart.
             face={"amplitudes": (0.4, 1.3, 1.5)},
+            population=Population((500, 20), (4000, 10), (100, 20), (1000, 6), pairs=(3000, 6000)),
         ),
         Scale(
             "gpu",
@@ -102,6 +120,7 @@ SCALES: dict[str, Scale] = {
             },
             options=Options(precision="bfloat16"),
             on_gpu=True,
+            population=Population((1500, 20), (6000, 10), (500, 20), (1000, 6), pairs=(6000, 6000)),
         ),
         Scale(
             "full",

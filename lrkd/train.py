@@ -110,13 +110,16 @@ class Options:
 class Teacher:
     """A frozen HR network and the class weights of its head.
 
-    shuffled: it sees each image's neighbour in the batch. chosen: (N,) bool, of which training images its features are
-    learned by a term that asks (`losses.regression`); None: of all.
+    shuffled: it sees each image's neighbour in the batch. low: it sees the LR images that the student sees. itself: it
+    is the student, which is then trained on the sharp images as on the LR ones. chosen: (N,) bool, of which training
+    images its features are learned by a term that asks (`losses.regression`); None: of all.
     """
 
     network: Network
     head: Head
     shuffled: bool = False
+    low: bool = False
+    itself: bool = False
     chosen: Tensor | None = None
 
 
@@ -207,7 +210,7 @@ def fit(
             trained["hints"] = hints = Hints(network.widths, teacher.network.widths, seed=seed)
         _place(trained, device, memory).train()
         stack.enter_context(parallel.synchronised(trained, speed.sync_norm))
-        if teacher is not None:
+        if teacher is not None and not teacher.itself:
             _place(teacher.network, device, memory).eval()
             _place(teacher.head, device, memory).eval()
         optimizer = torch.optim.SGD(
@@ -241,14 +244,15 @@ def fit(
         student: Callable[[Tensor], Output] = network
         ask: Callable[[Tensor], Output] | None = None if teacher is None else teacher.network
         known = None
-        if teacher is not None and not options.shift and speed.uses("once", device):
+        if teacher is not None and not (options.shift or teacher.low or teacher.itself) and speed.uses("once", device):
             known = _known(trained, teacher, terms, images, count, options, shown, device, len(example))
         if speed.uses("compiled", device, steps - step >= LONG and not speed.sync_norm):
             x = images(example)
             small = x if network.size == x.shape[-1] else F.interpolate(x, (network.size, network.size))
             forget_compiled()
             student = compiled(network, shown(small), amp)
-            ask = compiled(teacher.network, shown(x), amp) if teacher is not None and known is None else ask
+            if teacher is not None and known is None and not teacher.itself:
+                ask = compiled(teacher.network, shown(x), amp)
         losses = parallel.together(
             trained,
             partial(_losses, trained, shard or head, student, teacher, ask, terms, options, shown),
@@ -366,21 +370,39 @@ def _losses(
     if side is not None:
         enlarge = trained["network"].size != side
         lr = degrade(hr, side, preset=options.preset, generator=generator, enlarge=enlarge)
-    s = student(shown(hr if side is None else lr))
-    if isinstance(head, parallel.Shard):
-        identity, right = head(s.embedding, labels, ramp)
+    seen = hr if side is None else lr
+    if teacher is not None and teacher.itself:
+        s, t = _halves(student(shown(torch.cat([seen, hr]))))
+        embedding, answers = torch.cat([s.embedding, t.embedding]), labels.repeat(2)
     else:
-        logits = head(s.embedding, labels, ramp=ramp)
-        identity = F.cross_entropy(logits.float(), labels)
-        right = (logits.detach().argmax(1) == labels).float().mean()
+        s = student(shown(seen))
+        embedding, answers = s.embedding, labels
+    if isinstance(head, parallel.Shard):
+        identity, right = head(embedding, answers, ramp)
+    else:
+        logits = head(embedding, answers, ramp=ramp)
+        identity = F.cross_entropy(logits.float(), answers)
+        right = (logits.detach().argmax(1) == answers).float().mean()
     losses = [identity]
     if teacher is not None and ask is not None:
-        with torch.no_grad():
-            t = ask(shown(hr.roll(1, 0) if teacher.shuffled else hr)) if told is None else told
+        if not teacher.itself:
+            with torch.no_grad():
+                sharp = seen if teacher.low else hr.roll(1, 0) if teacher.shuffled else hr
+                t = ask(shown(sharp)) if told is None else told
         views = _views(trained, head, teacher, s, t, labels, chosen)
         with torch.autocast(hr.device.type, enabled=False):
             losses += [term.weight * term.function(*map(_float, views)) for term in terms]
     return torch.stack(losses), right[None]
+
+
+def _halves(out: Output) -> tuple[Output, Output]:
+    """What a network says of the first and of the second half of a batch."""
+
+    def part(rows: slice) -> Output:
+        return Output(out.embedding[rows], *(tuple(x[rows] for x in maps) for maps in out[1:]))
+
+    middle = len(out.embedding) // 2
+    return part(slice(middle)), part(slice(middle, None))
 
 
 def _views(
