@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +49,13 @@ PLANS = {
 def start(module: str, out: Path, seconds: float, rehearse: bool, **more: str) -> subprocess.Popen[bytes]:
     """A stage as a process with a session of its own, so that its workers end with it; what it says goes to a log."""
     out.mkdir(parents=True, exist_ok=True)
+    known = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}  # else torch is slow
     words = [sys.executable, "-m", f"benchmarks.gpu.{module}", "--out", str(out), "--seconds", f"{seconds:.1f}"]
     with (out / "log.txt").open("ab") as log:
         return subprocess.Popen(
             words + ["--rehearse"] * rehearse,
             cwd=ROOT,
-            env=os.environ | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"} | more,
+            env=known | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"} | more,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -118,7 +119,7 @@ def run(name: str, plan: Plan, seconds: float, work: Path, out: Path, rehearse: 
 
 
 def run_all(
-    budget: float, out: Path, rehearse: bool, work: Path, plans: dict[str, Plan] = PLANS
+    budget: float, out: Path, rehearse: bool, work: Path, plans: Mapping[str, Plan] = PLANS
 ) -> list[dict[str, str]]:
     """The stages one after the other within `budget` seconds; summary.csv is written after each."""
     out.mkdir(parents=True, exist_ok=True)

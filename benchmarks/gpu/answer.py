@@ -48,6 +48,9 @@ def some_steps(device: str, steps: int, size: int) -> float:
 def rates(device: str, counts: tuple[int, ...], steps: int, size: int) -> dict[int, float]:
     """Processes side by side -> images a second that they are trained on together."""
     found = {}
+    if max(counts) == 1:  # a rehearsal's
+        start = time.time()
+        return {1: steps * BATCH / (some_steps(device, steps, size) - start)}
     with ProcessPoolExecutor(max(counts), multiprocessing.get_context("spawn")) as pool:
         list(pool.map(some_steps, *zip(*[(device, 5, size)] * max(counts), strict=True)))  # they start and warm up
         for count in counts:

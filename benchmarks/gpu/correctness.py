@@ -84,7 +84,10 @@ def trained(
     teacher = None
     if what.terms:
         chosen = torch.arange(len(shown)) % 2 == 0 if what.choice else None
-        teacher = Teacher(*networks(name, 9), shuffled=what.teacher == "shuffled", chosen=chosen)
+        kind = what.teacher
+        teacher = Teacher(*networks(name, 9), kind == "shuffled", low=kind == "own-side", chosen=chosen)
+        if kind == "itself":
+            teacher = Teacher(network, head, itself=True)
     options = more.pop("options", Options(side=6, threads=1))
     schedule = Schedule(epochs, batch=BATCH, lr=0.1, kind="step", ramp=0.0)
     how: dict[str, Any] = {"schedule": schedule, "options": options, "speed": speed, "device": device}

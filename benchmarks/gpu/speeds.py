@@ -113,9 +113,9 @@ def student(stage: Stage) -> None:
 
 def rendering(stage: Stage) -> None:
     """gpu-faces.csv."""
-    words = (
-        ["--images", "2", "--repeats", "1", "--px", "48"] if stage.rehearse else ["--images", "4096", "--repeats", "3"]
-    )
+    words = ["--images", "4096", "--repeats", "3"]
+    if stage.rehearse:
+        words = ["--images", "2", "--repeats", "1", "--px", "48"]
     faces.main([*words, "--device", stage.device.type, "--out", str(stage.out / "gpu-faces.csv")])
 
 
