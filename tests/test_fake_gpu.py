@@ -47,8 +47,8 @@ def test_fake_tensors_notice_two_devices(fake):
 
 def one_step(terms: tuple[Term, ...], kind: str, choice: bool, precision: str, name: str, head: str) -> Tensor:
     """What `fit` does with a batch up to the backward pass, on the GPU -> the losses."""
-    options = Options(side=(6, 12, 24, 48), precision=precision, shift=2)
-    network, other = ({"small": models.small, "mobile": models.mobile}[name](seed=seed) for seed in range(2))
+    options = Options(side=(6, 12, 24), precision=precision, shift=2)
+    network, other = (models.build(name, 24, 32, seed=seed) for seed in range(2))
     own, its = (heads.build(head, 20, network.embedding) for _ in range(2))
     picked = torch.ones(8, dtype=torch.bool, device=GPU) if choice else None
     teacher = Teacher(other, its, kind == "shuffled", low=kind == "own-side", chosen=picked) if terms else None
