@@ -362,3 +362,15 @@ def test_hints_turn_student_widths_into_teacher_widths():
 def test_hints_need_as_many_stages_on_both_sides():
     with pytest.raises(ConfigError, match=r"student widths \(4,\), teacher widths \(8, 8\)"):
         Hints((4,), (8, 8))
+
+
+def test_a_map_is_pooled_alike_on_a_gpu():
+    x = torch.randn(3, 8, 7, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = []
+    for pooled in (models._over_pixels, models._over_pixels_on_gpu):
+        mean, largest = pooled(x)
+        assert mean.shape == largest.shape == (3, 8, 1, 1)
+        weight = torch.arange(8.0)[:, None, None] + 1
+        found.append((mean, largest, *torch.autograd.grad(((mean + 2 * largest) * weight).sum(), x)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
