@@ -22,8 +22,8 @@ def test_a_packed_folder_comes_back(packed, tmp_path):
     assert np.array_equal(after.faces.labels, before.faces.labels)
     assert after.faces.names == before.faces.names
     assert after.protocols.keys() == before.protocols.keys()
-    a, b = (np.asarray(found.faces.images[:], np.float64) for found in (after, before))
-    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.8, "noise is the hardest there is for a JPEG"
+    a, b = (found.faces.images[:].mean(3) for found in (after, before))  # of noise, colours are lost
+    assert all(np.corrcoef(x.ravel(), y.ravel())[0, 1] > 0.9 for x, y in zip(a, b, strict=True)), "in their order"
     assert (after.faces.name, after.meta["jpeg"]["quality"]) == ("noise-jpeg88", 88)
     assert after.faces.digest != before.faces.digest, "its results are others"
 
