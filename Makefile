@@ -78,8 +78,9 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/python -m book.student
 	$(BIN)/lrkd runs --of $(RESULTS)/*.csv --out $(RESULTS)/runs.csv
 
-gpu-results: $(READY)  ## On a GPU: write its tables where runs are missing; BUDGET=MINUTES (170) stops in time
-	$(BIN)/python -m benchmarks.gpu_results --budget $(or $(BUDGET),170)
+gpu-results: $(READY)  ## On a GPU: check, measure and train what is worth most in BUDGET=MINUTES (9), into OUT=runs/gpu
+	$(BIN)/python -m benchmarks.gpu_results --budget $(or $(BUDGET),9) --out $(or $(OUT),runs/gpu)
+	@echo "Take it up where git has this commit without changes: python -m benchmarks.gpu_results --merge $(or $(OUT),runs/gpu)"
 
 clean:  ## Remove the built book and caches; .venv and trained runs stay
 	rm -rf _build book/_extra .pytest_cache .mypy_cache .ruff_cache .hypothesis

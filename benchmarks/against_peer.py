@@ -164,7 +164,7 @@ def row(what: str, seconds: np.ndarray, limit: float, device: torch.device, **mo
     }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Assert that both compute the same, time both in turns, print, and with --out write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against_peer", description=__doc__.splitlines()[0])
     parser.add_argument("--peer", type=Path, required=True, metavar="PATH", help="a clone of A-SKD's repository")
@@ -172,8 +172,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images a step (default: 128; CPU: 2)")
     parser.add_argument("--turns", type=int, help="steps of each that are timed (default: 30; CPU: 5)")
     parser.add_argument("--pairs", type=int, default=6000, help="pairs of the evaluation (default: 6,000)")
+    parser.add_argument("--only", choices=("equal", "default", "evaluation"), nargs="+", help="of what is compared")
     parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     device = place(arguments.device)
     gpu = device.type == "cuda"
     batch, turns = arguments.batch or (128 if gpu else 2), arguments.turns or (30 if gpu else 5)
@@ -183,8 +184,9 @@ def main() -> None:
     hr, lr = (train.normalise(x).to(device) for x in (sharp, small))
     y = torch.randint(CLASSES, (batch,), generator=generator).to(device)
     default = Options(precision="bfloat16" if gpu else "float32")
-    kinds = {"step, equal precision, no compile": (Options(), False, 1.3)}
-    if gpu:
+    only = arguments.only or ("equal", "default", "evaluation")
+    kinds = {"step, equal precision, no compile": (Options(), False, 1.3)} if "equal" in only else {}
+    if gpu and "default" in only:
         kinds["step, default settings"] = (default, True, 4.0)
     rows = []
     for what, (options, fast, target) in kinds.items():
@@ -202,13 +204,14 @@ def main() -> None:
         seconds = in_turns(theirs, ours, turns, device)
         rows.append(row(what, seconds, target, device, batch=batch, peer_says=losses[0], we_say=losses[1]))
         del theirs, ours, modules, own
-    theirs, ours = evaluations(arguments.peer, arguments.pairs)
-    found = theirs(), ours()
-    if not np.isclose(*found, rtol=0, atol=1e-9):
-        raise SystemExit(f"the accuracies differ, {found[0]} and {found[1]}; nothing was timed")
-    seconds = in_turns(theirs, ours, 3, torch.device("cpu"))
-    more = {"batch": arguments.pairs, "peer_says": found[0], "we_say": found[1]}
-    rows.append(row("10-fold evaluation", seconds, 50.0, torch.device("cpu"), **more))
+    if "evaluation" in only:
+        theirs, ours = evaluations(arguments.peer, arguments.pairs)
+        found = theirs(), ours()
+        if not np.isclose(*found, rtol=0, atol=1e-9):
+            raise SystemExit(f"the accuracies differ, {found[0]} and {found[1]}; nothing was timed")
+        seconds = in_turns(theirs, ours, 3, torch.device("cpu"))
+        more = {"batch": arguments.pairs, "peer_says": found[0], "we_say": found[1]}
+        rows.append(row("10-fold evaluation", seconds, 50.0, torch.device("cpu"), **more))
     table = pd.DataFrame(rows)
     print(table.T.to_string(header=False))
     if arguments.out:

@@ -31,14 +31,15 @@ def best(work: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print, and with --out write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faces", description=__doc__)
     parser.add_argument("--images", type=int, default=512, help="images a call (default: 512)")
     parser.add_argument("--repeats", type=int, default=5, help="calls, of which the fastest counts (default: 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, whose images come back as they do for a data set")
+    parser.add_argument("--px", type=int, action="append", help="size; may be given again (CPU: 112, 56, 48; GPU: 112)")
     parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     place, model, generator = device_of(arguments.device), FaceModel(), torch.Generator().manual_seed(0)
     gpu = place.startswith("cuda")
     identity = model.sample_identity(arguments.images, generator).to(place)
@@ -52,14 +53,15 @@ def main() -> None:
     for threads in (1,) if gpu else (1, 2):
         torch.set_num_threads(threads)
         product = 2 * 1024**3 / best(lambda: (a @ a)[0, 0].item(), 20) / 1e9
-        for size, limit in (GPU_LIMITS if gpu else LIMITS).items():
+        known = GPU_LIMITS if gpu else LIMITS
+        for size in arguments.px or known:
             seconds = best(lambda size=size: render(size), arguments.repeats)
             rows.append(
                 {
                     "px": size,
                     "threads": None if gpu else threads,
                     "images_per_s": round(arguments.images / seconds),
-                    "limit" if gpu else "limit_2_threads": limit,
+                    "limit" if gpu else "limit_2_threads": known.get(size),
                     "product_gflops": round(product),
                     "device": device_name(place),
                     "torch": torch.__version__,

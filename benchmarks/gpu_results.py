@@ -1,104 +1,167 @@
-"""`make gpu-results`: every table of scale gpu, the most valuable first, until the minutes are over.
+"""Everything that a GPU is wanted for, in minutes: checks, speeds, photographs at 112 px, the study's worlds.
 
-Each line is a command that anyone can type. It trains and measures what its table lacks and goes on where it was
-stopped, so that the whole may be called again and again. Photographs come from the prepared LFW in $LRKD_DATA, A-SKD's
-published code from the clone in $LRKD_PEER; without them their lines are left out, and named.
+    python3 -m benchmarks.gpu_results --budget 9 --out DIR          on a GPU, from the repository's root
+    python3 -m benchmarks.gpu_results --rehearse --out DIR          on a CPU, as small as it gets
+    python3 -m benchmarks.gpu_results --merge DIR                   into book/results, where DIR has come back
+
+Nothing is installed. The stages come by value; each is a process of its own that is ended at its limit, so that neither
+a crash nor a hang of one stops the next. While a stage runs, its tables are packed every few seconds into one file in
+DIR: what was measured is there when the machine is taken away. $LRKD_DATA names the photographs (`data_prep.jpeg` makes
+them fit), $LRKD_PEER a clone of A-SKD's code, $LRKD_COMMIT the commit, where the files lie outside a checkout.
 """
 
 import argparse
-import math
+import csv
 import os
-import shlex
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-RESULTS = Path(__file__).parent.parent / "book" / "results"
-_LFW = "lrkd study core --scale gpu --data {data} --out {results}/gpu-lfw-core.csv"
-_DEEP = "lrkd study deep --scale gpu50 --out {results}/gpu-deep.csv"
-# Each with the most minutes that it is given. What that stops returns at the end; within a study the hardest side and
-# what the pages show come first, seed by seed, so that what is stopped has whole comparisons.
-LINES = (
-    (_LFW, 30),
-    ("lrkd study ladder --scale gpu --out {results}/gpu-ladder.csv", math.inf),
-    (
-        "lrkd study hypotheses --scale gpu --ladder {results}/gpu-ladder.csv --out {results}/gpu-hypotheses.csv"
-        " --pairs {results}/gpu-hypotheses-pairs.csv --traces {results}/gpu-hypotheses-traces.csv",
-        math.inf,
-    ),
-    (_DEEP, 25),
-    ("python -m benchmarks.train_step --out {results}/gpu-train-step.csv", 20),
-    ("python -m benchmarks.against_peer --peer {peer} --out {results}/gpu-against-peer.csv", 10),
-    ("python -m benchmarks.faces --device cuda --out {results}/gpu-faces.csv", 2),
-    ("python -m benchmarks.student_speed --out {results}/gpu-student-speed.csv", 5),
-    ("lrkd study selection --scale gpu --out {results}/gpu-selection.csv", math.inf),
-    ("lrkd study core --scale gpu --out {results}/gpu-core.csv", math.inf),
-    (_DEEP, math.inf),
-    (_LFW, math.inf),
-    ("lrkd study aird --scale gpu --out {results}/gpu-aird.csv", math.inf),
-    ("lrkd attention --scale gpu --out {results}/gpu-attention.csv", math.inf),
-)
-WANTED = {"data": ("LRKD_DATA", "prepared LFW"), "peer": ("LRKD_PEER", "clone of A-SKD's repository")}
+ROOT = Path(__file__).resolve().parent.parent
+PACK_EVERY = 10.0  # seconds
+GRACE = 5.0  # between a stage's own limit and its end, and between asking it to end and ending it
 
 
-def run(words: Sequence[str], minutes: float) -> int | None:
-    """The command's exit status; None where it was ended, as so many minutes were over."""
-    module = {"lrkd": ["-m", "lrkd"], "python": []}[words[0]]
+@dataclass(frozen=True)
+class Plan:
+    """A stage: its module, the most seconds that it gets, and whether a compiler warms up beside it."""
+
+    module: str
+    seconds: float
+    beside: bool = False
+
+
+PLANS = {
+    "1-device": Plan("rates", 30),
+    "2-correctness": Plan("correctness", 60, beside=True),
+    "3-speeds": Plan("speeds", 90),
+    "4-photographs": Plan("photographs", 240),
+    "5-answer": Plan("answer", float("inf")),
+}
+
+
+def start(module: str, out: Path, seconds: float, rehearse: bool, **more: str) -> subprocess.Popen[bytes]:
+    """A stage as a process with a session of its own, so that its workers end with it; what it says goes to a log."""
+    out.mkdir(parents=True, exist_ok=True)
+    known = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}  # else torch is slow
+    words = [sys.executable, "-m", f"benchmarks.gpu.{module}", "--out", str(out), "--seconds", f"{seconds:.1f}"]
+    with (out / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            words + ["--rehearse"] * rehearse,
+            cwd=ROOT,
+            env=known | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"} | more,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a stage and what it started: asked first, then not asked."""
+    for sign, wait in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+        try:
+            os.killpg(process.pid, sign)
+        except ProcessLookupError:
+            break
+        deadline = time.monotonic() + wait
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if process.poll() is not None and sign == signal.SIGTERM:
+            continue  # its workers may have outlived it
+    process.wait()
+
+
+def pack(folder: Path, target: Path) -> None:
+    """The tables and the log of a stage as one file, which is whole at every moment."""
+    part = target.with_name(f".{target.name}.part")
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((*folder.glob("*.csv"), *folder.glob("log.txt"))):
+            archive.write(path, path.name)
+    part.replace(target)
+
+
+def last_words(folder: Path) -> str:
+    """The end of a stage's log in a line."""
+    log = folder / "log.txt"
+    words = log.read_text(errors="replace").split() if log.exists() else []
+    return " ".join(words)[-300:]
+
+
+def run(name: str, plan: Plan, seconds: float, work: Path, out: Path, rehearse: bool) -> dict[str, str]:
+    """A stage within its limit -> its row of summary.csv."""
+    folder, begun = work / name, time.monotonic()
+    warm = None
+    if plan.beside and not rehearse:
+        warm = start("speeds", work / "warm", seconds, rehearse, LRKD_WARM="1")
+    process = start(plan.module, folder, seconds, rehearse)
+    packed = begun
     try:
-        return subprocess.run([sys.executable, *module, *words[1:]], check=False, timeout=60 * minutes).returncode
-    except subprocess.TimeoutExpired:
-        return None
+        while process.poll() is None and time.monotonic() < begun + seconds + GRACE:
+            time.sleep(0.1)
+            if time.monotonic() > packed + PACK_EVERY:
+                pack(folder, out / f"{name}.zip")
+                packed = time.monotonic()
+        status = {None: "ran out", 0: "ok"}.get(process.poll(), f"failed ({process.poll()})")
+    finally:
+        for each in filter(None, (process, warm)):
+            end(each)
+        pack(folder, out / f"{name}.zip")
+    row = {"stage": name, "status": status, "seconds": f"{time.monotonic() - begun:.0f}", "said": last_words(folder)}
+    print(f"{name}: {status}, {row['seconds']} s. {row['said']}", flush=True)
+    return row
 
 
-def plan(
-    lines: Sequence[tuple[str, float]],
-    minutes: float,
-    given: Mapping[str, str | None],
-    call: Callable[[Sequence[str], float], int | None] = run,
-) -> list[str]:
-    """Run the lines within the minutes, each within its own; -> those that were not run, each with the reason.
-
-    Studies are told their budget and stop by themselves; anything else is ended. A line that fails is named, and the
-    next one is run.
-    """
-    end, left = time.monotonic() + 60 * minutes, []
-    for line, most in lines:
-        rest = min(most, (end - time.monotonic()) / 60)
-        if missing := [where for name, where in WANTED.items() if f"{{{name}}}" in line and not given.get(name)]:
-            left.append(f"{line}: {' names no '.join(missing[0])}")
-            continue
-        quoted = {name: shlex.quote(given.get(name) or "") for name in WANTED}
-        words = shlex.split(line.format(results=shlex.quote(str(RESULTS)), **quoted))
-        if words[0] != "lrkd" and Path(words[-1]).exists():  # a speed table that is there is kept
-            continue
-        if rest <= 0:
-            left.append(f"{line}: no time was left")
-            continue
-        if words[:2] == ["lrkd", "study"]:
-            words += ["--budget", f"{max(rest, 0.01):.2f}"]
-            rest += 10  # for the last step, its checkpoint and the tables
-        print(f"-- {shlex.join(words)}", flush=True)
-        status = call(words, rest)
-        if status is None:
-            left.append(f"{line}: was ended, as its minutes were over")
-        elif status:
-            left.append(f"{line}: ended with status {status}")
-    return left
+def run_all(
+    budget: float, out: Path, rehearse: bool, work: Path, plans: Mapping[str, Plan] = PLANS
+) -> list[dict[str, str]]:
+    """The stages one after the other within `budget` seconds; summary.csv is written after each."""
+    out.mkdir(parents=True, exist_ok=True)
+    until, rows = time.monotonic() + budget, []
+    for name, plan in plans.items():
+        left = until - time.monotonic() - GRACE
+        if left < 1:
+            rows.append({"stage": name, "status": "no time was left", "seconds": "0", "said": ""})
+            print(f"{name}: no time was left", flush=True)
+        else:
+            # The limits are a GPU's; a CPU that others use as well may take longer.
+            rows.append(run(name, plan, min(plan.seconds * (20 if rehearse else 1), left), work, out, rehearse))
+        part = out / ".summary.csv.part"
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(out / "summary.csv")
+    return rows
 
 
-def main() -> None:
-    """Run what there is time for and say what was left."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stages, or merge what they left; 1 where a stage failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_results", description=__doc__.splitlines()[0])
-    parser.add_argument("--budget", type=float, default=170, metavar="MINUTES", help="default: 170")
-    arguments = parser.parse_args()
-    left = plan(LINES, arguments.budget, {name: os.environ.get(where) for name, (where, _) in WANTED.items()})
-    run(["lrkd", "runs", "--of", *map(str, sorted(RESULTS.glob("*.csv"))), "--out", str(RESULTS / "runs.csv")], 10)
-    for line in left:
-        print(f"not run: {line}")
-    sys.exit(any("ended with status" in line for line in left))
+    parser.add_argument("--budget", type=float, default=9, metavar="MINUTES", help="for all of it (default: 9)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for what is measured, at most eight small files")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, as small as it gets; nothing is kept of it")
+    parser.add_argument("--merge", type=Path, metavar="DIR", help="take what was measured into book/results")
+    given = parser.parse_args(argv)
+    if (given.out is None) == (given.merge is None):
+        parser.error("expected --out DIR to measure or --merge DIR to take up, got both or neither")
+    if given.merge is not None:
+        from benchmarks.gpu.merge import merge
+
+        return merge(given.merge)
+    with tempfile.TemporaryDirectory(prefix="lrkd-gpu-") as temporary:
+        work = Path(temporary)
+        if given.rehearse:  # neither runs nor rendered faces of it are for anybody
+            os.environ |= {"LRKD_RUNS": str(work / "runs"), "LRKD_CACHE": str(work / "cache")}
+        rows = run_all(60 * given.budget, given.out.resolve(), given.rehearse, work)
+    return int(any(row["status"] != "ok" for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

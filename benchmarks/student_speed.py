@@ -146,6 +146,7 @@ def graphed(module: nn.Module, x: Tensor) -> Callable[[], object]:
     network = copy.deepcopy(module).cuda().to(torch.bfloat16, memory_format=torch.channels_last)
     y = x.cuda().to(torch.bfloat16, memory_format=torch.channels_last)
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which still copies the weights
     with torch.cuda.stream(stream):
         for _ in range(3):
             network(y)
@@ -238,21 +239,27 @@ def memory(contender: Contender, batch: int) -> dict[str, tuple[float, float]]:
 
 
 def measure(
-    given: str, batches: tuple[int, ...], rounds: int, least: float, seed: int, alone: bool = False
+    given: str,
+    batches: tuple[int, ...],
+    rounds: int,
+    least: float,
+    seed: int,
+    alone: bool = False,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
 ) -> pd.DataFrame:
-    """A row a network, engine, number of threads and batch."""
+    """A row a network, engine, number of threads and batch; on a GPU alone there are no files to write and weigh."""
     torch.manual_seed(seed)
     own = student(given)
     contenders = [own, *([] if alone else peers(own.px))]
     rows = []
     with tempfile.TemporaryDirectory(prefix="lrkd-") as folder, torch.inference_mode():
-        for contender in contenders:
+        for contender in contenders if "cpu" in devices else ():
             with torch.inference_mode(False):
                 write_files(contender, Path(folder), np.random.default_rng(seed))
         known = {contender.name: contender.count() for contender in contenders}
-        taken = {contender.name: memory(contender, max(batches)) for contender in contenders}
-        settings = [("cpu", threads, batch) for threads in (1, 2) for batch in batches]
-        if torch.cuda.is_available():
+        taken = {one.name: memory(one, max(batches)) if "cpu" in devices else {} for one in contenders}
+        settings = [("cpu", threads, batch) for threads in (1, 2) for batch in batches if "cpu" in devices]
+        if "cuda" in devices and torch.cuda.is_available():
             settings += [("cuda", 0, batch) for batch in (*batches, 4096)]  # 256 of these faces do not fill a GPU
         for device, threads, batch in settings:
             torch.set_num_threads(threads or 1)

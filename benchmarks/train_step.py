@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ from lrkd.train import Options, Teacher
 
 CLASSES, SIDE = 10_000, 14
 STEPS = {"teacher": "none", "fskd": "fskd", "askd": "askd"}
-OFF = ("all on", "float32", "no channels_last", "no compile", "no fused", "teacher each time")
+OFF = ("all on", "float32", "no channels_last", "no compile", "no fused", "teacher each time", "equal precision")
 
 
 def rate(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
@@ -124,6 +125,42 @@ def flops(name: str, model: str, once: bool) -> float:
     return counter.get_total_flops() / 2
 
 
+def row(
+    name: str,
+    model: str,
+    batch: int,
+    options: Options,
+    speed: Speed,
+    device: torch.device,
+    work: float,
+    reached: float,
+    repeats: int,
+) -> dict[str, Any]:
+    """One step's row. work: its FLOPs an image; reached: the FLOP/s of a matrix product in its precision."""
+    gpu = device.type == "cuda"
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    once = step(name, model, batch, options, speed, device)
+    with quick_convolutions():  # as in `fit`
+        seconds = timed(once, device, repeats)
+    return {
+        "step": name,
+        "model": model,
+        "batch": batch,
+        "switches": "",
+        "images_per_s": round(batch / seconds, 2),
+        "gflop_per_image": round(work / 1e9, 2),
+        "share_of_matrix_rate": round(batch * work / seconds / reached, 3),
+        "matrix_tflops": round(reached / 1e12, 3),
+        "peak_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if gpu else None,
+        "threads": None if gpu else torch.get_num_threads(),
+        "device": device_name(str(device)),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+
+
 def options_of(name: str) -> Options:
     """Float32, HR for the teacher and LR images for students."""
     return Options(side=None if name == "teacher" else SIDE)
@@ -152,9 +189,12 @@ def main() -> None:
         "no compile": (best, replace(speed, compiled=False)),
         "no fused": (best, replace(speed, fused=False)),
         "teacher each time": (best, replace(speed, once=False)),
+        # Convolutions in TF32, which is torch's own default, and nothing compiled: the published loop's precision.
+        "equal precision": (replace(best, precision="float32"), replace(speed, compiled=False, once=False)),
     }
     if not gpu:
-        del off["float32"], off["no compile"], off["no fused"]
+        for name in ("float32", "no compile", "no fused", "equal precision"):
+            del off[name]
     rates = {dtype: rate(device, getattr(torch, dtype)) for dtype in ("bfloat16", "float32")}
     counted = {(name, once): flops(name, arguments.model, once) for name in STEPS for once in (True, False)}
     part = arguments.out and arguments.out.with_suffix(".part")  # what a run that was ended has measured
@@ -166,31 +206,9 @@ def main() -> None:
             continue
         options, switched = off[what]
         options = replace(options, side=options_of(name).side)
-        if gpu:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-        once = step(name, arguments.model, batch, options, switched, device)
-        with quick_convolutions():  # as in `fit`
-            seconds = timed(once, device, repeats)
-        work = counted[name, switched.uses("once", device)]
-        rows.append(
-            {
-                "step": name,
-                "model": arguments.model,
-                "batch": batch,
-                "switches": what,
-                "images_per_s": round(batch / seconds, 2),
-                "gflop_per_image": round(work / 1e9, 2),
-                "share_of_matrix_rate": round(batch * work / seconds / rates[options.precision], 3),
-                "matrix_tflops": round(rates[options.precision] / 1e12, 3),
-                "peak_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if gpu else None,
-                "threads": None if gpu else torch.get_num_threads(),
-                "device": device_name(str(device)),
-                "torch": torch.__version__,
-                "commit": commit(),
-            }
-        )
-        del once
+        work, reached = counted[name, switched.uses("once", device)], rates[options.precision]
+        measured = row(name, arguments.model, batch, options, switched, device, work, reached, repeats)
+        rows.append(measured | {"switches": what})
         if part:
             pd.DataFrame(rows).to_csv(part, index=False)
     finish(pd.DataFrame(rows), arguments.out)

@@ -14,6 +14,7 @@ Each tool turns what people download into one folder that `lrkd.data.prepared` r
   data_prep.scface     SCface: mugshots, and five surveillance cameras at three distances
   data_prep.align      photographs and five landmarks a face (a CSV or your detector) -> aligned faces
   data_prep.folder     your own photographs, one folder per person
+  data_prep.jpeg       a prepared folder as JPEGs, a twelfth of its size, and back
 """
 
 if __name__ == "__main__":

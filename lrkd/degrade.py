@@ -215,6 +215,13 @@ def _blur_matrix(size: int, sigma: float, taps: int) -> np.ndarray:
     return matrix
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; from a CPU to a GPU without waiting for what the GPU is doing."""
+    if x.device.type != "cpu" or device.type == "cpu":
+        return x.to(device)
+    return x.contiguous().pin_memory().to(device, non_blocking=True)
+
+
 @functools.lru_cache(maxsize=512)
 def _matrices(
     spec: Degradation, sigma: float, way: str, side: int, size: int, device: torch.device, dtype: torch.dtype
@@ -234,12 +241,12 @@ def _flat(index: Tensor | None, choices: int, choice: Tensor | None) -> Tensor |
     """The number of (index, choice) when the last runs fastest; None where there is no choice."""
     if index is None or choice is None:
         return choice if index is None else index
-    return index.to(choice.device) * choices + choice
+    return sent(index, choice.device) * choices + choice
 
 
 def _one_each(matrices: Tensor, index: Tensor | None) -> Tensor:
     """One matrix for all images (r,c), or one an image (B,1,r,c)."""
-    return matrices[0] if index is None else matrices[index.to(matrices.device)][:, None]
+    return matrices[0] if index is None else matrices[sent(index, matrices.device)][:, None]
 
 
 def _resample(
@@ -273,10 +280,10 @@ def _by_side(
     for number, side in enumerate(sides):
         rows = (which == number).nonzero()[:, 0]
         if len(rows):
-            own = [None if drawn is None else drawn[rows.to(drawn.device)] for drawn in (down, up, noise, quality)]
-            parts.append(_at_side(x[rows.to(x.device)], side, own[0], own[1], spec, own[2], own[3]))
+            own = [None if drawn is None else drawn[sent(rows, drawn.device)] for drawn in (down, up, noise, quality)]
+            parts.append(_at_side(x[sent(rows, x.device)], side, own[0], own[1], spec, own[2], own[3]))
             order.append(rows)
-    return torch.cat(parts)[torch.cat(order).argsort().to(x.device)] if parts else x
+    return torch.cat(parts)[sent(torch.cat(order).argsort(), x.device)] if parts else x
 
 
 def _at_side(
@@ -322,7 +329,8 @@ def _draw_noise(x: Tensor, spec: Degradation, generator: torch.Generator | None)
         return None
     generator = _needed(generator, "noise")
     level = low + (high - low) * torch.rand(len(x), 1, 1, 1, generator=generator, device=generator.device)
-    return (level * torch.randn(x.shape, generator=generator, device=generator.device)).to(x.device, x.dtype)
+    noise = level * torch.randn(x.shape, generator=generator, device=generator.device)
+    return sent(noise.to(x.dtype), x.device)
 
 
 def _draw_quality(x: Tensor, spec: Degradation, generator: torch.Generator | None) -> Tensor | None:

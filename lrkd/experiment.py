@@ -775,7 +775,10 @@ MEASURES = (
 
 @functools.lru_cache
 def commit() -> str:
-    """The short commit of the source tree, with "+" when lrkd/ has changes, or "unknown" outside a checkout."""
+    """The short commit of the source tree, with "+" when lrkd/ has changes.
+
+    Outside a checkout what LRKD_COMMIT says, as where the files were copied to a machine without git; else "unknown".
+    """
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -784,7 +787,7 @@ def commit() -> str:
     try:
         return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("LRKD_COMMIT") or "unknown"
 
 
 def device_of(name: str | None = None) -> str:

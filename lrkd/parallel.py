@@ -21,9 +21,14 @@ from lrkd.errors import ConfigError
 from lrkd.heads import EPSILON, Head
 
 
+def _grouped() -> bool:
+    """Whether there is a group of processes, if only of one, as where a GPU's collectives are tried."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _grouped() else 1
 
 
 def rank() -> int:
@@ -55,7 +60,10 @@ def joined(device: str) -> Iterator[str]:
             )
         device = f"cuda:{number}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if device.startswith("cuda"):
+        dist.init_process_group("nccl", device_id=torch.device(device))  # else nccl guesses it, and says so
+    else:
+        dist.init_process_group("gloo")
     try:
         yield device
     finally:
@@ -72,7 +80,7 @@ def part(batch: int) -> slice:
 
 def summed(x: Tensor) -> Tensor:
     """The sum over all processes, (...) -> (...), in place; no gradient."""
-    if size() > 1:
+    if _grouped():
         dist.all_reduce(x)
     return x
 
@@ -105,7 +113,7 @@ class _Sum(torch.autograd.Function):
 
 def together(trained: nn.Module, function: Callable[..., Any], alone: nn.Parameter | None = None) -> Callable[..., Any]:
     """The function of the module's parameters, with gradients that are means over the processes but for `alone`'s."""
-    if size() == 1:
+    if not _grouped():
         return function
     whole = _Whole(trained, function)
     ignored = [name for name, value in whole.named_parameters() if value is alone]
@@ -156,7 +164,7 @@ def synchronised(module: nn.Module, wanted: bool) -> Iterator[None]:
     kinds = {
         norm: type(norm)
         for norm in module.modules()
-        if wanted and size() > 1 and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
+        if wanted and _grouped() and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
     }
     for norm in kinds:
         norm.__class__ = _Norm

@@ -110,7 +110,7 @@ SCALES: dict[str, Scale] = {
             model="iresnet18",
             embedding=512,
             head={"name": "cosface", "scale": 32.0, "margin": 0.4},
-            # So many that the grid of `make gpu-results` is to take about three hours; no GPU has shown it yet.
+            # A guess of what a GPU can show in hours for a grid of all methods; no GPU has shown it yet.
             identities=(1500, 500, 500),
             images=20,
             pairs=(6000, 6000),

@@ -658,7 +658,7 @@ def at_scales(*names: str, folder: Path = Path("results")) -> tuple[dict[str, pd
             said.append(f"book/results/{file.name}, {runs} runs on {where[0]}, commit {where[1]}")
     if missing:
         listed = ", ".join(f"book/results/{file.name}" for file in missing)
-        said.append(f"not measured yet; make gpu-results would write {listed}")
+        said.append(f"not measured yet; on a GPU make gpu-results or lrkd study would write {listed}")
     return tables, f"At scale gpu (112 pixels): {'; '.join(said)}."
 
 

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from lrkd import parallel
 from lrkd.degrade import degrade
+from lrkd.degrade import sent as _sent
 from lrkd.device import (
     LONG,
     Speed,
@@ -486,11 +487,6 @@ def _augment(hr: Tensor, flip: Tensor | None, shift: Tensor | None) -> Tensor:
         each = torch.arange(len(hr), device=hr.device)[:, None, None]
         hr = hr.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     return hr
-
-
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device, without waiting for what the device is doing."""
-    return x if device.type == "cpu" else x.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def _stream(seed: int, step: int) -> int:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lrkd import heads, methods, models, train
+from lrkd import degrade as degradation
+from lrkd import heads, methods, models, parallel, train
 from lrkd.degrade import PRESETS, degrade
 from lrkd.device import said_once
 from lrkd.faces import FaceModel
+from lrkd.losses import Term
 from lrkd.train import Options, Teacher
 
 GPU = torch.device("cuda")
@@ -20,7 +22,8 @@ GPU = torch.device("cuda")
 @pytest.fixture
 def fake(monkeypatch):
     """Tensors that are made in the test are fake; pinned memory needs a driver and is left out."""
-    monkeypatch.setattr(train, "_sent", lambda x, device: x.to(device))
+    for module, name in ((train, "_sent"), (degradation, "sent")):
+        monkeypatch.setattr(module, name, lambda x, device: x.to(device))
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
@@ -42,16 +45,17 @@ def test_fake_tensors_notice_two_devices(fake):
         torch.ones(2, device=GPU) + torch.ones(2)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_every_methods_step_stays_on_the_gpu(fake, name, precision):
-    method, options = methods.METHODS[name], Options(side=6, precision=precision, shift=2)
-    network, other = (models.small(seed=seed) for seed in range(2))
-    head, its = (heads.build("cosface", 20, network.embedding) for _ in range(2))
-    picked = torch.ones(8, dtype=torch.bool, device=GPU) if method.choice else None
-    teacher = Teacher(other, its, method.teacher == "shuffled", picked) if method.terms else None
-    trained = nn.ModuleDict({"network": network, "head": head})
-    if any(term.hint for term in method.terms):
+def one_step(terms: tuple[Term, ...], kind: str, choice: bool, precision: str, name: str, head: str) -> Tensor:
+    """What `fit` does with a batch up to the backward pass, on the GPU -> the losses."""
+    options = Options(side=(6, 12, 24), precision=precision, shift=2)
+    network, other = (models.build(name, 24, 32, seed=seed) for seed in range(2))
+    own, its = (heads.build(head, 20, network.embedding) for _ in range(2))
+    picked = torch.ones(8, dtype=torch.bool, device=GPU) if choice else None
+    teacher = Teacher(other, its, kind == "shuffled", low=kind == "own-side", chosen=picked) if terms else None
+    if kind == "itself":
+        teacher = Teacher(network, own, itself=True)
+    trained = nn.ModuleDict({"network": network, "head": own})
+    if any(term.hint for term in terms):
         trained["hints"] = models.Hints(network.widths, other.widths)
     for part in (trained, other, its):
         placed(part)
@@ -60,15 +64,48 @@ def test_every_methods_step_stays_on_the_gpu(fake, name, precision):
         return train.normalise(x).contiguous(memory_format=torch.channels_last)
 
     generator = torch.Generator().manual_seed(0)
-    hr = train._augment(torch.rand(8, 3, 48, 48, device=GPU), *train._draw(8, options, generator))
+    hr = train._augment(torch.rand(8, 3, network.size, network.size, device=GPU), *train._draw(8, options, generator))
     labels = torch.zeros(8, dtype=torch.int64, device=GPU)
-    ask = None if teacher is None else other
+    ask = None if teacher is None else teacher.network
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
         losses, right = train._losses(
-            trained, head, network, teacher, ask, method.terms, options, shown, hr, labels, picked, 1.0, None, generator
+            trained, own, network, teacher, ask, terms, options, shown, hr, labels, picked, 1.0, None, generator
         )
     assert (losses.device.type, losses.dtype, right.device.type) == ("cuda", torch.float32, "cuda")
+    return losses
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_methods_step_stays_on_the_gpu(fake, name, precision):
+    method = methods.METHODS[name]
+    losses = one_step(method.terms, method.teacher, bool(method.choice), precision, "small", "cosface")
     assert losses.shape == (1 + len(method.terms),)
+
+
+@pytest.mark.parametrize("head", heads.HEADS)
+@pytest.mark.parametrize("name", ["small", "mobile"])
+def test_every_heads_step_stays_on_the_gpu(fake, head, name):
+    assert one_step((), "none", False, "bfloat16", name, head).shape == (1,)
+
+
+def test_an_update_stays_on_the_gpu(fake):
+    network = placed(models.small(24, 32, (8, 8, 16, 16)))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    for weight in network.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert {state["momentum_buffer"].device.type for state in optimizer.state.values()} == {"cuda"}
+
+
+def test_a_synchronised_norm_stays_on_the_gpu(fake, monkeypatch):
+    monkeypatch.setattr(parallel, "_grouped", lambda: True)
+    monkeypatch.setattr(parallel, "size", lambda: 1)
+    monkeypatch.setattr(parallel.dist, "all_reduce", lambda x, *of: None)
+    network = placed(models.small(24, 32, (8, 8, 16, 16)).train())
+    with parallel.synchronised(network, True):
+        assert any(type(part) is parallel._Norm for part in network.modules())
+        assert network(torch.rand(4, 3, 24, 24, device=GPU)).embedding.device.type == "cuda"
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if PRESETS[name].jpeg is None])

@@ -403,3 +403,15 @@ def test_a_pointwise_convolution_is_torchs(inside, stride, size):
     for a, b in zip(*(torch.autograd.grad(y, (x, layer.weight), pull) for y in (found, wanted)), strict=True):
         torch.testing.assert_close(a, b)
     assert list(layer.state_dict()) == ["weight"]
+
+
+def test_a_map_is_pooled_alike_on_a_gpu():
+    x = torch.randn(3, 8, 7, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = []
+    for pooled in (models._over_pixels, models._over_pixels_on_gpu):
+        mean, largest = pooled(x)
+        assert mean.shape == largest.shape == (3, 8, 1, 1)
+        weight = torch.arange(8.0)[:, None, None] + 1
+        found.append((mean, largest, *torch.autograd.grad(((mean + 2 * largest) * weight).sum(), x)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)

@@ -50,7 +50,10 @@ def run(page, folder, monkeypatch):
 
 def test_real_faces_with_a_table_of_scale_gpu_and_without(folder, measured, monkeypatch):
     _, said = run("real-faces", folder, monkeypatch)
-    assert "not measured yet; make gpu-results would write book/results/gpu-lfw-core.csv" in said["at_gpu"]
+    assert (
+        "not measured yet; on a GPU make gpu-results or lrkd study would write book/results/gpu-lfw-core.csv"
+        in said["at_gpu"]
+    )
     shown = []
     monkeypatch.setattr(plots, "forests", lambda tables, *more, **how: shown.append(tables) or plt.figure())
     study.write_table(folder / "results/gpu-lfw-core.csv", measured)

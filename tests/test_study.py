@@ -577,7 +577,8 @@ def test_tables_of_both_scales_lie_beside_each_other_and_what_is_missing_is_said
     tables, said = study.at_scales("core", folder=tmp_path)
     assert list(tables) == ["core.csv, scale cpu"]
     assert said == (
-        "At scale gpu (112 pixels): not measured yet; make gpu-results would write book/results/gpu-core.csv."
+        "At scale gpu (112 pixels): not measured yet; on a GPU make gpu-results or lrkd study would write "
+        "book/results/gpu-core.csv."
     )
     part = real[real["seed"] < 2].assign(scale="gpu", device="a GPU", commit="abc")
     part.loc[part.index[0], ["device", "commit"]] = np.nan  # as a row of a baseline has it, which is no run

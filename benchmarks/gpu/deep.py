@@ -1,0 +1,16 @@
+"""A student whose teacher is deeper than itself."""
+
+from dataclasses import dataclass
+
+from lrkd.experiment import Spec, teacher_spec
+from lrkd.scales import SCALES
+
+
+@dataclass(frozen=True)
+class DeepTaught(Spec):
+    """A run of scale gpu whose teacher is the IResNet-50 of scale gpu50; its weights' hash says so by the teacher's."""
+
+    @property
+    def teacher(self) -> Spec | None:
+        own = super().teacher
+        return own and teacher_spec(SCALES["gpu50"], self.teacher_seed, self.source)

@@ -1,0 +1,109 @@
+"""`--merge DIR`: take what a GPU measured into book/results, or say what does not fit and change nothing."""
+
+import io
+import re
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+
+from lrkd.errors import DataError, LrkdError
+from lrkd.study import write_table
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "book" / "results"
+MOST = 64 * 2**20  # bytes of a table
+NAME = re.compile(r"(gpu|answer)-[a-z0-9-]+\.csv")
+# What a table must have; of one whose rows are runs, what tells a run from others, and the hash of its configuration.
+STAMP = ("device", "torch", "commit")
+RUN = ("data", "scale", "role", "method", "side", "seed", "teacher_seed")
+
+
+def tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables in a folder's archives. Raises DataError for an archive that is not whole, and for other files."""
+    found: dict[str, pd.DataFrame] = {}
+    archives = sorted(folder.glob("*.zip"))
+    if not archives:
+        raise DataError(f"{folder}: expected the archives that `python -m benchmarks.gpu_results` wrote, got none")
+    for path in archives:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for item in archive.infolist():
+                    if item.filename == "log.txt":
+                        continue
+                    if not NAME.fullmatch(item.filename) or item.file_size > MOST:
+                        raise DataError(f"{path}: expected tables gpu-*.csv and answer-*.csv, got {item.filename!r}")
+                    if item.filename in found:
+                        raise DataError(f"{path}: {item.filename} is in another archive too: expected it once")
+                    content = archive.read(item)
+                    if not content.endswith(b"\n"):
+                        raise DataError(f"{path}: {item.filename} does not end with a whole line")
+                    text = {"config": str, "commit": str}
+                    found[item.filename] = pd.read_csv(io.BytesIO(content), dtype=text)  # type: ignore[arg-type]
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            raise DataError(f"{path}: is not whole ({error}): bring it again") from error
+    return found
+
+
+def known_commit(commit: str) -> bool:
+    """Whether a commit is of this repository's past, and nothing was changed on top of it."""
+    if not re.fullmatch(r"[0-9a-f]{7,40}", commit):
+        return False
+    words = ["git", "-C", str(ROOT), "merge-base", "--is-ancestor", commit, "HEAD"]
+    return subprocess.run(words, check=False, capture_output=True).returncode == 0
+
+
+def check(name: str, new: pd.DataFrame, old: pd.DataFrame | None) -> None:
+    """DataError where a table does not fit what is there: other columns, an unknown commit, another configuration."""
+    if new.empty:
+        raise DataError(f"{name}: has no row")
+    needed = () if name.endswith(("-right.csv", "-people.csv")) else STAMP
+    if missing := [column for column in needed if column not in new]:
+        raise DataError(f"{name}: has no column {', '.join(missing)}")
+    if old is not None and list(old.columns) != list(new.columns):
+        odd = sorted(set(old.columns) ^ set(new.columns)) or ["in another order"]
+        raise DataError(f"{name}: expected the columns of book/results/{name}, got others: {', '.join(odd)}")
+    for commit in sorted(set(new["commit"].astype(str))) if needed else ():
+        if not known_commit(commit):
+            raise DataError(f"{name}: expected rows of commits before this one, without changes, got {commit!r}")
+    if "config" not in new:
+        return
+    if new["config"].isna().any():
+        raise DataError(f"{name}: a row has no config")
+    if old is None or not {*RUN} <= set(new):
+        return
+    both = old.merge(new, on=list(RUN), suffixes=("", "_new"))
+    other = both[both["config"] != both["config_new"]]
+    if len(other):
+        row = other.iloc[0]
+        raise DataError(
+            f"{name}: expected config {row['config']} for {row['method']}, side {row['side']}, seed {row['seed']}, got "
+            f"{row['config_new']}: the configuration changed in between; remove the old rows, or measure again"
+        )
+
+
+def joined(new: pd.DataFrame, old: pd.DataFrame | None) -> pd.DataFrame:
+    """Of tables of runs, the old rows and those of runs that they lack; any other table is replaced by the new one."""
+    if old is None or "config" not in new:
+        return new
+    return pd.concat([old, new[~new["config"].isin(old["config"])]], ignore_index=True)
+
+
+def merge(folder: Path, results: Path = RESULTS) -> int:
+    """Take all tables, or none; -> the exit status."""
+    try:
+        found, whole = tables(folder), {}
+        for name, new in found.items():
+            path = results / name
+            old = pd.read_csv(path, dtype={"config": str, "commit": str}) if path.exists() else None
+            check(name, new, old)
+            whole[path] = joined(new, old)
+    except LrkdError as error:
+        print(f"error: {error}; nothing was changed")
+        return 2
+    for path, table in whole.items():
+        write_table(path, table)
+        print(f"{path.name}: {len(table)} rows")
+    print("now: lrkd runs --of book/results/*.csv --out book/results/runs.csv, and build the book")
+    return 0
