@@ -20,7 +20,7 @@ from lrkd.degrade import PRESETS
 from lrkd.device import Speed
 from lrkd.errors import ConfigError, DataError, LrkdError, RunError
 from lrkd.identify import OUTSIDE
-from lrkd.models import Foreign, Network, load_foreign
+from lrkd.models import Network, load_foreign
 from lrkd.verify import cosine_scores, embed, fuse, identification, kfold_verification, tar_at_far
 
 EPILOG = """\
@@ -265,7 +265,7 @@ def _train(arguments: argparse.Namespace) -> None:
 class Subject(NamedTuple):
     """A network to be measured, and how it is usually tested: on images of `size`, at `sides`; `run` of the store."""
 
-    network: Network | Foreign
+    network: Network
     name: str
     size: int
     sides: tuple[int, ...]
