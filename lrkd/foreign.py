@@ -147,7 +147,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _prefix(file: Path, names: Iterable[str]) -> str:
     """What stands before the name of the network's first layer; what stands beside it, such as a head, is left out."""
     found = (re.fullmatch(r"((?:\w+\.)*)(?:input_layer\.0|conv1)\.weight", name) for name in names)
-    prefixes = sorted({one[1] for one in found if one and not re.search(r"(layer\d+|body)\.", one[1])}, key=len)
+    prefixes = sorted({one[1] for one in found if one and not re.search(r"(layer\d+|body)\.", one[1])})
     if len(prefixes) > 1:
         raise DataError(f"{file}: holds {len(prefixes)} networks ({_list(prefixes)}): a file with one of them is right")
     return prefixes[0] if prefixes else ""
@@ -185,10 +185,8 @@ def name_in_file(family: Family, name: str, depth: int) -> str:
     return f"{_OUTSIDE[place]}.{last}" if place in _OUTSIDE else name.replace("shortcut_layer", "downsample")
 
 
-def check_channels(channels: str, path: str | os.PathLike[str]) -> str:
-    """Return the channel order "RGB" or "BGR"; ConfigError for anything else, or for "", where a file does not say."""
-    if not channels:
-        raise ConfigError(f"{path}: does not say whose it is: give channels, BGR for AdaFace's and RGB for CVLface's")
+def check_channels(channels: str) -> str:
+    """Return the channel order "RGB" or "BGR"; ConfigError for anything else."""
     if channels not in ("RGB", "BGR"):
         raise ConfigError(f"channels: {channels!r} is neither 'RGB' nor 'BGR'")
     return channels

@@ -144,7 +144,8 @@ def _add_stages(
     return names, side
 
 
-def _check_input(x: Tensor, size: int) -> None:
+def check_input(x: Tensor, size: int) -> None:
+    """Raise ConfigError for anything but images (B,3,size,size)."""
     if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
         raise ConfigError(
             f"this network takes images of shape (B,3,{size},{size}), not {tuple(x.shape)}: "
@@ -200,7 +201,7 @@ class IResNet(Network):
         _initialise(self, seed)
 
     def forward(self, x: Tensor) -> Output:
-        _check_input(x, self.size)
+        check_input(x, self.size)
         features, channels, spatials = [], [], []
         x = self.input_layer(x)
         for name in self.stages:
@@ -289,7 +290,7 @@ class MobileFaceNet(Network):
         _initialise(self, seed)
 
     def forward(self, x: Tensor) -> Output:
-        _check_input(x, self.size)
+        check_input(x, self.size)
         features = []
         x = self.input_layer(x)
         for name in self.stages:
@@ -427,7 +428,9 @@ def load_foreign(path: str | os.PathLike[str], *, channels: str | None = None) -
     """
     found = foreign.read_checkpoint(path)
     family = found.family
-    order = foreign.check_channels(family.channels if channels is None else channels, path)
+    if channels is None and not family.channels:
+        raise ConfigError(f"{path}: does not say whose it is: give channels, BGR for AdaFace's and RGB for CVLface's")
+    order = foreign.check_channels(family.channels if channels is None else channels)
     made = Foreign(found, order).eval()
     state = made.state_dict()
     names = {name: foreign.name_in_file(family, name, found.depth) for name in state}

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from lrkd import export, heads, methods, models, photographs, study, verify
+from lrkd import export, heads, methods, models, onnx_session, photographs, study, verify
 from lrkd.cli import main
 from lrkd.data import make_pairs
 from lrkd.errors import ConfigError, DataError, RunError
@@ -481,14 +481,14 @@ def test_unreadable_files_are_named(files, tmp_path):
 
 def test_a_file_of_endless_fields_is_given_up(tmp_path):
     with pytest.raises(DataError, match="broken near byte"):
-        export._refuse_external(b"\x08\x01" * 1_100_000, tmp_path)
+        onnx_session.refuse_external(b"\x08\x01" * 1_100_000, tmp_path)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_walked(content):
     with contextlib.suppress(DataError):
-        export._refuse_external(content, Path("x"))
+        onnx_session.refuse_external(content, Path("x"))
 
 
 @settings(deadline=None, max_examples=60)

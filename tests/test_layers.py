@@ -12,10 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # A file imports only from rooms to its left, never from its own; a new file must be placed here to be let in.
 ROOMS = (
     ("errors",),
+    ("userfile", "onnx_session"),
     ("faces", "degrade", "distances", "stats", "pairs", "photographs"),
     ("layout", "hypotheses", "race", "foreign", "identify"),
     ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "adapt", "plots", "viewers"),
-    ("device", "parallel", "movable"),
+    ("device", "parallel", "movable", "wrap", "parts"),
     ("train", "methods", "runs", "shifts"),
     ("scales", "export"),
     ("experiment",),
@@ -37,6 +38,7 @@ MORE = {
     "attention": {"captum"},
     "viewers": {"matplotlib"},
     "export": {"onnx", "onnxruntime", "onnxscript"},
+    "onnx_session": {"onnxruntime"},
     "select": {"sklearn"},
     "align": {"skimage"},
     "launch": {"submitit"},
