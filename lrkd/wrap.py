@@ -139,13 +139,14 @@ def _with_features(module: nn.Module, names: Sequence[str]) -> nn.Module:
     kind, training = type(module).__name__, module.training
     if len(set(names)) < len(names) or _EMBEDDING in names:
         raise ConfigError(f"features: {', '.join(names)}: expected each once, and none named {_EMBEDDING!r}")
-    nodes, there = [], set[str]()
+    nodes, there, ends = [], set[str](), set[str]()
     try:
         for mode in (True, False):
             tracer = NodePathTracer(leaf_modules=[], autowrap_functions=())
             graph = tracer.trace(module.train(mode))
-            end = _first(next(node for node in graph.nodes if node.op == "output").args[0])
-            nodes.append({tracer.node_to_qualname[end]: _EMBEDDING, **{name: name for name in names}})
+            end = tracer.node_to_qualname[_first(next(node for node in graph.nodes if node.op == "output").args[0])]
+            nodes.append({end: _EMBEDDING, **{name: name for name in names}})
+            ends.add(end)
             there = set(tracer.node_to_qualname.values())
     except Exception as error:  # torch.fx raises whatever the module's own code makes of a proxy
         said = onnx_session.first_line(error)
@@ -155,6 +156,8 @@ def _with_features(module: nn.Module, names: Sequence[str]) -> nn.Module:
     finally:
         module.train(training)
     for name in names:
+        if any(f"{end}.".startswith(f"{name}.") for end in ends):
+            raise ConfigError(f"features: {name!r} is the embedding of {kind}: expected what comes before it")
         if not any(node == name or node.startswith(f"{name}.") for node in there):
             known = dict.fromkeys(node.split(".")[0] for node in sorted(there))
             raise ConfigError(f"features: {kind} has no {name!r}; it has {', '.join(known)}")
@@ -284,9 +287,7 @@ class Embeddings(Network):
             DataError: The table has another number of rows.
         """
         if len(self) != count:
-            raise DataError(
-                f"embeddings of {len(self)} images for {count} that are trained on: expected a row an image"
-            )
+            raise DataError(f"expected embeddings of the {count} images that are trained on, got {len(self)}")
 
         def answer(index: Tensor, flip: Tensor | None) -> Output:
             return Output(self.table[index.roll(1) if shuffled else index], (), (), ())
