@@ -34,12 +34,13 @@ class Network(nn.Module):
     """A backbone, as training and evaluation see it: RGB images (B,3,size,size) in [-1,1] -> Output.
 
     size: side of its images in pixels. embedding: length of its embeddings. widths: channels of each feature map;
-    empty in a network that shows none.
+    empty in a network that shows none. parts: which fields of Output it fills.
     """
 
     size: int
     embedding: int
     widths: tuple[int, ...]
+    parts: frozenset[str]
 
     def __call__(self, x: Tensor) -> Output:
         out: Output = super().__call__(x)
@@ -184,6 +185,7 @@ class IResNet(Network):
                 f"entry a stage, and size {size} and embedding {embedding} must be positive"
             )
         self.size, self.embedding, self.depths, self.widths = size, embedding, tuple(depths), tuple(widths)
+        self.parts = frozenset(Output._fields if cbam else Output._fields[:2])
         stem = widths[0] if stem is None else stem
         with torch.random.fork_rng(devices=[]):  # layers draw weights at construction; _initialise replaces them all
             self.input_layer = nn.Sequential(
@@ -272,6 +274,7 @@ class MobileFaceNet(Network):
         if min(*depths, *widths, *strides, size, embedding, last, expansion) < 1:
             raise ConfigError("depths, widths, strides, size, embedding, last and expansion must be positive")
         self.size, self.embedding, self.depths, self.widths = size, embedding, tuple(depths), tuple(widths)
+        self.parts = frozenset(Output._fields[:2])
         stem = widths[0] if stem is None else stem
         with torch.random.fork_rng(devices=[]):
             self.input_layer = nn.Sequential(nn.Conv2d(3, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), PReLU(stem))

@@ -70,6 +70,7 @@ class Wrapped(Network):
             name = self.names[number] if self.names else f"feature {number}"
             _check_shape(f"{kind}: expected {name!r}", part, "(B,C,h,w)")
         self.embedding, self.widths = out.embedding.shape[1], tuple(part.shape[1] for part in out.features)
+        self.parts = frozenset(field for field in Output._fields if len(getattr(out, field)))
 
     def forward(self, x: Tensor) -> Output:
         check_input(x, self.size)
@@ -169,6 +170,8 @@ def _with_features(module: nn.Module, names: Sequence[str]) -> nn.Module:
 
 class OnnxNetwork(Network):
     """An ONNX file as a frozen network on the CPU, which shows its embedding alone. Made by `onnx_network`."""
+
+    parts = frozenset({"embedding"})
 
     def __init__(self, path: Path, session: Any, size: int, given: Input, batch: int | None) -> None:
         super().__init__()

@@ -55,8 +55,15 @@ def test_every_method_can_be_taught_by_a_full_network_with_a_head():
         assert all(read(term) <= full for term in method.terms)
 
 
+@pytest.mark.parametrize("network", [BARE, FULL, models.mobile(8, 8, (1, 1), (4, 8)), models.small(8, 8, (4,))])
+def test_what_a_network_says_that_it_shows_is_what_one_pass_shows(network):
+    out = network.eval()(torch.zeros(2, 3, 8, 8))
+    assert shown(network) == {name for name in out._fields if len(getattr(out, name))}
+
+
 def test_looking_leaves_a_network_as_it_was():
     network = models.small(8, 8, (4, 8)).train()
+    del network.parts  # as a module that is none of lrkd's
     before, rng = toys.state(network), torch.get_rng_state()
     assert shown(network) == {"embedding", "features", "channel", "spatial"}
     assert shown(BARE) == {"embedding", "features"}
