@@ -31,6 +31,7 @@ DEPTHS = {
 }
 MAX_BYTES = 2 * 2**30
 MAX_PICKLE = 8 * 2**20
+MAX_TEXT = 4096  # characters, where a pickle encodes texts, as numpy's numbers do: each time makes a copy
 MAX_STEPS = 10**6  # of a pickle; IResNet-200 with its optimizer has a quarter of that
 SIZE = 112
 STAGES = (1, 2, 3, 4)
@@ -280,6 +281,7 @@ def _look_inside(file: Path) -> set[str]:
 
 def _names(file: Path, source: Any, pickles: int) -> set[str]:
     asked: list[str] = []
+    longest = 0
     try:
         steps = 0
         for _ in range(pickles):
@@ -291,6 +293,8 @@ def _names(file: Path, source: Any, pickles: int) -> set[str]:
                     )
                 if operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
                     raise DataError(f"{file}: its pickle uses {operation.name}: torch.save writes none")
+                if operation.name.endswith("UNICODE"):
+                    longest = max(longest, len(str(argument)))
                 if operation.name == "GLOBAL" and not _ALLOWED.fullmatch(str(argument)):
                     asked.append(str(argument))
     finally:  # what it asks for says more than where it breaks
@@ -299,6 +303,8 @@ def _names(file: Path, source: Any, pickles: int) -> set[str]:
         for name in asked:
             if not _BESIDE.fullmatch(name):
                 raise DataError(f"{file}: asks for {name.replace(' ', '.')!r}, which no tensor needs")
+        if "_codecs encode" in asked and longest > MAX_TEXT:
+            raise DataError(f"{file}: encodes a text of {longest} characters: at most {MAX_TEXT} are right")
     return {name.replace(" ", ".") for name in asked}
 
 

@@ -13,6 +13,7 @@ import time
 import types
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,13 @@ from test_models import naive_forward, naive_norm, naive_prelu, norm_names, publ
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrkd import cli, foreign, models
+from lrkd import cli, foreign, heads, losses, models
 from lrkd.cli import main
 from lrkd.data import load_prepared, make_pairs
 from lrkd.errors import ConfigError, DataError
 from lrkd.models import load_foreign
+from lrkd.parts import check
+from lrkd.train import Teacher, fit
 from lrkd.verify import embed, fuse, kfold_verification, rank_k
 
 State = dict[str, Tensor]
@@ -296,6 +299,27 @@ def test_a_cvlface_checkpoint_gives_the_original_embedding_from_rgb(tmp_path, de
     near(out.features, features)
 
 
+def test_an_adaface_checkpoint_teaches_features_relations_and_embeddings_without_a_head(tmp_path, lightning):
+    state = filled(ir_names(DEPTHS[18]))
+    teacher = load_foreign(lightning(tmp_path / "adaface.ckpt", {f"model.{k}": v for k, v in state.items()}))
+    student, head = models.small(112, 9, NARROW, cbam=False), heads.build("cosface", 2, 9)
+    before = toys.state(teacher)
+    fitted = fit(
+        student,
+        head,
+        toys.faces(2, 4, 112),
+        schedule=toys.Schedule(1, batch=4, lr=0.01),
+        options=replace(toys.OPTIONS, channels_last=False),
+        teacher=Teacher(teacher),
+        terms=(losses.feature(), losses.cross(), losses.embedding()),
+        progress=False,
+    )
+    assert all(np.isfinite(list(row.values())).all() for row in fitted.rows)
+    assert toys.equal(toys.state(teacher), before)
+    with pytest.raises(ConfigError, match="teacher Foreign has no attention maps: the term 'attention' needs them"):
+        check((losses.attention(),), teacher)
+
+
 def test_an_ir_file_that_does_not_say_whose_it_is_asks_for_the_channels(tmp_path):
     path = saved(tmp_path / "ir.pth", filled(ir_names(DEPTHS[18])))
     with pytest.raises(ConfigError, match=r"ir\.pth: does not say whose .* BGR for AdaFace's and RGB for CVLface's"):
@@ -460,6 +484,11 @@ def pickled(path: Path) -> bytes:
         return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
+def text(length: int) -> bytes:
+    """A text in a pickle, the name of an encoding where it is as long as that."""
+    return b"X" + length.to_bytes(4, "little") + (b"latin1" if length == 6 else b"x" * length)
+
+
 def hostile(path: Path, narrow: State) -> dict[str, Path]:
     """Files that would run code, claim memory, or unpack to more than they hold."""
     made = {}
@@ -489,6 +518,15 @@ def hostile(path: Path, narrow: State) -> dict[str, Path]:
         "two pickles, turned round": [tensor, called],
         "many steps": [b"\x80\x02" + b"N0" * 2**20 + b"}."],
         "a long pickle": [b"\x80\x02]" + b"N0" * 2**22 + b"}."],
+        "copies": [
+            b"\x80\x02c_codecs\nencode\nq\x01"
+            + text(2**20)
+            + b"q\x02"
+            + text(6)
+            + b"q\x03]"
+            + b"h\x01h\x02h\x03\x86Ra" * 10**5
+            + b"."
+        ],
     }.items():
         made[name] = path / f"{name}.pth"
         with zipfile.ZipFile(made[name], "w") as new, warnings.catch_warnings():
@@ -533,6 +571,7 @@ def test_hostile_and_broken_files_are_one_error_and_run_nothing(tmp_path, narrow
             "two pickles, turned round": "two entries",
             "many steps": "more than 1000000 instructions",
             "a long pickle": "bytes of names",
+            "copies": "encodes a text of 1048576 characters",
             "shared": "tensors of their own",
             "complex": "fc.bias is Tensor, no dense",
         }.get(name)
