@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import encodings.cp437  # noqa: F401  # zipfile imports it at a damaged archive's first odd name
+import encodings.cp437  # zipfile imports it at a damaged archive's first odd name
+import encodings.raw_unicode_escape  # noqa: F401  # and pickletools this one at a pickle's first such text
 import io
 import json
 import pickle

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lrkd import export, runs, study
     from lrkd.data import Faces, Pairs, Splits
     from lrkd.layout import Overlap
-    from lrkd.models import Foreign, Network
+    from lrkd.models import Network
     from lrkd.verify import Verification
 
 EPILOG = """\
@@ -379,7 +379,7 @@ class Subject(NamedTuple):
     exported file, or a run, says of its data.
     """
 
-    network: Network | Foreign | export.Recogniser
+    network: Network | export.Recogniser
     name: str
     size: int
     sides: tuple[int | None, ...]

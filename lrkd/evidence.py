@@ -133,7 +133,7 @@ def look(network: Network, side: int | None, faces: data.Faces, shown: Probes) -
         others = faces.batch(shown.friends.ravel()).float() / 255
         found = torch.cat([network(prepare(part)).embedding for part in others.split(256)])
     mates = torch.nn.functional.normalize(found, dim=1).unflatten(0, shown.friends.shape).mean(1).clone()
-    blocks = [block for stage in network.stages for block in network.get_submodule(stage).children()]
+    blocks = [block for stage in network.stages for block in network.get_submodule(stage).children()]  # type: ignore[union-attr]
     names = [str(number) for number in range(1, len(blocks) + 1)]
     cams = attention.grad_cam(network, blocks, prepare(shown.hr[shown.known]), mates)
     return Seen(

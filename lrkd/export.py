@@ -6,7 +6,6 @@ The file takes RGB images in [-1,1] at the network's own size, (N,3,S,S) float32
 
 import copy
 import os
-import re
 import tempfile
 import warnings
 from collections import Counter
@@ -20,9 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lrkd import __version__, verify
+from lrkd import __version__, onnx_session, verify
 from lrkd.data import Faces
 from lrkd.errors import ConfigError, DataError, needed
+from lrkd.onnx_session import first_line
 from lrkd.photographs import FORMATS as PHOTOGRAPHS
 from lrkd.photographs import MAX_FILE, upright
 from lrkd.runs import atomic
@@ -31,7 +31,6 @@ FORMATS = ("onnx", "fp16", "int8")
 INPUT, OUTPUT = "images", "embedding"
 LIMIT = 2**29  # bytes; IResNet-200 has half of that
 _METADATA = 4096
-_FIELDS = 1_000_000
 # Operators that lose most and gain least in 8 bits are not here: the gates of attention, the slopes of PReLU.
 _QUANTISED = (
     "Add", "AveragePool", "Concat", "Conv", "Gemm", "GlobalAveragePool", "LeakyRelu", "MatMul", "Relu", "Reshape",
@@ -112,23 +111,9 @@ class Recogniser(nn.Module):
 
     def __init__(self, content: bytes, path: Path, threads: int | None = None) -> None:
         super().__init__()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ConfigError(f"{path}: reading it needs onnxruntime: pip install onnxruntime") from error
-        _refuse_external(content, path)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        try:
-            session = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
-            takes, gives = session.get_inputs(), session.get_outputs()
-            self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
-        except Exception as error:  # ONNX Runtime's errors have no common base of their own
-            raise DataError(f"{path}: ONNX Runtime cannot open it ({_line(error)})") from error
+        session = onnx_session.open(content, path, threads)
+        takes, gives = session.get_inputs(), session.get_outputs()
+        self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         fit = len(takes) == len(gives) == 1 and takes[0].name == INPUT and gives[0].name == OUTPUT
         fit = fit and takes[0].type == gives[0].type == "tensor(float)"
         fit = fit and len(takes[0].shape) == 4 and len(gives[0].shape) == 2
@@ -149,7 +134,7 @@ class Recogniser(nn.Module):
         try:
             (found,) = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(x)})
         except Exception as error:
-            raise DataError(f"{self.path}: ONNX Runtime cannot run it ({_line(error)})") from error
+            raise DataError(f"{self.path}: ONNX Runtime cannot run it ({first_line(error)})") from error
         if found.shape != (len(x), self.embedding):
             raise DataError(f"{self.path}: gave {found.shape} for {len(x)} images, not ({len(x)},{self.embedding})")
         return torch.from_numpy(found) if isinstance(images, Tensor) else found
@@ -163,15 +148,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, limit: int
     Raises DataError, naming the file, where it cannot be read, is no ONNX file, takes its weights from other files,
     which nothing says are its own, or has another input or output than `export` gives.
     """
-    file = Path(path)
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(limit + 1)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}): an .onnx file is right") from error
-    if len(content) > limit:
-        raise DataError(f"{file}: more than {limit} bytes: that is no file that lrkd exported")
-    return Recogniser(content, file, threads)
+    return Recogniser(onnx_session.read(path, limit), Path(path), threads)
 
 
 class Agreement(NamedTuple):
@@ -253,7 +230,7 @@ def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
             return np.array(whole.resize((size, size), kernel, (left, top, left + side, top + side)))
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         wanted = f"an image in {', '.join(PHOTOGRAPHS)}"
-        raise DataError(f"{file}: cannot be read as a photograph ({_line(error)}): {wanted} is right") from error
+        raise DataError(f"{file}: cannot be read as a photograph ({first_line(error)}): {wanted} is right") from error
 
 
 def _check_images(images: Any, size: int, name: str) -> None:
@@ -262,10 +239,6 @@ def _check_images(images: Any, size: int, name: str) -> None:
         raise DataError(f"{name}: {said} is not float32 (N,3,{size},{size})")
     if not len(images) or not np.isfinite(images).all() or np.abs(images).max() > 1 + 1e-3:
         raise DataError(f"{name}: wanted: at least one image with values in [-1,1], of which none is not finite")
-
-
-def _line(error: Exception) -> str:
-    return re.sub(r"\x1b\[\d+m", "", str(error)).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 @contextmanager
@@ -351,7 +324,7 @@ def _converted(network: nn.Module, size: int) -> Any:
             custom_translation_table={torch.ops.aten.adaptive_max_pool2d.default: largest},
         )
     except Exception as error:  # whatever torch makes of a module that it cannot follow
-        raise ConfigError(f"network: {type(network).__name__} cannot be exported ({_line(error)})") from error
+        raise ConfigError(f"network: {type(network).__name__} cannot be exported ({first_line(error)})") from error
     assert program is not None
     return program.model_proto
 
@@ -465,62 +438,3 @@ def _annotate(model: Any, metadata: Mapping[str, object]) -> None:
     model.ClearField("metadata_props")
     for key, value in sorted(found.items()):
         model.metadata_props.add(key=key, value=value)
-
-
-# The messages of onnx.proto in which a tensor can lie, and where: {message: {field number: message inside}}.
-_PLACES = {
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {},
-}
-_EXTERNAL, _WHERE = 13, 14  # of a tensor: external_data, data_location
-
-
-def _refuse_external(content: bytes, path: Path) -> None:
-    """DataError for a model with a tensor whose data lie in another file, before anything opens that file.
-
-    Walks protocol buffers' wire format, as far as tensors can lie, so that no package is needed to read a model safely.
-    """
-    waiting, left = [("model", 0, len(content))], _FIELDS
-    while waiting:
-        message, at, end = waiting.pop()
-        while at < end:
-            left -= 1
-            key, at = _varint(content, at, end, path)
-            field, wire = key >> 3, key & 7
-            value = 0
-            if wire == 0:
-                value, at = _varint(content, at, end, path)
-                size = 0
-            elif wire == 2:
-                size, at = _varint(content, at, end, path)
-            elif wire in (1, 5):
-                size = 8 if wire == 1 else 4
-            else:
-                size = end
-            if not field or left < 0 or at + size > end:
-                raise DataError(f"{path}: is no ONNX file: broken near byte {at} of {len(content)}")
-            if message == "tensor" and (field == _EXTERNAL or (field == _WHERE and (wire != 0 or value))):
-                raise DataError(f"{path}: takes weights from another file: one file with all its weights is right")
-            inside = _PLACES[message].get(field)
-            if wire == 2 and inside:
-                waiting.append((inside, at, at + size))
-            at += size
-
-
-def _varint(content: bytes, at: int, end: int, path: Path) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            break
-        byte = content[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise DataError(f"{path}: is no ONNX file: broken near byte {at} of {len(content)}")

@@ -30,6 +30,23 @@ class Output(NamedTuple):
     spatial: tuple[Tensor, ...]
 
 
+class Network(nn.Module):
+    """A backbone, as training and evaluation see it: RGB images (B,3,size,size) in [-1,1] -> Output.
+
+    size: side of its images in pixels. embedding: length of its embeddings. widths: channels of each feature map;
+    empty in a network that shows none. parts: which fields of Output it fills.
+    """
+
+    size: int
+    embedding: int
+    widths: tuple[int, ...]
+    parts: frozenset[str]
+
+    def __call__(self, x: Tensor) -> Output:
+        out: Output = super().__call__(x)
+        return out
+
+
 class PReLU(nn.PReLU):
     """PReLU, (B,C,h,w) -> (B,C,h,w). On a CPU through lerp, whose backward pass takes 40 % of the time of prelu's."""
 
@@ -142,7 +159,8 @@ def _add_stages(
     return names, side
 
 
-def _check_input(x: Tensor, size: int) -> None:
+def check_input(x: Tensor, size: int) -> None:
+    """Raise ConfigError for anything but images (B,3,size,size)."""
     if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
         raise ConfigError(
             f"this network takes images of shape (B,3,{size},{size}), not {tuple(x.shape)}: "
@@ -150,7 +168,7 @@ def _check_input(x: Tensor, size: int) -> None:
         )
 
 
-class IResNet(nn.Module):
+class IResNet(Network):
     """Improved residual network: (B,3,size,size) -> Output with embedding (B,embedding).
 
     depths and widths: blocks and channels of each stage. strides: of each stage's first block. stem_stride: of the
@@ -181,6 +199,7 @@ class IResNet(nn.Module):
                 f"entry a stage, and size {size} and embedding {embedding} must be positive"
             )
         self.size, self.embedding, self.depths, self.widths = size, embedding, tuple(depths), tuple(widths)
+        self.parts = frozenset(Output._fields if cbam else Output._fields[:2])
         stem = widths[0] if stem is None else stem
         with torch.random.fork_rng(devices=[]):  # layers draw weights at construction; _initialise replaces them all
             self.input_layer = nn.Sequential(
@@ -198,7 +217,7 @@ class IResNet(nn.Module):
         _initialise(self, seed)
 
     def forward(self, x: Tensor) -> Output:
-        _check_input(x, self.size)
+        check_input(x, self.size)
         features, channels, spatials = [], [], []
         x = self.input_layer(x)
         for name in self.stages:
@@ -238,7 +257,7 @@ class Bottleneck(nn.Module):
         return x + out if self.shortcut else out
 
 
-class MobileFaceNet(nn.Module):
+class MobileFaceNet(Network):
     """A small network for small images, after MobileFaceNet (arXiv 1804.07573): (B,3,size,size) -> Output.
 
     depths, widths, strides: blocks, channels and first stride of each stage of `Bottleneck`s. stem: channels of the 3x3
@@ -269,6 +288,7 @@ class MobileFaceNet(nn.Module):
         if min(*depths, *widths, *strides, size, embedding, last, expansion) < 1:
             raise ConfigError("depths, widths, strides, size, embedding, last and expansion must be positive")
         self.size, self.embedding, self.depths, self.widths = size, embedding, tuple(depths), tuple(widths)
+        self.parts = frozenset(Output._fields[:2])
         stem = widths[0] if stem is None else stem
         with torch.random.fork_rng(devices=[]):
             self.input_layer = nn.Sequential(nn.Conv2d(3, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), PReLU(stem))
@@ -287,7 +307,7 @@ class MobileFaceNet(nn.Module):
         _initialise(self, seed)
 
     def forward(self, x: Tensor) -> Output:
-        _check_input(x, self.size)
+        check_input(x, self.size)
         features = []
         x = self.input_layer(x)
         for name in self.stages:
@@ -354,7 +374,6 @@ def mobile(
     return MobileFaceNet(depths, widths, size=size, embedding=embedding, **options)
 
 
-Network = IResNet | MobileFaceNet
 BUILDERS: dict[str, Callable[..., Network]] = {
     "iresnet50": iresnet50,
     "iresnet18": iresnet18,
@@ -374,55 +393,71 @@ def build(name: str, size: int | None = None, embedding: int | None = None, **op
     return BUILDERS[name](**{key: value for key, value in given.items() if value is not None})
 
 
-class Foreign(nn.Module):
-    """A published network: RGB (B,3,112,112) in [-1,1] -> Output, with the file's channel order seen to.
+class Foreign(IResNet):
+    """A published network: RGB (B,3,112,112) in [-1,1] -> Output, whatever channel order it was trained with.
 
-    network: the IResNet itself, which takes `channels` ("RGB" or "BGR"). family: whose it is, and how they test. depth:
-    18 to 200. hints: F-SKD's hint layers, or None; where there are some, `hints(out.features)` are the features that
-    the original student returns.
+    family: whose it is, and how they test. depth: 18 to 200. channels: the order that it was trained with ("RGB" or
+    "BGR"), which `load_foreign` has turned into RGB in the first layer's weights. hints: F-SKD's hint layers, or None;
+    where there are some, `hints(out.features)` are the features that the original student returns. AdaFace's embedding
+    is the one of length 1 that the original returns first; the length, which it returns beside it, is no part of it.
     """
 
-    def __init__(
-        self, network: IResNet, family: foreign.Family, depth: int, channels: str, hints: Hints | None = None
-    ) -> None:
-        super().__init__()
-        self.network, self.family, self.depth, self.channels, self.hints = network, family, depth, channels, hints
-
-    @property
-    def size(self) -> int:
-        """Side of the images in pixels."""
-        return self.network.size
+    def __init__(self, found: foreign.Checkpoint, channels: str) -> None:
+        cbam = found.family is foreign.ASKD
+        super().__init__(
+            foreign.DEPTHS[found.depth],
+            found.widths,
+            size=foreign.SIZE,
+            embedding=found.embedding,
+            stem=found.stem,
+            cbam=cbam,
+            dropout=0.4 if cbam or found.family.body else 0.0,
+        )
+        self.family, self.depth, self.channels = found.family, found.depth, channels
+        if found.family.body:
+            for name, inside, outside in zip(self.stages, (found.stem, *found.widths), found.widths, strict=False):
+                if inside == outside:
+                    self.get_submodule(name)[0].shortcut_layer = nn.MaxPool2d(1, 2)  # type: ignore[index]
+            self.output_layer[-1] = nn.BatchNorm1d(found.embedding, affine=False)
+        self.hints = Hints(found.widths, found.widths) if found.hints else None
+        if self.hints is not None and found.hints == "conv":
+            self.hints.stages = nn.ModuleList(nn.Sequential(stage[0]) for stage in self.hints.stages)  # type: ignore[index]
 
     def forward(self, x: Tensor) -> Output:
-        out: Output = self.network(x.flip(1) if self.channels == "BGR" else x)
-        return out
+        out = super().forward(x)
+        return out._replace(embedding=F.normalize(out.embedding)) if self.family.unit else out
 
 
 def load_foreign(path: str | os.PathLike[str], *, channels: str | None = None) -> Foreign:
-    """A published checkpoint as a network in evaluation mode, strictly: every tensor of the file has its place.
+    """Load a published checkpoint as a network in evaluation mode, strictly: every tensor of the network has its place.
 
-    Known are A-SKD's CBAM IResNet-50, -100 and -152 and F-SKD's iresnet18 to 200, with or without hint layers, which
-    expect BGR, and insightface's arcface_torch iresnet18 to 200, which expect RGB; all at 112 px. `channels` overrules
-    the channel order, for a file that does not say whose it is. The file is read as data: no code in it is run.
+    Known are A-SKD's CBAM IResNet-50, -100 and -152, F-SKD's iresnet18 to 200, with or without hint layers, and
+    AdaFace's IR-18 to 101, which expect BGR; insightface's arcface_torch iresnet18 to 200 and CVLface's IR-18 to 101,
+    which expect RGB; all at 112 px. The file is read as data: no code in it is run.
 
-    Raises DataError for a file that cannot be read, and for one whose keys or shapes differ, with the keys.
+    Args:
+        path: A checkpoint of torch (bare, wrapped, of Lightning or DataParallel) or a safetensors file.
+        channels: "RGB" or "BGR", which overrules the family's, for a file that does not say whose it is.
+
+    Raises:
+        ConfigError: `channels` is neither, or is missing where the file does not say whose it is.
+        DataError: A file that cannot be read, or whose keys or shapes differ; with the keys.
     """
     found = foreign.read_checkpoint(path)
-    order = foreign.check_channels(found.family.channels if channels is None else channels)
-    cbam = found.family is foreign.ASKD
-    options: dict[str, Any] = {"size": foreign.SIZE, "embedding": found.embedding, "stem": found.stem}
-    options |= {"cbam": cbam, "dropout": 0.4 if cbam else 0.0}
-    network = IResNet(foreign.DEPTHS[found.depth], found.widths, **options)
-    hints = Hints(found.widths, found.widths) if found.hints else None
-    if hints is not None and found.hints == "conv":
-        hints.stages = nn.ModuleList(nn.Sequential(stage[0]) for stage in hints.stages)  # type: ignore[index]
-    made = Foreign(network, found.family, found.depth, order, hints).eval()
+    family = found.family
+    if channels is None and not family.channels:
+        raise ConfigError(f"{path}: does not say whose it is: give channels, BGR for AdaFace's and RGB for CVLface's")
+    order = foreign.check_channels(family.channels if channels is None else channels)
+    made = Foreign(found, order).eval()
     state = made.state_dict()
-    names = {name: foreign.name_in_file(found.family, name) for name in state}
+    names = {name: foreign.name_in_file(family, name, found.depth) for name in state}
     wanted = {names[name]: tuple(value.shape) for name, value in state.items()}
     if said := foreign.differences(wanted, found.state):
-        raise DataError(f"{path}: taken for {found.family.name}'s IResNet-{found.depth}, but: {said}")
-    made.load_state_dict({name: found.state.get(names[name], value) for name, value in state.items()})
+        raise DataError(f"{path}: taken for {family.name}'s IResNet-{found.depth}, but: {said}")
+    state |= {name: found.state[names[name]] for name in state if names[name] in found.state}
+    if order == "BGR":
+        state["input_layer.0.weight"] = state["input_layer.0.weight"].flip(1)
+    made.load_state_dict(state)
     return made
 
 

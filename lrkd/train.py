@@ -43,6 +43,8 @@ from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.heads import Head
 from lrkd.losses import Term, View, cosine_logits
 from lrkd.models import Hints, Network, Output
+from lrkd.parts import check as check_parts
+from lrkd.wrap import Embeddings
 
 
 class Images(Protocol):
@@ -109,7 +111,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen HR network and the class weights of its head.
+    """A frozen HR network and the class weights of its head, which only terms on logits need.
 
     shuffled: it sees each image's neighbour in the batch. low: it sees the LR images that the student sees. itself: it
     is the student, which is then trained on the sharp images as on the LR ones. chosen: (N,) bool, of which training
@@ -117,7 +119,7 @@ class Teacher:
     """
 
     network: Network
-    head: Head
+    head: Head | None = None
     shuffled: bool = False
     low: bool = False
     itself: bool = False
@@ -181,6 +183,9 @@ def fit(
     """
     if bool(terms) != (teacher is not None):
         raise ConfigError(f"{len(list(terms))} terms with {'a' if teacher else 'no'} teacher: give both or neither")
+    if teacher is not None:
+        check_parts(terms, teacher.network, teacher.head)
+        check_parts(terms, network, head, role="student")
     options, speed = options or Options(), speed or Speed()
     count, batch = len(faces.labels), schedule.batch
     if count < batch:
@@ -216,7 +221,8 @@ def fit(
         stack.enter_context(parallel.synchronised(trained, speed.sync_norm))
         if teacher is not None and not teacher.itself:
             _place(teacher.network, device, memory).eval()
-            _place(teacher.head, device, memory).eval()
+            if teacher.head is not None:
+                _place(teacher.head, device, memory).eval()
         optimizer = torch.optim.SGD(
             trained.parameters(),
             lr=schedule.lr,
@@ -246,7 +252,11 @@ def fit(
         student: Callable[[Tensor], Output] = network
         ask: Callable[[Tensor], Output] | None = None if teacher is None else teacher.network
         known = None
-        if teacher is not None and not (options.shift or teacher.low or teacher.itself) and speed.uses("once", device):
+        if teacher is not None and isinstance(teacher.network, Embeddings):
+            known = teacher.network.answers(count, teacher.shuffled)
+        elif (
+            teacher is not None and not (options.shift or teacher.low or teacher.itself) and speed.uses("once", device)
+        ):
             known = _known(trained, teacher, terms, images, count, options, shown, device, len(example))
         if speed.uses("compiled", device, steps - step >= LONG and not speed.sync_norm):
             x = images(example)
@@ -407,7 +417,7 @@ def _views(
     if not isinstance(head, parallel.Shard):
         with torch.autocast(labels.device.type, enabled=False):  # bfloat16 would round a logit of 30 to an eighth
             with torch.no_grad():
-                if len(t.embedding):
+                if teacher.head is not None and len(t.embedding):
                     target = cosine_logits(t.embedding.float(), teacher.head.weight, teacher.head.scale)
             plain = cosine_logits(s.embedding.float(), head.weight, head.scale)
     hinted = trained["hints"](s.features) if "hints" in trained else s.features
@@ -663,8 +673,9 @@ def _fingerprint(
         "chosen": None,
     }
     if teacher is not None:
-        weights = [*teacher.network.state_dict().items(), *teacher.head.state_dict().items()]
-        said = [_shape(teacher.network), _shape(teacher.head), [name for name, _ in weights], teacher.shuffled]
+        lent = [module for module in (teacher.network, teacher.head) if module is not None]
+        weights = [entry for module in lent for entry in module.state_dict().items()]
+        said = [*map(_shape, lent), [name for name, _ in weights], teacher.shuffled]
         parts["teacher"] = [
             said,
             _digest([x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for _, x in weights]),

@@ -1,30 +1,38 @@
 """Published checkpoints: the original networks from their structure as the oracle; wrong and hostile files."""
 
+import argparse
 import collections
 import contextlib
+import gzip
 import json
 import pickle
 import re
 import shutil
+import sys
 import time
+import types
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 import toys
 from test_models import naive_forward, naive_norm, naive_prelu, norm_names, published_names
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrkd import foreign, models, verify
+from lrkd import foreign, heads, losses, models, verify
 from lrkd.cli import main
 from lrkd.data import load_prepared, make_pairs
 from lrkd.errors import ConfigError, DataError
 from lrkd.models import load_foreign
+from lrkd.parts import check
+from lrkd.train import Teacher, fit
 from lrkd.verify import embed, fuse, kfold_verification, rank_k
 
 State = dict[str, Tensor]
@@ -110,6 +118,50 @@ def plain_iresnet(x: Tensor, state: State, depths) -> tuple[Tensor, list[Tensor]
     return naive_norm(x, state, "features"), features, hinted
 
 
+def ir_names(depths, widths=NARROW, embedding=9) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of AdaFace's and CVLface's IR networks at 112 px, in order, from the facts."""
+    table = {"input_layer.0.weight": (widths[0], 3, 3, 3)} | norm_names("input_layer.1", widths[0])
+    table |= {"input_layer.2.weight": (widths[0],)} | norm_names("output_layer.0", widths[-1])
+    table |= {"output_layer.3.weight": (embedding, widths[-1] * 49), "output_layer.3.bias": (embedding,)}
+    last = norm_names("output_layer.4", embedding)
+    table |= {name: shape for name, shape in last.items() if not name.endswith(("weight", "bias"))}
+    inside, number = widths[0], 0
+    for depth, width in zip(depths, widths, strict=True):
+        for _ in range(depth):
+            at = f"body.{number}"
+            if inside != width:
+                table |= {f"{at}.shortcut_layer.0.weight": (width, inside, 1, 1)}
+                table |= norm_names(f"{at}.shortcut_layer.1", width)
+            table |= norm_names(f"{at}.res_layer.0", inside) | {f"{at}.res_layer.1.weight": (width, inside, 3, 3)}
+            table |= norm_names(f"{at}.res_layer.2", width) | {f"{at}.res_layer.3.weight": (width,)}
+            table |= {f"{at}.res_layer.4.weight": (width, width, 3, 3)} | norm_names(f"{at}.res_layer.5", width)
+            inside, number = width, number + 1
+    return table
+
+
+def plain_ir(x: Tensor, state: State, depths) -> tuple[Tensor, list[Tensor]]:
+    """The forward of these networks from their names: embedding, of whatever length, and the features of the stages."""
+    x = naive_norm(F.conv2d(x, state["input_layer.0.weight"], padding=1), state, "input_layer.1")
+    x = naive_prelu(x, state["input_layer.2.weight"])
+    features, number = [], 0
+    for depth in depths:
+        for k in range(depth):
+            at, stride = f"body.{number}", 2 if k == 0 else 1
+            r = F.conv2d(naive_norm(x, state, f"{at}.res_layer.0"), state[f"{at}.res_layer.1.weight"], padding=1)
+            r = naive_prelu(naive_norm(r, state, f"{at}.res_layer.2"), state[f"{at}.res_layer.3.weight"])
+            r = F.conv2d(r, state[f"{at}.res_layer.4.weight"], padding=1, stride=stride)
+            r = naive_norm(r, state, f"{at}.res_layer.5")
+            x = x[:, :, ::stride, ::stride]
+            if f"{at}.shortcut_layer.0.weight" in state:
+                x = naive_norm(F.conv2d(x, state[f"{at}.shortcut_layer.0.weight"]), state, f"{at}.shortcut_layer.1")
+            x, number = x + r, number + 1
+        features.append(x)
+    x = naive_norm(x, state, "output_layer.0").flatten(1) @ state["output_layer.3.weight"].T
+    x = x + state["output_layer.3.bias"]
+    mean, var = state["output_layer.4.running_mean"], state["output_layer.4.running_var"]
+    return (x - mean) / (var + 1e-5).sqrt(), features
+
+
 def double(state: State) -> State:
     return {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
 
@@ -184,6 +236,97 @@ def test_an_arcface_torch_checkpoint_gives_the_original_embedding_from_rgb(tmp_p
     near(out.features, features)
 
 
+class ModelCheckpoint:
+    """Of Lightning: the class itself is a key of old checkpoints, and what it holds a value."""
+
+    __module__ = "pytorch_lightning.callbacks.model_checkpoint"
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+    """What Lightning keeps beside the weights, with its classes where it has them while the file is written only."""
+    module = types.ModuleType(ModelCheckpoint.__module__)
+    module.ModelCheckpoint = ModelCheckpoint
+    with monkeypatch.context() as patched:
+        for name in ("pytorch_lightning", "pytorch_lightning.callbacks"):
+            patched.setitem(sys.modules, name, types.ModuleType(name))
+        patched.setitem(sys.modules, module.__name__, module)
+
+        def write(path: Path, state: State) -> Path:
+            kept = ModelCheckpoint()
+            kept.best_model_score = np.float64(0.9)
+            beside = {"callbacks": {ModelCheckpoint: {"best": kept, "score": np.float64(0.9)}}, "epoch": 3}
+            beside["hyper_parameters"] = {"arguments": argparse.Namespace(lr=0.1), "root": Path("data")}
+            return saved(path, {**beside, "state_dict": state, "optimizer_states": [{"state": {}}]})
+
+        yield write
+    assert "pytorch_lightning" not in sys.modules
+
+
+@pytest.mark.parametrize("depth", [18, 50, 100])
+def test_an_adaface_checkpoint_gives_the_original_embedding_from_bgr(tmp_path, lightning, depth):
+    state = filled(ir_names(DEPTHS[depth]))
+    head = {"head.kernel": torch.zeros(9, 20), "head.t": torch.zeros(1)}
+    path = lightning(tmp_path / "adaface.ckpt", {f"model.{k}": v for k, v in state.items()} | head)
+    made = load_foreign(path)
+    assert (made.family.name, made.depth, made.channels, made.size) == ("AdaFace", depth, "BGR", 112)
+    assert (made.embedding, made.widths) == (9, NARROW)
+    rgb = images(2)
+    with torch.inference_mode():
+        out = made(rgb)
+        raw, features = plain_ir(rgb.flip(1).double(), double(state), DEPTHS[depth])
+    near([out.embedding], [raw / raw.norm(dim=1, keepdim=True)])  # what the original returns first; the norm is second
+    near(out.features, features)
+    assert out.channel == out.spatial == ()
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model.net."])
+@pytest.mark.parametrize("depth", [18, 100])
+def test_a_cvlface_checkpoint_gives_the_original_embedding_from_rgb(tmp_path, depth, prefix):
+    state = filled(ir_names(DEPTHS[depth]))
+    named = {f"{prefix}{k}": v for k, v in state.items()}
+    path = tmp_path / "model.safetensors"
+    if prefix == "net.":
+        path = saved(tmp_path / "model.pt", named)
+    else:
+        safetensors.torch.save_file(named, path)
+    made = load_foreign(path)
+    assert (made.family.name, made.depth, made.channels) == ("CVLface", depth, "RGB")
+    with torch.inference_mode():
+        out = made(images(2))
+        embedding, features = plain_ir(images(2).double(), double(state), DEPTHS[depth])
+    near([out.embedding], [embedding])
+    near(out.features, features)
+
+
+def test_an_adaface_checkpoint_teaches_features_relations_and_embeddings_without_a_head(tmp_path, lightning):
+    state = filled(ir_names(DEPTHS[18]))
+    teacher = load_foreign(lightning(tmp_path / "adaface.ckpt", {f"model.{k}": v for k, v in state.items()}))
+    student, head = models.small(112, 9, NARROW, cbam=False), heads.build("cosface", 2, 9)
+    before = toys.state(teacher)
+    fitted = fit(
+        student,
+        head,
+        toys.faces(2, 4, 112),
+        schedule=toys.Schedule(1, batch=4, lr=0.01),
+        options=replace(toys.OPTIONS, channels_last=False),
+        teacher=Teacher(teacher),
+        terms=(losses.feature(), losses.cross(), losses.embedding()),
+        progress=False,
+    )
+    assert all(np.isfinite(list(row.values())).all() for row in fitted.rows)
+    assert toys.equal(toys.state(teacher), before)
+    with pytest.raises(ConfigError, match="teacher Foreign has no attention maps: the term 'attention' needs them"):
+        check((losses.attention(),), teacher)
+
+
+def test_an_ir_file_that_does_not_say_whose_it_is_asks_for_the_channels(tmp_path):
+    path = saved(tmp_path / "ir.pth", filled(ir_names(DEPTHS[18])))
+    with pytest.raises(ConfigError, match=r"ir\.pth: does not say whose .* BGR for AdaFace's and RGB for CVLface's"):
+        load_foreign(path)
+    assert load_foreign(path, channels="BGR").channels == "BGR"
+
+
 @pytest.fixture(scope="module")
 def narrow() -> State:
     return filled(iresnet_names(DEPTHS[18], NARROW, embedding=9))
@@ -196,6 +339,10 @@ def test_other_wrappings_of_the_same_tensors_give_the_same_network(tmp_path, nar
         "resumable": {"epoch": 3, "global_step": 9, "state_dict_backbone": narrow, "state_dict_softmax_fc": {}},
         "parameters": {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in narrow.items()},
         "without counters": {k: v for k, v in narrow.items() if not k.endswith("num_batches_tracked")},
+        "twice": {"epoch": 1, "model": {"state_dict": {f"module.{k}": v for k, v in narrow.items()}}},
+        "compiled": {"model_state_dict": {f"_orig_mod.{k}": v for k, v in narrow.items()}},
+        "with a head": {f"backbone.{k}": v for k, v in narrow.items()} | {"head.weight": torch.zeros(9, 2)},
+        **{name: {name: narrow} for name in ("state_dict", "model", "backbone", "network")},
     }
     for name, content in wrapped.items():
         made = load_foreign(saved(tmp_path / f"{name}.pth", content))
@@ -203,23 +350,21 @@ def test_other_wrappings_of_the_same_tensors_give_the_same_network(tmp_path, nar
         for key, value in made.state_dict().items():
             assert key.endswith("num_batches_tracked") or torch.equal(value, plain[key]), (name, key)
     torch.save(narrow, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert torch.equal(
-        load_foreign(tmp_path / "old.pth").state_dict()["network.output_layer.3.weight"], narrow["fc.weight"]
-    )
+    assert torch.equal(load_foreign(tmp_path / "old.pth").state_dict()["output_layer.3.weight"], narrow["fc.weight"])
 
 
 def test_half_precision_is_read_as_float32(tmp_path, narrow):
     half = {k: v.half() if v.is_floating_point() else v for k, v in narrow.items()}
     made = load_foreign(saved(tmp_path / "fp16.pth", half))
-    assert made.network.output_layer[3].weight.dtype == torch.float32
-    assert torch.equal(made.network.output_layer[3].weight.data, half["fc.weight"].float())
+    assert made.output_layer[3].weight.dtype == torch.float32
+    assert torch.equal(made.output_layer[3].weight.data, half["fc.weight"].float())
 
 
 def test_the_channel_order_can_be_overruled(tmp_path, narrow):
     path = saved(tmp_path / "a.pth", narrow)
     rgb, bgr = load_foreign(path), load_foreign(path, channels="BGR")
     with torch.inference_mode():
-        assert torch.equal(rgb(images().flip(1)).embedding, bgr(images()).embedding)
+        torch.testing.assert_close(rgb(images().flip(1)).embedding, bgr(images()).embedding, rtol=0, atol=1e-5)
         assert not torch.allclose(rgb(images()).embedding, bgr(images()).embedding)
     with pytest.raises(ConfigError, match="channels: 'bgr' is neither 'RGB' nor 'BGR'"):
         load_foreign(path, channels="bgr")
@@ -255,7 +400,7 @@ def without(state: State, *keys: str) -> State:
         (lambda s: {"weight": torch.zeros(10, 9)}, r"its keys are weight \(this looks like a margin head"),
         (
             lambda s: {"a.b": torch.zeros(1), "c": torch.zeros(1)},
-            r"no network of A-SKD, F-SKD or arcface_torch; its keys are a\.b, c",
+            r"no network of A-SKD, F-SKD, arcface_torch, AdaFace or CVLface; its keys are a\.b, c",
         ),
         (lambda s: s | {"fc.bias": torch.full((9,), torch.nan)}, r"fc\.bias holds values that are not finite"),
         (lambda s: s | {"fc.bias": [1.0]}, r"fc\.bias is list, no dense tensor"),
@@ -284,6 +429,42 @@ def test_an_f_skd_file_with_other_attention_names_its_keys(tmp_path, narrow):
         load_foreign(saved(tmp_path / "net.ckpt", {"net_state_dict": state}))
 
 
+class Whole(torch.nn.Module):
+    """A module of some class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 4, 3)
+
+
+def test_another_format_is_named_with_what_would_be_right(tmp_path, narrow):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.trace(torch.nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 4, 4)), tmp_path / "script.pt")
+    saved(tmp_path / "module.pth", torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
+    saved(tmp_path / "wrapped.pth", {"model": Whole()})
+    (tmp_path / "network.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
+    (tmp_path / "network.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    (tmp_path / "network.pth.gz").write_bytes(gzip.compress(b"x"))
+    np.save(tmp_path / "embeddings.npy", np.zeros(3))
+    saved(tmp_path / "head.pt", {"head.kernel": torch.zeros(9, 20), "head.t": torch.zeros(1)})
+    saved(tmp_path / "two.pth", {f"{who}.{k}": v for who in ("student", "teacher") for k, v in narrow.items()})
+    for name, match in {
+        "script.pt": "TorchScript archive, which holds code: .*state_dict",
+        "module.pth": r"a whole module, .*state_dict\(\) is right",
+        "wrapped.pth": r"a whole module, .*state_dict\(\) is right",
+        "network.onnx": r"an ONNX file: lrkd\.wrap\.onnx_network reads it",
+        "network.h5": "an HDF5 file",
+        "network.pth.gz": "compressed by gzip",
+        "embeddings.npy": "a NumPy array",
+        "head.pt": "looks like a margin head",
+        "two.pth": r"holds 2 networks \(student\., teacher\.\)",
+    }.items():
+        with pytest.raises(DataError, match=match) as caught:
+            load_foreign(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+
+
 # ------------------------------------------------------------------------------------------------------------ hostile
 
 
@@ -301,6 +482,11 @@ def pickled(path: Path) -> bytes:
     """The names and shapes of a checkpoint."""
     with zipfile.ZipFile(path) as archive:
         return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+
+
+def text(length: int) -> bytes:
+    """A text in a pickle, the name of an encoding where it is as long as that."""
+    return b"X" + length.to_bytes(4, "little") + (b"latin1" if length == 6 else b"x" * length)
 
 
 def hostile(path: Path, narrow: State) -> dict[str, Path]:
@@ -332,6 +518,15 @@ def hostile(path: Path, narrow: State) -> dict[str, Path]:
         "two pickles, turned round": [tensor, called],
         "many steps": [b"\x80\x02" + b"N0" * 2**20 + b"}."],
         "a long pickle": [b"\x80\x02]" + b"N0" * 2**22 + b"}."],
+        "copies": [
+            b"\x80\x02c_codecs\nencode\nq\x01"
+            + text(2**20)
+            + b"q\x02"
+            + text(6)
+            + b"q\x03]"
+            + b"h\x01h\x02h\x03\x86Ra" * 10**5
+            + b"."
+        ],
     }.items():
         made[name] = path / f"{name}.pth"
         with zipfile.ZipFile(made[name], "w") as new, warnings.catch_warnings():
@@ -376,6 +571,7 @@ def test_hostile_and_broken_files_are_one_error_and_run_nothing(tmp_path, narrow
             "two pickles, turned round": "two entries",
             "many steps": "more than 1000000 instructions",
             "a long pickle": "bytes of names",
+            "copies": "encodes a text of 1048576 characters",
             "shared": "tensors of their own",
             "complex": "fc.bias is Tensor, no dense",
         }.get(name)
@@ -438,9 +634,11 @@ def test_verify_evaluates_an_a_skd_checkpoint_by_its_published_protocol(tmp_path
     row = table.iloc[0]
     assert (row["degradation"], row["network"], row["side"]) == ("askd-compat", "A-SKD IResNet-50 (BGR)", 14)
     whole = load_prepared(people)
-    pairs, network = whole.protocols["generated"], load_foreign(path).network
+    pairs, network = whole.protocols["generated"], load_foreign(path)
     with torch.inference_mode():
-        rows = [network(a_skd_sees(picture, 14)).embedding.flatten() for picture in np.asarray(whole.faces.images)]
+        rows = [
+            network(a_skd_sees(picture, 14).flip(1)).embedding.flatten() for picture in np.asarray(whole.faces.images)
+        ]
     features = torch.stack(rows).numpy()
     expected = kfold_verification(features[pairs.left], features[pairs.right], pairs.same, pairs.fold)
     assert row["threshold"] == pytest.approx(expected.threshold.mean(), abs=1e-5)

@@ -12,11 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # A file imports only from rooms to its left, never from its own; a new file must be placed here to be let in.
 ROOMS = (
     ("errors",),
-    ("files", "downloads", "identity"),
+    ("files", "downloads", "identity", "userfile", "onnx_session"),
     ("faces", "degrade", "stats", "pairs", "photographs"),
     ("distances", "layout", "hypotheses", "race", "foreign", "identify"),
     ("models", "heads", "losses", "data", "verify", "attention", "information", "select", "adapt", "plots", "viewers"),
-    ("device", "parallel", "movable", "endpoints"),
+    ("device", "parallel", "movable", "endpoints", "wrap", "parts"),
     ("train", "methods", "runs", "shifts"),
     ("scales", "export"),
     ("worlds",),
@@ -39,6 +39,7 @@ MORE = {
     "attention": {"captum"},
     "viewers": {"matplotlib"},
     "export": {"onnx", "onnxruntime", "onnxscript"},
+    "onnx_session": {"onnxruntime"},
     "select": {"sklearn"},
     "align": {"skimage"},
     "launch": {"submitit"},
