@@ -1,5 +1,6 @@
 """What others built as a network here: any `nn.Module`, any ONNX file, any table of embeddings."""
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -46,8 +47,12 @@ class Input(nn.Module):
         fit = offsets.shape == factors.shape == (3,) and bool((factors > 0).all() and torch.isfinite(factors).all())
         if not fit or not torch.isfinite(offsets).all():
             raise ConfigError(f"expected 3 means, 3 positive stds, a range that grows; got {mean}, {std}, {range}")
+        self.told = f"{channels}, mean={tuple(mean)}, std={tuple(std)}"
         self.register_buffer("scale", (0.5 / factors).float().view(3, 1, 1), persistent=False)
         self.register_buffer("shift", ((0.5 - offsets) / factors).float().view(3, 1, 1), persistent=False)
+
+    def extra_repr(self) -> str:
+        return self.told
 
     def forward(self, x: Tensor) -> Tensor:
         return (x.flip(1) if self.flip else x) * self.scale.to(x.dtype) + self.shift.to(x.dtype)
@@ -229,7 +234,8 @@ def onnx_network(
         DataError: The file cannot be read or run, takes weights from other files, or has other inputs.
     """
     file = Path(path)
-    session = onnx_session.open(onnx_session.read(file), file, threads)
+    content = onnx_session.read(file)
+    session = onnx_session.open(content, file, threads)
     takes, told = session.get_inputs(), dict(session.get_modelmeta().custom_metadata_map)
     shape = takes[0].shape if len(takes) == 1 else []
     if len(shape) != 4 or shape[1] not in (3, None) or (shape[2] != shape[3] and isinstance(shape[3], int)):
@@ -249,7 +255,10 @@ def onnx_network(
     assert found is not None
     assert channels is not None
     batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
-    return OnnxNetwork(file, session, found, Input(channels, range=range), batch)
+    made = OnnxNetwork(file, session, found, Input(channels, range=range), batch)
+    digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8).copy()
+    made.register_buffer("digest", torch.from_numpy(digest))  # stands for its weights where a run notes its teacher's
+    return made
 
 
 def _output(session: Any) -> str:
@@ -271,7 +280,7 @@ class Embeddings(Network):
     def __init__(self, table: Tensor) -> None:
         super().__init__()
         self.size, self.embedding, self.widths = 0, table.shape[1], ()
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", table)
 
     def __len__(self) -> int:
         return len(self.table)
