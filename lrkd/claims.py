@@ -15,6 +15,7 @@ from lrkd.errors import DataError
 from lrkd.worlds import SETTINGS
 
 COLUMNS = ("id", "claim", "endpoint", "method", "baseline", "setting", "side", "test", "margin", "family")
+PHOTOGRAPHS = "P"  # the setting of a claim on photographs
 TESTS = ("superiority", "equivalence")
 
 
@@ -48,7 +49,7 @@ def read(path: Path) -> pd.DataFrame:
     other = table["baseline"].str.partition("@")[2]
     refuse((other != "") & ~other.isin(ENDPOINTS), "baseline", f"after the @ one of {', '.join(ENDPOINTS)}")
     refuse(table["method"] == table["baseline"], "baseline", "another entrant than the method")
-    refuse(~table["setting"].isin(list(SETTINGS)), "setting", f"one of {', '.join(SETTINGS)}")
+    refuse(~table["setting"].isin([*SETTINGS, PHOTOGRAPHS]), "setting", f"one of {', '.join([*SETTINGS, PHOTOGRAPHS])}")
     refuse(~(table["side"].str.isdecimal() | (table["side"] == "hr")), "side", "pixels, or hr")
     refuse(~table["test"].isin(TESTS), "test", f"one of {', '.join(TESTS)}")
     margin = pd.to_numeric(table["margin"], errors="coerce")

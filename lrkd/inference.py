@@ -5,7 +5,7 @@ is one set of people for all units (photographs, where the unit is a seed) the c
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,16 +22,18 @@ VERDICTS = ("better", "better, by less than it matters", "no difference that mat
 def entrants(table: pd.DataFrame) -> pd.DataFrame:
     """A table of `lrkd.answer` -> its judged students with `entrant`, and `shown` ("6", "hr"), one row a measure.
 
-    A student without a teacher is one run in the settings S and T; here it has a row in both. A run that diverged
-    counts with chance: half of the pairs, none of the probes.
+    A student without a teacher is one run in the settings S and T; here it has a row in both. Photographs have setting
+    "P", as claims call it. A run that diverged counts with chance: half of the pairs, none of the probes.
     """
     check_columns(
-        table, ["role", "people", "method", "trained", "setting", "world", "side", "endpoint", "value", "status"]
+        table,
+        ["data", "role", "people", "method", "trained", "setting", "world", "side", "endpoint", "value", "status"],
     )
     rows = table[(table["role"] == "student") & (table["people"] == "test")].copy()
     mixed, hr = rows["trained"].str.contains("+", regex=False), rows["trained"] == "hr"
     rows["entrant"] = rows["method"] + np.where(mixed, " mixed", np.where(hr, " hr", ""))
     rows["shown"] = rows["side"].astype(str).where(~hr, "hr")
+    rows["setting"] = rows["setting"].where(rows["data"] == "procedural", "P")
     rows = _diverged(rows)
     alone = [name for name in rows["method"].unique() if methods.get(name).teacher in ("none", "itself", "random")]
     both = rows[rows["method"].isin(alone) & (rows["setting"] == "S")].assign(setting="T")
@@ -74,8 +76,16 @@ def verdict(mean: float, adjusted: float, low: float, high: float, margin: float
     return "no difference that matters" if -margin < low and high < margin else "unclear"
 
 
-def judge(found: pd.DataFrame, claims: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
+def judge(
+    found: pd.DataFrame,
+    claims: pd.DataFrame,
+    alpha: float = 0.05,
+    estimate: Callable[[Mapping[str, object], float], Estimate] | None = None,
+) -> pd.DataFrame:
     """Each claim's verdict: `entrants` and `claims.read` -> the claims with what was found. Unit: a world.
+
+    estimate: (claim, level) -> its interval, in place of the paired t over worlds: `bootstrap_claim` with the same
+    people for all units, on photographs, where a t over seeds would leave people out.
 
     -> the claims' columns and `n` (worlds that have both), `mean, low, high, p` (paired t, level 1 - alpha), `holm` (in
     the family), `low_family, high_family` (level 1 - alpha / the family's claims), `verdict`, `held` (whether it is
@@ -89,7 +99,8 @@ def judge(found: pd.DataFrame, claims: pd.DataFrame, alpha: float = 0.05) -> pd.
         count = int((claims["family"] == claim["family"]).sum())
         row = {"n": len(x), "mean": x.mean() if len(x) else np.nan}
         if len(x) > 1:
-            plain, family = mean_interval(x, 1 - alpha), mean_interval(x, 1 - alpha / count)
+            levels = 1 - alpha, 1 - alpha / count
+            plain, family = (estimate(claim, v) if estimate else mean_interval(x, v) for v in levels)
             row |= {"low": plain.low, "high": plain.high, "p": plain.p, "low_family": family.low}
             row |= {"high_family": family.high, "sd": float(x.std(ddof=1))}
         rows.append(claim | row)
@@ -168,7 +179,8 @@ def crossed_bootstrap(
     differences: of two methods, item by item (a pair or a probe), right or wrong as 1 or 0. left, right: (n_w,) who is
     shown (of a probe the same person twice). Each resample draws W worlds with replacement and, in each, people by
     `verify.bootstrap_identities`. shared: the worlds are seeds with the same people (photographs): then one draw of
-    people serves all of them, and the two are crossed. p: twice the smaller share of resamples on one side of zero.
+    people serves all of them, and the two are crossed. p: twice the smaller share of resamples on one side of
+    zero, with one more there, as it is never none.
 
     With people anew in each world the spread between worlds has their variance already, and this adds it once more: it
     errs to the safe side there, and the t interval over worlds stands first.
@@ -190,7 +202,7 @@ def crossed_bootstrap(
     people = np.arange(kept)[:, None] if shared else rng.integers(kept, size=(kept, count))
     found = np.stack([d[:kept] for d in draws])[worlds, people].mean(1)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    p = min(1.0, 2 * min(float((found <= 0).mean()), float((found >= 0).mean())))
+    p = min(1.0, 2 * (1 + min(int((found <= 0).sum()), int((found >= 0).sum()))) / (1 + kept))
     return Estimate(float(np.mean([x.mean() for x in values])), float(low), float(high), p, count)
 
 

@@ -211,11 +211,15 @@ def test_every_claim_compares_entrants_that_run_where_it_is_judged():
     chosen = answer.Chosen([], 0.1, dict.fromkeys(answer.ENTRANTS, 1.0))
     place = Place(SCALES["cpu"], epochs=12, lr=0.1)
     made = {(s.setting, s.method.name, experiment.trained_for(s)) for s in answer._worlds(place, chosen)}
+    photographed = {"P": answer.PHOTOGRAPHED}
     made |= {("T", name, trained) for s, name, trained in made if methods.get(name).teacher in ("none", "itself")}
     path = Path(__file__).resolve().parent.parent / "book" / "results"
     for claim in claims.read(path / "claims.csv").itertuples():
         for name in (claim.method, claim.baseline.partition("@")[0]):
             entrant = answer.ENTRANTS[name]
+            if claim.setting in photographed:
+                assert entrant in photographed[claim.setting]
+                continue
             trained = {"small": claim.side, "hr": "hr"}.get(entrant.shown)
             assert any(s == claim.setting and m == entrant.method and trained in (None, t) for s, m, t in made), name
 
@@ -315,6 +319,30 @@ def test_two_workers_find_what_one_does(cycle, tmp_path):
             for where in (tables, tmp_path / "tables")]  # fmt: skip
     known = both[1]["config"].isin(both[0]["config"])
     pd.testing.assert_frame_equal(both[0], both[1][known].reset_index(drop=True))
+
+
+def test_photographs_have_their_own_ladders_and_then_seeds_that_nothing_was_chosen_on(
+    photographs, tmp_path, monkeypatch
+):
+    for name, value in {"MORE": 0, "RATES": (1.0, 2.0), "WEIGHTS": (1.0, 4.0), "SEEDS": (100, 101)}.items():
+        monkeypatch.setattr(answer, name, value)
+    monkeypatch.setattr(answer, "PHOTOGRAPHED", (NONE, COSINE))
+    (tmp_path / "claims.csv").write_text("here\n")
+    more = {"source": photographs, "workers": 1, "device": "cpu", "progress": False}
+    table = answer.run("photographs", SMOKE, tmp_path, tmp_path / "runs", **more)
+    assert set(zip(table["world"], table["people"], strict=True)) == {
+        *((0, "validation"), (1, "validation"), (100, "test"), (101, "test"))
+    }
+    people = study.read_table(tmp_path / "answer-photographs-people.csv", ("world",))
+    assert set(people["world"]) == {-1}  # the same people for all seeds
+    found = inference.entrants(table)
+    right = study.read_table(tmp_path / "answer-photographs-right.csv", ("config",))
+    claim = {"method": "embedding-cos", "baseline": "none", "endpoint": "lr-lr", "setting": "P", "side": "3"}
+    told = inference.bootstrap_claim(found, right, people, claim, shared=True, resamples=200)
+    assert (told.n, told.low <= told.mean <= told.high) == (2, True)
+    for part, source in (("photographs", "procedural"), ("length", photographs)):
+        with pytest.raises(ConfigError, match="only part photographs takes one"):
+            answer.plan(part, SMOKE, source, tmp_path)
 
 
 def test_the_teachers_kept_words_train_the_same_student(cycle, tmp_path):

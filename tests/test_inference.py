@@ -27,8 +27,8 @@ def results(worlds: int = 6, methods: tuple[str, ...] = ("none", "fskd", "askd")
     for world, method in itertools.product(range(100, 100 + worlds), methods):
         value = 0.8 + 0.02 * (method == "fskd") + noise * rng.standard_normal()
         setting = "S" if method == "none" else "T"
-        rows.append(("student", "test", method, "6", setting, world, 6, "lr-lr", value, "ok"))
-    names = ["role", "people", "method", "trained", "setting", "world", "side", "endpoint", "value", "status"]
+        rows.append(("procedural", "student", "test", method, "6", setting, world, 6, "lr-lr", value, "ok"))
+    names = ["data", "role", "people", "method", "trained", "setting", "world", "side", "endpoint", "value", "status"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -52,7 +52,7 @@ def test_the_claims_can_be_judged_and_say_each_comparison_once():
         ("lr-lr,fskd", "accuracy,fskd", "a: endpoint is 'accuracy': expected one of lr-lr, hr-lr"),
         ("none,T", "fskd,T", "a: baseline is 'fskd': expected another entrant"),
         ("none,T", "none@rank,T", "a: baseline is 'none@rank': expected after the @"),
-        (",T,", ",U,", "a: setting is 'U': expected one of S, T, D"),
+        (",T,", ",U,", "a: setting is 'U': expected one of S, T, D, P"),
         (",6,", ",six,", "a: side is 'six': expected pixels, or hr"),
         ("superiority", "maybe", "a: test is 'maybe': expected one of superiority, equivalence"),
         ("0.005", "0", "a: margin is '0': expected a fraction above zero"),
@@ -224,3 +224,14 @@ def test_the_bootstrap_of_a_claim_reads_the_tables():
     assert found.mean == pytest.approx(means["fskd"] - means["none"])
     assert 0 < found.low < found.mean < found.high
     assert found.n == 3
+
+    photographed = inference.entrants(table.assign(data="lfw"))
+    claim["setting"] = "P"
+
+    def crossed(claim, level):
+        shared = people.iloc[:1].assign(world=-1)
+        return inference.bootstrap_claim(photographed, right, shared, claim, shared=True, level=level, resamples=500)
+
+    judged = inference.judge(photographed, pd.DataFrame([claim]), estimate=crossed).iloc[0]
+    told = crossed(claim, 0.95)
+    assert (judged["low"], judged["high"], judged["p"]) == (told.low, told.high, told.p)
