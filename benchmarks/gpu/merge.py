@@ -29,6 +29,8 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
     for path in archives:
         try:
             with zipfile.ZipFile(path) as archive:
+                if archive.comment:
+                    raise DataError(f"{path}: is of {archive.comment.decode(errors='replace')}: expected a GPU's")
                 for item in archive.infolist():
                     if item.filename == "log.txt":
                         continue
