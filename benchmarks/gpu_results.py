@@ -25,6 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK_EVERY = 10.0  # seconds
+REHEARSAL = b"a rehearsal"  # in an archive: nothing of it is taken up
 GRACE = 5.0  # between a stage's own limit and its end, and between asking it to end and ending it
 
 
@@ -78,10 +79,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def pack(folder: Path, target: Path) -> None:
+def pack(folder: Path, target: Path, comment: bytes = b"") -> None:
     """The tables and the log of a stage as one file, which is whole at every moment."""
     part = target.with_name(f".{target.name}.part")
     with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.comment = comment
         for path in sorted((*folder.glob("*.csv"), *folder.glob("log.txt"))):
             archive.write(path, path.name)
     part.replace(target)
@@ -106,13 +108,13 @@ def run(name: str, plan: Plan, seconds: float, work: Path, out: Path, rehearse: 
         while process.poll() is None and time.monotonic() < begun + seconds + GRACE:
             time.sleep(0.1)
             if time.monotonic() > packed + PACK_EVERY:
-                pack(folder, out / f"{name}.zip")
+                pack(folder, out / f"{name}.zip", REHEARSAL * rehearse)
                 packed = time.monotonic()
         status = {None: "ran out", 0: "ok"}.get(process.poll(), f"failed ({process.poll()})")
     finally:
         for each in filter(None, (process, warm)):
             end(each)
-        pack(folder, out / f"{name}.zip")
+        pack(folder, out / f"{name}.zip", REHEARSAL * rehearse)
     row = {"stage": name, "status": status, "seconds": f"{time.monotonic() - begun:.0f}", "said": last_words(folder)}
     print(f"{name}: {status}, {row['seconds']} s. {row['said']}", flush=True)
     return row

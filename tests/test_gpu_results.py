@@ -31,6 +31,7 @@ def test_the_rehearsal_runs_every_stage_on_a_cpu(tmp_path):
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert files == [*(f"{name}.zip" for name in gpu_results.PLANS), "summary.csv"]
     assert len(files) <= 8
+    assert merge.merge(tmp_path / "out", tmp_path) == 2, "nothing of a rehearsal is taken up"
     held = {}
     for name in gpu_results.PLANS:
         with zipfile.ZipFile(tmp_path / "out" / f"{name}.zip") as archive:

@@ -29,6 +29,8 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
     for path in archives:
         try:
             with zipfile.ZipFile(path) as archive:
+                if archive.comment:
+                    raise DataError(f"{path}: is of {archive.comment.decode(errors='replace')}: expected a GPU's")
                 for item in archive.infolist():
                     if item.filename == "log.txt":
                         continue
@@ -41,6 +43,8 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
                         raise DataError(f"{path}: {item.filename} does not end with a whole line")
                     text = {"config": str, "commit": str}
                     found[item.filename] = pd.read_csv(io.BytesIO(content), dtype=text)  # type: ignore[arg-type]
+        except DataError:
+            raise
         except (zipfile.BadZipFile, ValueError, EOFError) as error:
             raise DataError(f"{path}: is not whole ({error}): bring it again") from error
     return found
