@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from lrkd import parallel
 from lrkd.degrade import degrade
-from lrkd.degrade import sent as _sent
+from lrkd.degrade import sent
 from lrkd.device import (
     LONG,
     Speed,
@@ -294,10 +294,10 @@ def fit(
             for index, x in feed:
                 flip, moved = (None if drawn is None else drawn[share] for drawn in _draw(batch, options, generator))
                 hr = _augment(x, flip, moved)
-                here = _sent(index, device)
+                here = sent(index, device)
                 y, picked = labels[here], None if chosen is None else chosen[here]
                 ramp = min(1.0, step / (schedule.ramp * steps)) if schedule.ramp else 1.0
-                told = None if known is None else known(here, None if flip is None else _sent(flip, device))
+                told = None if known is None else known(here, None if flip is None else sent(flip, device))
                 own = torch.Generator().manual_seed(_stream(seed, step)) if several else generator
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                     parts = losses(hr, y, picked, ramp, told, own)
@@ -490,9 +490,9 @@ def _augment(hr: Tensor, flip: Tensor | None, shift: Tensor | None) -> Tensor:
     """Mirrored (B,) and shifted (B,2) images, (B,3,H,W) -> the same shape."""
     size = hr.shape[-1]
     if flip is not None:
-        hr = torch.where(_sent(flip, hr.device)[:, None, None, None], hr.flip(3), hr)
+        hr = torch.where(sent(flip, hr.device)[:, None, None, None], hr.flip(3), hr)
     if shift is not None:
-        drawn = _sent(shift.T[..., None], hr.device)
+        drawn = sent(shift.T[..., None], hr.device)
         rows, columns = (torch.arange(size, device=hr.device) + drawn).clamp(0, size - 1)
         each = torch.arange(len(hr), device=hr.device)[:, None, None]
         hr = hr.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
@@ -533,7 +533,7 @@ def _resident(faces: Images, device: torch.device) -> Callable[[Tensor], Tensor]
     """
     if _fits(faces, device):
         everything = torch.from_numpy(np.array(faces.images[:])).to(device).permute(0, 3, 1, 2)
-        return lambda index: everything[_sent(index, device)].float() / 255
+        return lambda index: everything[sent(index, device)].float() / 255
 
     def read(index: Tensor) -> Tensor:
         part = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()]))
