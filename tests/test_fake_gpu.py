@@ -22,8 +22,8 @@ GPU = torch.device("cuda")
 @pytest.fixture
 def fake(monkeypatch):
     """Tensors that are made in the test are fake; pinned memory needs a driver and is left out."""
-    for module, name in ((train, "_sent"), (degradation, "sent")):
-        monkeypatch.setattr(module, name, lambda x, device: x.to(device))
+    for module in (train, degradation):
+        monkeypatch.setattr(module, "sent", lambda x, device: x.to(device))
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
