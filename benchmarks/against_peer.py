@@ -24,11 +24,15 @@ import pandas as pd
 import torch
 
 from benchmarks.shared import place
-from lrkd import heads, methods, models, train, verify
-from lrkd.degrade import degrade
-from lrkd.device import compiled, forget_compiled
-from lrkd.experiment import commit, device_name
-from lrkd.train import Options, Teacher
+from lrkd.data.degradation import degrade
+from lrkd.distill import methods
+from lrkd.evaluation import verification
+from lrkd.models import backbones
+from lrkd.models.heads import ArcFace
+from lrkd.study.experiment import commit, device_name
+from lrkd.training.acceleration import compiled, forget_compiled
+from lrkd.training.schedule import Options
+from lrkd.training.step import Teacher, move_to, normalise, step_losses
 
 CLASSES = 10_572  # CASIA-WebFace's
 Step = Callable[[], torch.Tensor]
@@ -74,14 +78,14 @@ def our_step(
     theirs: list[torch.nn.Module], hr: torch.Tensor, lr: torch.Tensor, y: torch.Tensor, options: Options, fast: bool
 ) -> tuple[Step, list[torch.nn.Module]]:
     """The same with lrkd, from the same weights."""
-    networks = [models.iresnet50() for _ in range(2)]
-    margins = [heads.ArcFace(CLASSES, 512, scale=32.0, margin=0.5) for _ in range(2)]
+    networks = [backbones.iresnet50() for _ in range(2)]
+    margins = [ArcFace(CLASSES, 512, scale=32.0, margin=0.5) for _ in range(2)]
     for mine, their in zip([*networks, *margins], theirs, strict=True):
         mine.load_state_dict(their.state_dict())
     memory = torch.channels_last if options.channels_last else torch.contiguous_format
     trained = torch.nn.ModuleDict({"network": networks[0], "head": margins[0]})
     for part in (trained, networks[1], margins[1]):
-        train._place(part, hr.device, memory).train(part is trained)
+        move_to(part, hr.device, memory).train(part is trained)
     amp, gpu = options.precision == "bfloat16", hr.device.type == "cuda"
 
     def shown(x: torch.Tensor) -> torch.Tensor:
@@ -95,7 +99,7 @@ def our_step(
     terms = methods.get("askd").terms
     teacher = Teacher(networks[1], margins[1])
     losses = partial(
-        train._losses, trained, margins[0], lambda x: student(shown(lr)), teacher, ask, terms, options, shown
+        step_losses, trained, margins[0], lambda x: student(shown(lr)), teacher, ask, terms, options, shown
     )
 
     def step() -> torch.Tensor:
@@ -127,7 +131,7 @@ def evaluations(peer: Path, pairs: int) -> tuple[Callable[[], float], Callable[[
     code.scipy = SimpleNamespace(io=SimpleNamespace(loadmat=lambda path: dict(kept)))  # no file between the two
     return (
         lambda: float(np.mean(code.evaluation_10_fold(""))),
-        lambda: verify.kfold_verification(left, right, told, fold).mean,
+        lambda: verification.kfold_verification(left, right, told, fold).mean,
     )
 
 
@@ -181,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(0)
     sharp = torch.rand(batch, 3, 112, 112, generator=generator)
     small = degrade(sharp, 28, preset="askd-compat", generator=generator)
-    hr, lr = (train.normalise(x).to(device) for x in (sharp, small))
+    hr, lr = (normalise(x).to(device) for x in (sharp, small))
     y = torch.randint(CLASSES, (batch,), generator=generator).to(device)
     default = Options(precision="bfloat16" if gpu else "float32")
     only = arguments.only or ("equal", "default", "evaluation")

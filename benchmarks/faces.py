@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 from benchmarks.shared import finish
-from lrkd.experiment import commit, device_name, device_of
-from lrkd.faces import FaceModel
+from lrkd.data.renderer import FaceModel
+from lrkd.study.experiment import commit, device_name, device_of
 
 LIMITS = {112: 220, 56: 900, 48: 1200}
 GPU_LIMITS = {112: 3334}  # 200,000 images in a minute

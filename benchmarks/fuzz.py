@@ -34,12 +34,12 @@ import torch
 from PIL import Image
 
 from data_prep import align, cfp, layout, lfw, matlab, pairs_bin, recordio
-from lrkd import photographs
+from lrkd.data.images import FORMATS
+from lrkd.data.layout import read_layout
 from lrkd.errors import DataError
-from lrkd.experiment import commit
-from lrkd.foreign import read_checkpoint
-from lrkd.identify import read_templates
-from lrkd.layout import read_layout
+from lrkd.evaluation.templates import read_templates
+from lrkd.models.checkpoints import read_checkpoint
+from lrkd.study.experiment import commit
 
 SECONDS, MEGABYTES = 5.0, 1024
 FORBIDDEN = ("exec", "compile", "import", "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen")
@@ -210,7 +210,7 @@ def readers(where: Path) -> list[Reader]:
         ),
         Reader(
             "images",
-            [{"x": _image(0, kind)} for kind in photographs.FORMATS],
+            [{"x": _image(0, kind)} for kind in FORMATS],
             ("x",),
             lambda d: layout.convert((d / "x").read_bytes(), 8, layout.whole_padded),
             BROKEN_IMAGE,

@@ -14,11 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lrkd import methods, models, study
-from lrkd.degrade import degrade
-from lrkd.distances import Distance, on_unit
-from lrkd.experiment import commit, device_name
-from lrkd.train import normalise, threads
+from lrkd.data.degradation import degrade
+from lrkd.distill import methods
+from lrkd.distill.distances import Distance, on_unit
+from lrkd.models import backbones
+from lrkd.study import experiment, presets
+from lrkd.study import spec as study_spec
+from lrkd.study.experiment import commit, device_name
+from lrkd.training.schedule import threads
+from lrkd.training.step import normalise
 
 REFERENCE, WEIGHT = "cosine", 20.0  # F-SKD's
 
@@ -33,14 +37,14 @@ def lengths(distance: Distance, student: list[Tensor], teacher: list[Tensor]) ->
     return found
 
 
-def measure(scale: study.Scale, images: int, seed: int, store: Path | None = None) -> pd.DataFrame:
+def measure(scale: presets.Scale, images: int, seed: int, store: Path | None = None) -> pd.DataFrame:
     """A row a distance of the race, raw and on unit vectors; the teacher is trained where the store lacks it."""
-    spec = study.Spec(methods.get("fskd"), scale.sides[-1], seed, scale)
-    teacher, _ = study.load(study.train(study.teacher_spec(scale), store, device="cpu", progress=False))
+    spec = study_spec.Spec(methods.get("fskd"), scale.sides[-1], seed, scale)
+    teacher, _ = experiment.load(experiment.train(study_spec.teacher_spec(scale), store, device="cpu", progress=False))
     options = dict(scale.model_options)
-    network = models.build(scale.model, size=scale.size, embedding=scale.embedding, seed=seed, **options).train()
-    hints = models.Hints(network.widths, teacher.widths, seed=seed).train()
-    faces = study.splits(scale).train
+    network = backbones.build(scale.model, size=scale.size, embedding=scale.embedding, seed=seed, **options).train()
+    hints = backbones.Hints(network.widths, teacher.widths, seed=seed).train()
+    faces = study_spec.splits(scale).train
     x = faces.batch(np.linspace(0, len(faces) - 1, images).astype(np.int64)).float() / 255
     with torch.no_grad(), threads(1):
         t = list(teacher(normalise(x)).features)
@@ -65,12 +69,12 @@ def measure(scale: study.Scale, images: int, seed: int, store: Path | None = Non
 def main() -> None:
     """Measure, print, and with --out write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gradients", description=__doc__)
-    parser.add_argument("--scale", help=f"{', '.join(study.SCALES)} (default: $LRKD_SCALE, else by the machine)")
+    parser.add_argument("--scale", help=f"{', '.join(presets.SCALES)} (default: $LRKD_SCALE, else by the machine)")
     parser.add_argument("--images", type=int, default=256, help="training images (default: 256)")
     parser.add_argument("--seed", type=int, default=100, help="of the student's weights (default: 100)")
     parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
     arguments = parser.parse_args()
-    scale = study.scale(arguments.scale)
+    scale = presets.scale(arguments.scale)
     table = measure(scale, arguments.images, arguments.seed)
     table = table.assign(
         scale=scale.name, images=arguments.images, device=device_name("cpu"), torch=torch.__version__, commit=commit()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lrkd.identify import search
+from lrkd.evaluation.search import search
 
 LIMIT = 2.0
 PEOPLE, GALLERY, SIZE = 2569, 4443, 512
@@ -42,7 +42,7 @@ def main() -> None:
     found = search(gallery, labels, probes, labels[mates])
     seconds, after = time.perf_counter() - start, peak()
 
-    from lrkd.experiment import commit, device_name  # after the measurement: it takes memory itself
+    from lrkd.study.experiment import commit, device_name  # after the measurement: it takes memory itself
 
     table = pd.DataFrame(
         {

@@ -28,8 +28,8 @@ import PIL
 from PIL import Image
 
 from data_prep import recordio
-from lrkd import photographs
-from lrkd.experiment import commit, device_name
+from lrkd.data.images import upright
+from lrkd.study.experiment import commit, device_name
 
 
 def rendered(count: int, side: int = 112) -> list[bytes]:
@@ -69,7 +69,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    with photographs.upright(data) as image:
+    with upright(data) as image:
         return np.asarray(image)
 
 

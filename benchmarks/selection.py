@@ -1,4 +1,4 @@
-"""Time, memory and gap of lrkd.select on 100,000 faces of 10,000 people, random embeddings of 128 numbers.
+"""Time, memory and gap of lrkd.distill.selection on 100,000 faces of 10,000 people, random embeddings of 128 numbers.
 
 A row a stage: `margins` and `graph` (the k nearest neighbours, by scikit-learn), then `select` at each beta and
 `select_count` of a quarter of the faces. The embeddings are like a trained teacher's: cosines about .8 within a class
@@ -20,7 +20,7 @@ import sklearn
 from threadpoolctl import threadpool_limits
 
 from benchmarks.identification import peak
-from lrkd import select
+from lrkd.distill import selection
 
 LIMIT_S, LIMIT_GIB = 60, 2.0
 
@@ -61,7 +61,7 @@ def main() -> None:
             "peak_gib": round(peak(), 2),
             "limit_gib": LIMIT_GIB,
         }
-        if isinstance(found, select.Selection):
+        if isinstance(found, selection.Selection):
             row |= {
                 "chosen": int(found.chosen.sum()),
                 "objective": round(found.objective, 3),
@@ -73,14 +73,16 @@ def main() -> None:
         return found
 
     features, labels = embeddings(arguments.classes, arguments.faces)
-    unary = measure("margins", lambda: select.unaries(features, labels))
-    weights = measure("graph", lambda: select.graph(features, labels, arguments.neighbours))
+    unary = measure("margins", lambda: selection.unaries(features, labels))
+    weights = measure("graph", lambda: selection.graph(features, labels, arguments.neighbours))
     for beta in arguments.beta:
-        measure("select", lambda beta=beta: select.select(unary, weights, beta, arguments.sparsity), beta)
+        measure("select", lambda beta=beta: selection.select(unary, weights, beta, arguments.sparsity), beta)
         count = len(unary) // 4
-        measure("select_count", lambda beta=beta, count=count: select.select_count(unary, weights, count, beta), beta)
+        measure(
+            "select_count", lambda beta=beta, count=count: selection.select_count(unary, weights, count, beta), beta
+        )
 
-    from lrkd.experiment import commit, device_name  # after the measurement: it takes memory itself
+    from lrkd.study.experiment import commit, device_name  # after the measurement: it takes memory itself
 
     table = pd.DataFrame(rows).assign(
         nodes=len(unary),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lrkd.experiment import device_of
+from lrkd.study.experiment import device_of
 
 
 def place(name: str | None) -> torch.device:

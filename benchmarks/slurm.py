@@ -20,7 +20,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from lrkd import launch, methods, study
+from lrkd.distill import methods
+from lrkd.study import cluster, experiment, presets, results, runner
+from lrkd.study import spec as study_spec
 
 CONF = """\
 ClusterName=trial
@@ -98,10 +100,10 @@ def slurm(folder: Path) -> Iterator[None]:
         log.close()
 
 
-def trial(scale: study.Scale, source: str) -> list[study.Spec]:
+def trial(scale: presets.Scale, source: str) -> list[study_spec.Spec]:
     """A teacher and six students."""
-    students = [study.Spec(methods.get("fskd"), 6, seed, scale, source) for seed in range(6)]
-    return [study.teacher_spec(scale, 0, source), *students]
+    students = [study_spec.Spec(methods.get("fskd"), 6, seed, scale, source) for seed in range(6)]
+    return [study_spec.teacher_spec(scale, 0, source), *students]
 
 
 def main() -> None:
@@ -110,9 +112,9 @@ def main() -> None:
     parser.add_argument("--scale", default="smoke", help="of the study (default: smoke)")
     parser.add_argument("--keep", action="store_true", help="keep the folder with runs and logs")
     arguments = parser.parse_args()
-    wanted = trial(study.scale(arguments.scale), study.PROCEDURAL)
+    wanted = trial(presets.scale(arguments.scale), study_spec.PROCEDURAL)
     folder = Path(tempfile.mkdtemp(prefix="slurm"))
-    study.splits(wanted[0].scale)  # rendered before the jobs want it
+    study_spec.splits(wanted[0].scale)  # rendered before the jobs want it
     try:
         run(wanted, folder)
     finally:
@@ -120,18 +122,18 @@ def main() -> None:
             shutil.rmtree(folder)
 
 
-def run(wanted: list[study.Spec], folder: Path) -> None:
+def run(wanted: list[study_spec.Spec], folder: Path) -> None:
     """The study on Slurm, with one job requeued, and the same study without."""
     store, began, signalled = folder / "runs", time.monotonic(), False
     with slurm(folder):
         version = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-        job = launch.Job(wanted, store, workers=1, device="cpu")
-        jobs = launch.submit(job, 2, "slurm", folder / "jobs", {"cpus_per_task": 1, "timeout_min": 30})
+        job = cluster.Job(wanted, store, workers=1, device="cpu")
+        jobs = cluster.submit(job, 2, "slurm", folder / "jobs", {"cpus_per_task": 1, "timeout_min": 30})
         print(f"{version}: jobs {', '.join(one.job_id for one in jobs)}", flush=True)
 
         def look() -> None:
             nonlocal signalled
-            done = sum(study.find_run(spec, store).finished for spec in wanted)
+            done = sum(experiment.find_run(spec, store).finished for spec in wanted)
             queue = subprocess.run(["squeue", "-h", "-r", "-o", "%i %T"], capture_output=True, text=True, check=True)
             said = ", ".join(queue.stdout.splitlines())
             print(f"{time.monotonic() - began:.0f} s: {done} of {len(wanted)} runs; {said}", flush=True)
@@ -140,10 +142,10 @@ def run(wanted: list[study.Spec], folder: Path) -> None:
                     subprocess.run(["scancel", "--signal=USR2", one.job_id], check=True)
                 signalled = True
 
-        launch._EVERY = 1.0
-        launch.wait(jobs, look)
-    table = study.table(wanted, store)
-    alone = study.run_study(wanted, folder / "alone", workers=1, device="cpu", progress=False)
+        cluster._EVERY = 1.0
+        cluster.wait(jobs, look)
+    table = results.results_table(wanted, store)
+    alone = runner.run_study(wanted, folder / "alone", workers=1, device="cpu", progress=False)
     differ = ["seconds", "commit"]
     pd.testing.assert_frame_equal(table.drop(columns=differ), alone.drop(columns=differ))
     starts = sum(path.read_text().count("Starting with JobEnvironment") for path in (folder / "jobs").glob("*_log.out"))

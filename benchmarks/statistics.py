@@ -1,4 +1,4 @@
-"""Do the tests and intervals of lrkd.stats keep what they promise? 2,000 simulated studies each, of known truth.
+"""Do the tests and intervals of lrkd.evaluation.statistics keep their promises? 2,000 simulated studies each.
 
 A row a promise: the wanted rate (a test's level, an interval's coverage), the rate found, its standard error, and
 whether the two agree within three of those errors; where they do not, `note` says what is known about it. Six seeds, as
@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats as oracle
 
-from lrkd import stats, verify
-from lrkd.experiment import commit
+from lrkd.evaluation import mixed_model, power, separation, statistics
+from lrkd.evaluation.statistics import mean_interval
+from lrkd.study.experiment import commit
 
 ALPHA = 0.05
 Draw = Callable[[np.random.Generator], bool]
@@ -30,7 +31,7 @@ def crossed(rng: np.random.Generator, seeds: int = 6, teachers: int = 2) -> pd.D
 
 def mixed(rng: np.random.Generator) -> float:
     """p of the mixed model, which takes Student's distribution."""
-    return stats.mixed_model(crossed(rng), "a", "b").p
+    return mixed_model.mixed_model(crossed(rng), "a", "b").p
 
 
 def normal(p: float, seeds: int = 6) -> float:
@@ -40,7 +41,7 @@ def normal(p: float, seeds: int = 6) -> float:
 
 def found_by_t(rng: np.random.Generator, n: int, d_z: float) -> bool:
     """Whether n seeds show a true effect."""
-    return stats.mean_interval(rng.normal(d_z, 1, n)).p < ALPHA
+    return statistics.mean_interval(rng.normal(d_z, 1, n)).p < ALPHA
 
 
 def skewed(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -56,7 +57,7 @@ def holds(interval: tuple[float, float], truth: float = 0) -> bool:
 def by(rng: np.random.Generator, unit: str, seeds: int = 6, items: int = 1000) -> float:
     """p of two methods without a difference, whose runs differ by a tenth of what the items of one run do."""
     a, b = rng.normal(0, 0.1, (2, seeds, 1)) + rng.normal(0, 1, (2, seeds, items))
-    return float(stats.by_unit(a, b).set_index("unit").loc[unit, "p"])
+    return float(statistics.by_unit(a, b).set_index("unit").loc[unit, "p"])
 
 
 def identities(rng: np.random.Generator, people: int = 60, pairs: int = 600) -> bool:
@@ -66,7 +67,7 @@ def identities(rng: np.random.Generator, people: int = 60, pairs: int = 600) -> 
     right = np.where(same, left, (left + 1 + rng.integers(people - 1, size=pairs)) % people)
     own = rng.normal(0, 1, people)
     values = (own[left] + own[right]) / 2 + rng.normal(0, 1, pairs)
-    found = verify.bootstrap_identities(values, left, right, same, resamples=400, generator=rng)
+    found = separation.bootstrap_identities(values, left, right, same, resamples=400, generator=rng)
     return holds((found.low, found.high))
 
 
@@ -74,18 +75,18 @@ def promises(resamples: int) -> list[tuple[str, float, int, Draw, str]]:
     """Name, wanted rate, seeds, one simulated study -> whether it happened, and what to know about it."""
 
     def boot(x: np.ndarray, rng: np.random.Generator, method: str = "percentile") -> bool:
-        return holds(stats.bootstrap_interval(x, resamples=resamples, method=method, generator=rng))
+        return holds(statistics.bootstrap_interval(x, resamples=resamples, method=method, generator=rng))
 
     few = "undercovers with few seeds: the t interval stands first, the bootstrap beside it"
     uneven = "skewed differences: six seeds do not suffice for the normal theory"
-    ten = int(stats.seeds_needed(1))
+    ten = int(power.seeds_needed(1))
     discrete = "exact, so its level is the largest multiple of 2/64 that is not above .05"
     return [
-        ("paired t: false alarms", ALPHA, 6, lambda r: stats.mean_interval(r.normal(size=6)).p < ALPHA, ""),
-        ("paired t, skewed: false alarms", ALPHA, 6, lambda r: stats.mean_interval(skewed(r, 6)).p < ALPHA, uneven),
-        ("t interval: coverage", 0.95, 6, lambda r: holds(stats.mean_interval(r.normal(size=6))[1:3]), ""),
-        ("Wilcoxon: false alarms", 2 / 64, 6, lambda r: stats.wilcoxon(r.normal(size=6)) < ALPHA, discrete),
-        ("TOST at the margin: false alarms", ALPHA, 6, lambda r: stats.tost(r.normal(4, 1, 6), 4).p < ALPHA, ""),
+        ("paired t: false alarms", ALPHA, 6, lambda r: statistics.mean_interval(r.normal(size=6)).p < ALPHA, ""),
+        ("paired t, skewed: false alarms", ALPHA, 6, lambda r: mean_interval(skewed(r, 6)).p < ALPHA, uneven),
+        ("t interval: coverage", 0.95, 6, lambda r: holds(statistics.mean_interval(r.normal(size=6))[1:3]), ""),
+        ("Wilcoxon: false alarms", 2 / 64, 6, lambda r: statistics.wilcoxon(r.normal(size=6)) < ALPHA, discrete),
+        ("TOST at the margin: false alarms", ALPHA, 6, lambda r: statistics.tost(r.normal(4, 1, 6), 4).p < ALPHA, ""),
         ("bootstrap over seeds, percentile: coverage", 0.95, 6, lambda r: boot(r.normal(size=6), r), few),
         ("bootstrap over seeds, BCa: coverage", 0.95, 6, lambda r: boot(r.normal(size=6), r, "BCa"), few),
         ("bootstrap over seeds, percentile, skewed: coverage", 0.95, 6, lambda r: boot(skewed(r, 6), r), few),
@@ -96,11 +97,11 @@ def promises(resamples: int) -> list[tuple[str, float, int, Draw, str]]:
             "Holm, five true nulls: any false alarm",
             ALPHA,
             6,
-            lambda r: bool((stats.holm(oracle.ttest_1samp(r.normal(size=(6, 5)), 0).pvalue) < ALPHA).any()),
+            lambda r: bool((statistics.holm(oracle.ttest_1samp(r.normal(size=(6, 5)), 0).pvalue) < ALPHA).any()),
             "",
         ),
-        ("power for d_z 1.5: detections", stats.power(1.5, 6), 6, lambda r: found_by_t(r, 6, 1.5), ""),
-        ("seeds needed for d_z 1: detections", stats.power(1, ten), ten, lambda r: found_by_t(r, ten, 1), ""),
+        ("power for d_z 1.5: detections", power.power(1.5, 6), 6, lambda r: found_by_t(r, 6, 1.5), ""),
+        ("seeds needed for d_z 1: detections", power.power(1, ten), ten, lambda r: found_by_t(r, ten, 1), ""),
         ("mixed model, crossed: false alarms", ALPHA, 6, lambda r: mixed(r) < ALPHA, ""),
         ("mixed model, normal p: false alarms", ALPHA, 6, lambda r: normal(mixed(r)) < ALPHA, "why Student's is taken"),
         ("seeds as unit, runs differ: false alarms", ALPHA, 6, lambda r: by(r, "seed") < ALPHA, ""),

@@ -30,17 +30,19 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrkd import export, models, runs, study
-from lrkd.experiment import commit, device_name
+from lrkd.models import backbones, layers
+from lrkd.onnx import export, recogniser
+from lrkd.study import experiment, presets, store
+from lrkd.study.experiment import commit, device_name
 
 STUDENT = Path("book/results/student.onnx")
 PAPER = {"cpu": 418, "gpu": 9433}  # faces/s of arXiv 1811.09998, on hardware that it does not name
 TARGET = {"cpu": 4180, "gpu": 943_300}
 MOST = 4e10  # multiply-adds a call on a CPU: larger batches are cut, or IResNet-18 at 112 px would take minutes
 # Speed does not depend on training: designs of the study at 16 px, and the networks of `models`.
-UNTRAINED: dict[str, Callable[[], models.Network]] = {
-    **models.BUILDERS,
-    **{name: functools.partial(models.build, size=16, **design) for name, design in study.DESIGNS.items()},
+UNTRAINED: dict[str, Callable[[], layers.Network]] = {
+    **backbones.BUILDERS,
+    **{name: functools.partial(backbones.build, size=16, **design) for name, design in presets.DESIGNS.items()},
 }
 PRODUCT = {"cpu": 1024, "cuda": 8192}
 
@@ -83,10 +85,10 @@ def student(given: str) -> Contender:
         module = UNTRAINED[given]().eval()
         return Contender(given, module.size, module)
     if path.is_dir():
-        module, _ = study.load(runs.load_run(path))
+        module, _ = experiment.load(store.load_run(path))
         return Contender(path.name, module.size, module)
-    file, config = export.load(path), path.with_suffix(".json")
-    found = models.build(**json.loads(config.read_text())["config"]["model"]).eval() if config.is_file() else None
+    file, config = recogniser.load(path), path.with_suffix(".json")
+    found = backbones.build(**json.loads(config.read_text())["config"]["model"]).eval() if config.is_file() else None
     return Contender(path.name, file.size, found, {"onnx as it is": path})
 
 
@@ -99,7 +101,7 @@ def peers(px: int, embedding: int = 128) -> list[Contender]:
     for _, module in made:
         module.size = px
     found = [Contender(name, px, module.eval()) for name, module in made]
-    return [*found, Contender("iresnet18", 112, models.iresnet18(cbam=False).eval())]
+    return [*found, Contender("iresnet18", 112, backbones.iresnet18(cbam=False).eval())]
 
 
 def write_files(contender: Contender, folder: Path, generator: np.random.Generator) -> None:
@@ -138,7 +140,10 @@ def calls(contender: Contender, threads: int, batch: int, device: str) -> Iterat
         yield "torch", lambda: module(x)
         yield "torch channels_last", lambda: last(y)
     for format, path in contender.files.items():
-        yield f"onnxruntime {format}", functools.partial(session(path, threads).run, None, {export.INPUT: x.numpy()})
+        yield (
+            f"onnxruntime {format}",
+            functools.partial(session(path, threads).run, None, {recogniser.INPUT: x.numpy()}),
+        )
 
 
 def graphed(module: nn.Module, x: Tensor) -> Callable[[], object]:

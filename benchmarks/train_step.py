@@ -23,10 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.shared import finish, place
-from lrkd import heads, methods, models, train
-from lrkd.device import Speed, compiled, forget_compiled, quick_convolutions
-from lrkd.experiment import commit, device_name
-from lrkd.train import Options, Teacher
+from lrkd.distill import methods
+from lrkd.models import backbones, heads
+from lrkd.study.experiment import commit, device_name
+from lrkd.training.acceleration import Speed, compiled, forget_compiled, quick_convolutions
+from lrkd.training.schedule import Options
+from lrkd.training.step import Teacher, augment, draw_augmentation, move_to, normalise, step_losses
 
 CLASSES, SIDE = 10_000, 14
 STEPS = {"teacher": "none", "fskd": "fskd", "askd": "askd"}
@@ -68,14 +70,14 @@ def step(
     """One training step on a batch that lies on the device; every call trains on."""
     method = methods.get(STEPS[name])
     memory = torch.channels_last if options.channels_last else torch.contiguous_format
-    network, other = models.build(model), models.build(model, seed=1)
+    network, other = backbones.build(model), backbones.build(model, seed=1)
     head, its = (heads.build("cosface", CLASSES, network.embedding) for _ in range(2))
     taught = None if name == "teacher" else Teacher(other, its)
     trained = torch.nn.ModuleDict({"network": network, "head": head})
     if taught is not None and any(term.hint for term in method.terms):
-        trained["hints"] = models.Hints(network.widths, taught.network.widths)
+        trained["hints"] = backbones.Hints(network.widths, taught.network.widths)
     for part in (trained, *((taught.network, taught.head) if taught else ())):
-        train._place(part, device, memory).train(part is trained)
+        move_to(part, device, memory).train(part is trained)
     fused = speed.uses("fused", device)
     optimizer = torch.optim.SGD(trained.parameters(), 1e-4, momentum=0.9, nesterov=True, fused=fused)
     generator = torch.Generator().manual_seed(0)
@@ -84,7 +86,7 @@ def step(
     amp = options.precision == "bfloat16"
 
     def shown(x: torch.Tensor) -> torch.Tensor:
-        return train.normalise(x).contiguous(memory_format=memory)
+        return normalise(x).contiguous(memory_format=memory)
 
     student, ask = network, None if taught is None else taught.network
     if speed.uses("compiled", device):
@@ -95,10 +97,10 @@ def step(
     if taught is not None and speed.uses("once", device):
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
             told = ask(shown(x))
-    losses = partial(train._losses, trained, head, student, taught, ask, method.terms, options, shown)
+    losses = partial(step_losses, trained, head, student, taught, ask, method.terms, options, shown)
 
     def once() -> torch.Tensor:
-        hr = train._augment(x, *train._draw(batch, options, generator))
+        hr = augment(x, *draw_augmentation(batch, options, generator))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             parts, _ = losses(hr, y, None, 1.0, told, generator)
         optimizer.zero_grad(set_to_none=True)
@@ -111,7 +113,7 @@ def step(
 
 def flops(name: str, model: str, once: bool) -> float:
     """FLOPs of one image in a step, the teacher's unless it was asked before; nothing is computed."""
-    network = models.build(model).to("meta")
+    network = backbones.build(model).to("meta")
     x = torch.zeros(2, 3, network.size, network.size, device="meta")
     with FlopCounterMode(display=False) as counter:
         if name != "teacher" and not once:
@@ -120,7 +122,7 @@ def flops(name: str, model: str, once: bool) -> float:
         out = network(x)
         ends = [out.embedding, *out.features]
         if any(term.hint for term in methods.get(STEPS[name]).terms):
-            ends += models.Hints(network.widths, network.widths).to("meta")(out.features)
+            ends += backbones.Hints(network.widths, network.widths).to("meta")(out.features)
         torch.stack([end.sum() for end in ends]).sum().backward()
     return counter.get_total_flops() / 2
 
@@ -170,7 +172,7 @@ def main() -> None:
     """Measure, print, and with --out write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0])
     parser.add_argument("--device", help="cpu or cuda (default: cuda where it is there)")
-    parser.add_argument("--model", default="iresnet50", choices=sorted(models.BUILDERS), help="default: iresnet50")
+    parser.add_argument("--model", default="iresnet50", choices=sorted(backbones.BUILDERS), help="default: iresnet50")
     parser.add_argument("--batch", type=int, action="append", help="may be given again (default: 128 and 512; CPU: 2)")
     parser.add_argument("--repeats", type=int, help="steps that are timed (default: 20; CPU: 3)")
     parser.add_argument("--only", nargs="+", choices=OFF, help="some of the switches' settings")

@@ -7,21 +7,23 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
+from kit import display, figures
 
-from lrkd import methods, plots, stats
+from lrkd.distill import methods
+from lrkd.evaluation import statistics
 from lrkd.files import read_table
 
 
-def figure(table: pd.DataFrame) -> plots.Shown:
+def figure(table: pd.DataFrame) -> display.Shown:
     """A results table of `lrkd study core` -> the first page's forest plot, at its hardest side."""
     test = table[(table["role"] == "student") & (table["protocol"] == "test")]
     hard = test[test["side"] == test["side"].min()]
-    gains = stats.paired_differences(hard)
-    plots.style()
+    gains = statistics.paired_differences(hard)
+    display.style()
     ax = plt.subplots(figsize=(8, 1.2 + 0.28 * len(gains)))[1]
-    plots.verdict(ax, gains, {name: method.title for name, method in methods.METHODS.items()})
+    figures.verdict(ax, gains, {name: method.title for name, method in methods.METHODS.items()})
     ax.set_title(f"What distillation gains at {hard['side'].min()} pixels a side (95 % intervals over paired seeds)")
-    return plots.show(ax, "Accuracy gained over no distillation, by method.", dpi=100)
+    return display.show(ax, "Accuracy gained over no distillation, by method.", dpi=100)
 
 
 def main() -> None:

@@ -16,9 +16,14 @@ import pandas as pd
 import torch
 
 from benchmarks.student_speed import Contender, race, session
-from lrkd import cli, export, files, runs, study
+from lrkd.cli import program
 from lrkd.errors import DataError
-from lrkd.experiment import commit, device_name
+from lrkd.files import write_json
+from lrkd.onnx import export, recogniser
+from lrkd.study import experiment, grids, presets, store
+from lrkd.study import spec as study_spec
+from lrkd.study.experiment import commit, device_name
+from lrkd.study.results import read_table, write_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LIMIT = 150_000  # bytes: the .15 MB of arXiv 1811.09998
@@ -35,41 +40,41 @@ def best(table: pd.DataFrame) -> pd.Series:
     return own.loc[own["accuracy"].idxmax()]
 
 
-def written(run: runs.Run, path: Path, format: str) -> export.Recogniser:
+def written(run: store.Run, path: Path, format: str) -> recogniser.Recogniser:
     """The run as `lrkd export` writes it: ranges of 8 bits from training people, a threshold from validation people."""
-    if cli.main(["export", str(run.path), "--format", format, "--out", str(path)]):
+    if program.main(["export", str(run.path), "--format", format, "--out", str(path)]):
         raise DataError(f"{run.path}: could not be exported as {format}")
-    return export.load(path, threads=1)
+    return recogniser.load(path, threads=1)
 
 
-def formats(run: runs.Run, spec: study.Spec, folder: Path) -> pd.DataFrame:
+def formats(run: store.Run, spec: study_spec.Spec, folder: Path) -> pd.DataFrame:
     """A row a format and protocol: bytes, mean and lowest cosine with torch's embeddings, accuracy by the 10 folds."""
-    network, _ = study.load(run)
-    faces, rows = study.splits(spec.scale, spec.source), []
+    network, _ = experiment.load(run)
+    faces, rows = study_spec.splits(spec.scale, spec.source), []
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     files = {format: written(run, folder / f"{format}.onnx", format) for format in export.FORMATS}
     for protocol in ("validation", "test"):
         people = getattr(faces, protocol)
-        found = {format: export.agreement(network, file, people, side=spec.side) for format, file in files.items()}
+        found = {format: recogniser.agreement(network, file, people, side=spec.side) for format, file in files.items()}
         rows.append(("torch", protocol, weights, 1.0, 1.0, found["onnx"].network))
         rows += [(f, protocol, files[f].bytes, x.cosine.mean(), x.cosine.min(), x.file) for f, x in found.items()]
     return pd.DataFrame(rows, columns=["format", "protocol", "bytes", "cosine", "lowest", "accuracy"])
 
 
-def sizes(scale: study.Scale, folder: Path) -> pd.DataFrame:
+def sizes(scale: presets.Scale, folder: Path) -> pd.DataFrame:
     """A row a design: parameters, multiply-adds a face, bytes in 8 bits, faces a second on one thread by ONNX Runtime.
 
     The runs are those of `lrkd study designs` with its first seed. Each round calls every design; the fastest counts.
     """
     contenders = {}
-    for spec in study.specs("designs", scale):
-        if spec.side == study.SMALL_SIDE and spec.design not in contenders:
-            run, path = study.train(spec), folder / f"{spec.design}.onnx"
+    for spec in grids.specs("designs", scale):
+        if spec.side == grids.SMALL_SIDE and spec.design not in contenders:
+            run, path = experiment.train(spec), folder / f"{spec.design}.onnx"
             file = written(run, path, "int8")
-            contenders[spec.design] = Contender(spec.design, file.size, study.load(run)[0], {"int8": path})
-    x = np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, study.SMALL_SIDE, study.SMALL_SIDE)).astype(np.float32)
+            contenders[spec.design] = Contender(spec.design, file.size, experiment.load(run)[0], {"int8": path})
+    x = np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, grids.SMALL_SIDE, grids.SMALL_SIDE)).astype(np.float32)
     calls = [
-        (name, functools.partial(session(one.files["int8"], 1).run, None, {export.INPUT: x}))
+        (name, functools.partial(session(one.files["int8"], 1).run, None, {recogniser.INPUT: x}))
         for name, one in contenders.items()
     ]
     speed = {name: BATCH / min(times) for name, times in race(calls, ROUNDS, 0.1).items()}
@@ -91,13 +96,13 @@ def sizes(scale: study.Scale, folder: Path) -> pd.DataFrame:
 
 def main(results: Path = RESULTS) -> None:
     """Choose, export, measure, and write the four files."""
-    row = best(study.read_table(results / "selection.csv"))
-    scale = study.scale(row["scale"])
-    named = {study.key(spec): spec for spec in study.specs("selection", scale)}
+    row = best(read_table(results / "selection.csv"))
+    scale = presets.scale(row["scale"])
+    named = {study_spec.config_hash(spec): spec for spec in grids.specs("selection", scale)}
     if row["config"] not in named:
         raise DataError(f"config {row['config']}: is no run of `lrkd study selection` as it is now: run that first")
     spec = named[row["config"]]
-    run = study.train(spec)
+    run = experiment.train(spec)
     stamp = {
         "scale": scale.name,
         "device": device_name("cpu"),
@@ -111,12 +116,12 @@ def main(results: Path = RESULTS) -> None:
         if int8.stat().st_size > LIMIT:
             raise DataError(f"{run.path}: has {int8.stat().st_size} bytes in 8 bits, more than {LIMIT}")
         shutil.copyfile(int8, results / "student.onnx")
-        study.write_table(results / "student-formats.csv", table.assign(config=row["config"], **stamp))
-        study.write_table(results / "student-sizes.csv", sizes(scale, Path(folder)).assign(**stamp))
+        write_table(results / "student-formats.csv", table.assign(config=row["config"], **stamp))
+        write_table(results / "student-sizes.csv", sizes(scale, Path(folder)).assign(**stamp))
     accuracy = {protocol: run.result["measures"][protocol]["accuracy"] for protocol in ("validation", "test")}
     about = {"design": spec.design, "method": spec.method.name, "seed": spec.seed, "teacher_seed": spec.teacher_seed}
     told = {"run": run.path.name, "rule": RULE, **about, "accuracy": accuracy, "config": run.config, "exported": stamp}
-    files.write_json(results / "student.json", told | {"trained": run.result["commit"]})
+    write_json(results / "student.json", told | {"trained": run.result["commit"]})
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Raw downloads -> one folder that `lrkd.data.prepared` reads. See data_prep/README.md."""
+"""Raw downloads -> one folder that `lrkd.data.prepared.prepared` reads. See data_prep/README.md."""

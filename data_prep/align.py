@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep import folder, layout
-from lrkd import photographs
+from lrkd.data import images
 from lrkd.errors import ConfigError, DataError, needed
 
 HELP = """\
@@ -79,7 +79,7 @@ def read_landmarks(path: Path) -> dict[str, np.ndarray | None]:
     if not path.is_file():
         raise DataError(f"--landmarks {path}: no such file: a CSV with {','.join(COLUMNS)} is right")
     try:
-        text = layout.content(path, photographs.MAX_FILE).decode("utf-8-sig")
+        text = layout.content(path, images.MAX_FILE).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text: {error}") from error
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -131,10 +131,10 @@ def framing(
             points = landmarks.get(photo.source)
             if points is None:
                 raise layout.NoFace("no landmarks")
-            with photographs.upright(data) as image:
+            with images.upright(data) as image:
                 return warp(image, points, size)
         assert detector is not None
-        with photographs.upright(data) as image:
+        with images.upright(data) as image:
             return warp(image, nearest(detector(np.asarray(image)), image.height, image.width), size)
 
     if landmarks is None:

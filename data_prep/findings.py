@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lrkd.layout import overlap
-from lrkd.photographs import dimensions
+from lrkd.data.images import dimensions
+from lrkd.data.overlap import overlap
 
 ALIGNED = 112  # pixels of the side of ArcFace's aligned faces
 

@@ -20,9 +20,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_prep import layout
+from lrkd.data.images import MAX_FILE, upright
+from lrkd.data.layout import read_layout
 from lrkd.errors import DataError
-from lrkd.layout import read_layout
-from lrkd.photographs import MAX_FILE, upright
 
 HELP = """\
 Pack a prepared folder as JPEGs, or unpack what was packed; --source says which by what it holds.

@@ -27,10 +27,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_prep import findings
+from lrkd.data.images import upright
+from lrkd.data.layout import MANIFEST, PAIRS, NpyWriter, file_sha256
+from lrkd.data.pairs import firsts, make_pairs
 from lrkd.errors import DataError, LrkdError
-from lrkd.layout import MANIFEST, PAIRS, NpyWriter, file_sha256
-from lrkd.pairs import firsts, make_pairs
-from lrkd.photographs import upright
 
 VERSION = "1"
 SHARD_BYTES = 2**31 - 2**20  # under 2 GB with its header
@@ -68,7 +68,7 @@ class Extras:
     def drawn(
         cls, labels: list[int], digests: list[str], count: int | None, folds: int, seed: int, **options: Any
     ) -> Extras:
-        """Pairs by `lrkd.pairs.make_pairs` among the images that are no copies of others; fewer of them are said.
+        """Pairs by `lrkd.data.pairs.make_pairs` among the images that are no copies of others; fewer of them are said.
 
         Raises DataError where there are none.
         """

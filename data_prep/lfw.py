@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from data_prep import layout
-from lrkd import photographs
+from lrkd.data.images import MAX_FILE
 from lrkd.errors import DataError
 
 LICENCE = (
@@ -140,12 +140,12 @@ class _Member(tarfile.TarInfo):
 
 def _archived(archive: Path, read: bool) -> Iterator[layout.Photo]:
     """Images of a .tgz in its order, streamed; links and paths that lead out of it are passed over."""
-    most = photographs.MAX_FILE + MAX_RATIO * archive.stat().st_size
+    most = MAX_FILE + MAX_RATIO * archive.stat().st_size
     try:
         with tarfile.open(archive, "r|*", tarinfo=_Member) as tar:
             for number, member in enumerate(tar):
                 end = member.offset_data + member.size
-                if member.size > photographs.MAX_FILE or end > most or number == MAX_MEMBERS:
+                if member.size > MAX_FILE or end > most or number == MAX_MEMBERS:
                     raise ValueError(f"entry {number + 1} has {member.size} bytes and ends {end} after unpacking")
                 person = _person(member.name) if member.isreg() else None
                 if person is None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_prep import findings, layout
-from lrkd import photographs
+from lrkd.data.images import MAX_FILE
 from lrkd.errors import DataError
 
 LICENCE = (
@@ -64,11 +64,11 @@ class _Bounded:
         return self._take(self._place + count)
 
     def readline(self) -> bytes:
-        end = self._data.find(b"\n", self._place, self._place + photographs.MAX_FILE)
+        end = self._data.find(b"\n", self._place, self._place + MAX_FILE)
         return self._take(len(self._data) if end < 0 else end + 1)
 
     def _take(self, end: int) -> bytes:
-        if end > len(self._data) or end - self._place > photographs.MAX_FILE:
+        if end > len(self._data) or end - self._place > MAX_FILE:
             raise ValueError(f"{end - self._place} bytes are announced, {len(self._data) - self._place} follow")
         start, self._place = self._place, end
         return self._data[start:end]

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep import findings, layout
-from lrkd import photographs
+from lrkd.data.images import MAX_FILE
 from lrkd.errors import DataError
 
 MAGIC = 0xCED7230A
@@ -119,10 +119,10 @@ class Records:
             end = place + 8 + length
             place = (end + 3) & ~3
             total += length
-            if place > self._size or total > photographs.MAX_FILE or len(spans) == MAX_PARTS:
+            if place > self._size or total > MAX_FILE or len(spans) == MAX_PARTS:
                 raise DataError(
                     f"{self.path}: the record at byte {offset} claims {total} bytes in {len(spans) + 1} parts: at "
-                    f"most {photographs.MAX_FILE} in {MAX_PARTS}, inside the file's {self._size}, are right: damaged "
+                    f"most {MAX_FILE} in {MAX_PARTS}, inside the file's {self._size}, are right: damaged "
                     "or cut short"
                 )
             spans.append((end - length, end))

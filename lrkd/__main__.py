@@ -6,9 +6,9 @@ import sys
 def main() -> int:
     """Run the command line; the exit status."""
     try:
-        from lrkd import cli
+        from lrkd.cli import program
 
-        return cli.main()
+        return program.main()
     except KeyboardInterrupt:
         print("lrkd: interrupted before it began", file=sys.stderr)
         return 1

@@ -47,3 +47,8 @@ def needed(for_what: str, extra: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ConfigError(f"{for_what} needs {error.name}: pip install 'lrkd[{extra}]'") from error
+
+
+def check_inside(name: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        raise ConfigError(f"{name} is {value}: between {low:g} and {high:g}, without these, is right")

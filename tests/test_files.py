@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lrkd import adaptation, cli, evidence, files, race, study
+from lrkd import files
+from lrkd.cli import program
 from lrkd.errors import DataError, RunError
 from lrkd.files import Table, locked, read_table
+from lrkd.study import attention_study, results, shift_study, weight_ladder
 
 ROOT = Path(__file__).parent.parent
 RUNS = Table("lrkd study", ("config",), ("config", "accuracy"))
@@ -151,7 +153,12 @@ def test_one_holds_the_lock_at_a_time(tmp_path):
 
 
 def test_hashes_and_commits_are_no_numbers(table):
-    for found in (read_table(table), RUNS.read(table), race.read(table), study.read_table(table, ["config"])):
+    for found in (
+        read_table(table),
+        RUNS.read(table),
+        weight_ladder.read(table),
+        results.read_table(table, ["config"]),
+    ):
         assert list(found["config"]) == ["1234e56789", "1234e56789", "0012345678", "b2"]
         assert list(found["commit"]) == ["1234e56", "1234e56", "0012345", "ab12"]
         assert found["accuracy"].sum() == pytest.approx(0.5 + 0.75 + 0.01 + 0.123457)
@@ -164,7 +171,9 @@ def test_data_of_the_name_na_is_not_missing(tmp_path):
     assert found["accuracy"].isna().tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize("read", [race.read, adaptation.read, study.read_table], ids=["race", "adaptation", "study"])
+@pytest.mark.parametrize(
+    "read", [weight_ladder.read, shift_study.read, results.read_table], ids=["race", "adaptation", "study"]
+)
 @pytest.mark.parametrize("text", ["", "a\n1\n"], ids=["empty", "other"])
 def test_a_file_that_is_no_table_is_one_clear_error(tmp_path, read, text):
     (tmp_path / "t.csv").write_text(text)
@@ -188,7 +197,15 @@ def test_pages_and_package_read_tables_by_the_one_reader():
 
 
 def test_committed_tables_merge_with_themselves_to_the_byte(tmp_path):
-    kinds = [study.RUNS, study.SCORES, study.PAIRS, study.TRACES, evidence.TABLE, adaptation.TABLE, cli.DESCRIBED]
+    kinds = [
+        results.RUNS,
+        results.SCORES,
+        results.PAIRS,
+        results.TRACES,
+        attention_study.TABLE,
+        shift_study.TABLE,
+        program.DESCRIBED,
+    ]
     merged = set()
     for file in sorted((ROOT / "book" / "results").glob("*.csv")):
         header = set(file.read_text(encoding="utf-8").partition("\n")[0].split(","))

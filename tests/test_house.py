@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from lrkd import data
-from lrkd.scales import SCALES
+from lrkd.data import procedural, tables
+from lrkd.study.presets import SCALES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -284,9 +284,9 @@ def test_the_results_are_of_the_faces_that_this_code_renders(monkeypatch):
     """RENDERER_VERSION is part of what a run is: a change there parts the tables from what a build trains."""
     runs = pd.read_csv(ROOT / "book" / "results" / "runs.csv", dtype=str)
     made = runs[(runs["data.source"] == "procedural") & (runs["scale"] == "cpu")]
-    monkeypatch.setattr(data, "_making", lambda folder: nullcontext())
-    monkeypatch.setattr(data, "_procedural_split", lambda _, *parts: data._digest(parts[-1], *parts[:-2]))
-    monkeypatch.setattr(data, "Splits", lambda *digests: digests)
+    monkeypatch.setattr(procedural, "_making", lambda folder: nullcontext())
+    monkeypatch.setattr(procedural, "_procedural_split", lambda _, *parts: tables.digest_of(parts[-1], *parts[:-2]))
+    monkeypatch.setattr(tables, "Splits", lambda *digests: digests)
     cpu = SCALES["cpu"]
-    found = data.procedural(cpu.size, cpu.identities, cpu.images, cpu.pairs, face=dict(cpu.face), cache="nowhere")
-    assert dict(zip(data.SPLITS, found, strict=True)) == {s: made[f"data.{s}"].unique().item() for s in data.SPLITS}
+    found = procedural.procedural(cpu.size, cpu.identities, cpu.images, cpu.pairs, face=dict(cpu.face), cache="nowhere")
+    assert dict(zip(tables.SPLITS, found, strict=True)) == {s: made[f"data.{s}"].unique().item() for s in tables.SPLITS}

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from lrkd import heads, models
-from lrkd.data import Faces
-from lrkd.losses import Term, attention, feature
-from lrkd.train import Fitted, Options, Schedule, Teacher, fit
+from lrkd.data.tables import Faces
+from lrkd.distill.terms import Term, attention, feature
+from lrkd.models import backbones, heads
+from lrkd.training.loop import Fitted, fit
+from lrkd.training.schedule import Options, Schedule
+from lrkd.training.step import Teacher
 
 OPTIONS = Options(threads=1)
 
@@ -32,9 +34,9 @@ def faces(classes: int = 4, images: int = 16, size: int = 8, seed: int = 0) -> F
     return Faces(noisy, labels.astype(np.int64), None, None, names, "toy", f"toy-{classes}-{images}-{size}-{seed}")
 
 
-def pair(seed: int = 0, head: str = "cosface", dropout: float = 0.0) -> tuple[models.IResNet, heads.Head]:
+def pair(seed: int = 0, head: str = "cosface", dropout: float = 0.0) -> tuple[backbones.IResNet, heads.Head]:
     """A network of two blocks for 8 px and its head for four classes."""
-    network = models.small(8, 8, (4, 8), seed=seed, dropout=dropout)
+    network = backbones.small(8, 8, (4, 8), seed=seed, dropout=dropout)
     return network, heads.build(head, 4, 8, seed=seed, scale=16.0, margin=0.1)
 
 

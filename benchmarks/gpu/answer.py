@@ -17,9 +17,12 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.stage import Stage, begin
-from lrkd import heads, methods, models, train
-from lrkd.data import Faces
-from lrkd.train import Options, Schedule, Teacher
+from lrkd.data.tables import Faces
+from lrkd.distill import methods
+from lrkd.models import backbones, heads
+from lrkd.training import loop
+from lrkd.training.schedule import Options, Schedule
+from lrkd.training.step import Teacher
 
 RESULTS = Path(__file__).parent.parent.parent / "book" / "results"
 PARTS = ("length", "ladders", "worlds")
@@ -33,13 +36,13 @@ def some_steps(device: str, steps: int, size: int) -> float:
     labels = np.arange(BATCH * steps) % 10
     images = rng.integers(0, 256, (len(labels), size, size, 3)).astype(np.uint8)
     shown = Faces(images, labels, None, None, names, "noise", "noise")
-    networks = [models.small(size, 128, seed=seed) for seed in range(2)]
+    networks = [backbones.small(size, 128, seed=seed) for seed in range(2)]
     head, its = (heads.build("cosface", 10, 128) for _ in range(2))
     options = Options(side=6, threads=1)
     terms, schedule = methods.get("fskd").terms, Schedule(1, batch=BATCH, lr=0.01)
     teacher = Teacher(networks[1], its)
     how = {"schedule": schedule, "options": options, "teacher": teacher, "terms": terms, "device": device}
-    train.fit(networks[0], head, shown, progress=False, **how)  # type: ignore[arg-type]
+    loop.fit(networks[0], head, shown, progress=False, **how)  # type: ignore[arg-type]
     if device == "cuda":
         torch.cuda.synchronize()
     return time.time()

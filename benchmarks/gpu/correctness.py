@@ -19,12 +19,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.gpu.stage import Stage, begin
-from lrkd import degrade as degradation
-from lrkd import heads, methods, models, parallel, train, verify
-from lrkd.data import Faces
-from lrkd.device import Speed
-from lrkd.faces import FaceModel
-from lrkd.train import Options, Schedule, Teacher
+from lrkd.data import degradation
+from lrkd.data.renderer import FaceModel
+from lrkd.data.tables import Faces
+from lrkd.distill import methods
+from lrkd.evaluation import embedding
+from lrkd.models import backbones, heads, layers
+from lrkd.training import distributed, loop
+from lrkd.training import step as step_
+from lrkd.training.acceleration import Speed
+from lrkd.training.schedule import Options, Schedule
+from lrkd.training.step import Teacher
 
 EXACT, STEPS, TF32 = 2e-3, 1e-2, 5e-2  # of several steps: a maximum that falls elsewhere is a small jump
 Weights = dict[str, Tensor]
@@ -42,11 +47,11 @@ def faces(count: int = 64, size: int = 24) -> Faces:
     return Faces(images.astype(np.uint8), labels, None, None, names, "check", f"check-{count}-{size}")
 
 
-def networks(name: str = "small", seed: int = 0) -> tuple[models.Network, heads.Head]:
+def networks(name: str = "small", seed: int = 0) -> tuple[layers.Network, heads.Head]:
     """A network without dropout, whose masks would differ, and its head."""
-    network = models.small(24, 32, (8, 8, 16, 16), seed=seed, dropout=0.0)
+    network = backbones.small(24, 32, (8, 8, 16, 16), seed=seed, dropout=0.0)
     if name != "small":
-        network = models.build(name, seed=seed, dropout=0.0)
+        network = backbones.build(name, seed=seed, dropout=0.0)
     return network, heads.build("cosface", CLASSES, network.embedding, seed=seed, scale=16.0, margin=0.15)
 
 
@@ -59,7 +64,7 @@ def exact() -> Iterator[None]:
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             yield
 
-    with patch.object(train, "quick_convolutions", plain):
+    with patch.object(loop, "quick_convolutions", plain):
         yield
 
 
@@ -91,7 +96,7 @@ def trained(
     options = more.pop("options", Options(side=6, threads=1))
     schedule = Schedule(epochs, batch=BATCH, lr=0.1, kind="step", ramp=0.0)
     how: dict[str, Any] = {"schedule": schedule, "options": options, "speed": speed, "device": device}
-    train.fit(network, head, shown, teacher=teacher, terms=what.terms, progress=False, **how, **more)
+    loop.fit(network, head, shown, teacher=teacher, terms=what.terms, progress=False, **how, **more)
     return {key: value - before[key] for key, value in weights().items()}
 
 
@@ -138,7 +143,7 @@ def check_switch(stage: Stage, method: str = "fskd", tolerance: float = STEPS, *
 
 
 def check_prefetch(stage: Stage) -> Found:
-    with patch.object(train, "_fits", lambda *of: False):
+    with patch.object(step_, "fits_on_device", lambda *of: False):
         return check_switch(stage, ahead=True)
 
 
@@ -192,13 +197,13 @@ def check_head(name: str, stage: Stage) -> Found:
 def check_embedding(stage: Stage) -> Found:
     some, network = faces().images, networks()[0].eval()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        a, b = (torch.from_numpy(verify.embed(network, some, side=6, device=d)) for d in (stage.device, CPU))
+        a, b = (torch.from_numpy(embedding.embed(network, some, side=6, device=d)) for d in (stage.device, CPU))
     return relative(a, b), EXACT, "features and those of mirror images"
 
 
 def check_pooling(stage: Stage) -> Found:
     x = torch.randn(4, 8, 14, 14, generator=torch.Generator().manual_seed(0)).to(stage.device)
-    a, b = (torch.cat(pool(x), 1) for pool in (models._over_pixels_on_gpu, models._over_pixels))
+    a, b = (torch.cat(pool(x), 1) for pool in (layers._over_pixels_on_gpu, layers._over_pixels))
     return relative(a, b), 1e-5, "mean and maximum over a map by reductions and by pooling"
 
 
@@ -229,13 +234,13 @@ def check_shard(stage: Stage) -> Found:
     y, head = y.to(stage.device), heads.build("cosface", CLASSES, 32).to(stage.device)
     whole = torch.autograd.grad(nn.functional.cross_entropy(head(x, y), y), head.weight)[0]
     with group(stage):
-        shard = parallel.Shard(head)
+        shard = distributed.Shard(head)
         found = torch.autograd.grad(shard(x, y)[0], shard.weight)[0]
     return relative(found, whole), EXACT, "gradient of the class centres, a group of one"
 
 
 def check_export(stage: Stage) -> Found:
-    from lrkd import export
+    from lrkd.onnx import export
 
     network = networks()[0].eval().to(stage.device)
     x = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -11,9 +11,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import train_step
-from lrkd import models
-from lrkd.models import Network
-from lrkd.scales import SCALES
+from lrkd.models import backbones
+from lrkd.models.layers import Network
+from lrkd.study.presets import SCALES
 
 NOMINAL = {"bfloat16": 989e12, "TF32": 495e12, "float32": 67e12}  # of an H100 SXM, dense, by its datasheet
 WANTED = 0.35
@@ -54,7 +54,9 @@ def costs() -> list[Cost]:
     ]
     found += [Cost("4", "a teacher", images, step["teacher", "iresnet18"])]
     found += [Cost("4", "a seed at one side, six methods", images, sum(seed))]
-    found += [Cost("4", "a student of IResNet-50", images, step["teacher", "iresnet18"] + forward(models.iresnet50()))]
+    found += [
+        Cost("4", "a student of IResNet-50", images, step["teacher", "iresnet18"] + forward(backbones.iresnet50()))
+    ]
     found += [Cost("4", "an IResNet-50 teacher", images, step["teacher", "iresnet50"])]
     small = SCALES["cpu"].population
     assert small is not None

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from lrkd.experiment import Spec, teacher_spec
-from lrkd.scales import SCALES
+from lrkd.study.presets import SCALES
+from lrkd.study.spec import Spec, teacher_spec
 
 
 @dataclass(frozen=True)

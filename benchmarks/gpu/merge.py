@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from lrkd.errors import DataError, LrkdError
-from lrkd.study import write_table
+from lrkd.study.results import write_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "book" / "results"

@@ -18,11 +18,14 @@ from PIL import Image
 from benchmarks.gpu.deep import DeepTaught
 from benchmarks.gpu.stage import Stage, begin
 from data_prep import jpeg, layout
-from lrkd import experiment, methods, study
-from lrkd.data import prepared
-from lrkd.experiment import Spec
-from lrkd.pairs import make_pairs
-from lrkd.scales import SCALES, Scale
+from lrkd.data.pairs import make_pairs
+from lrkd.data.prepared import prepared
+from lrkd.distill import methods
+from lrkd.study import experiment, results, runner
+from lrkd.study import spec as study_spec
+from lrkd.study.measures import MEASURES, evaluate, result_rows
+from lrkd.study.presets import SCALES, Scale
+from lrkd.study.spec import Spec
 
 METHODS = ("none", "embedding-cos", "fskd", "fskd-l2", "askd")
 DEEP_METHODS = ("embedding-cos", "fskd", "fskd-l2")  # whose terms need no map for map of the teacher
@@ -40,7 +43,7 @@ def grid(scale: Scale, source: str) -> dict[str, list[Spec]]:
     hardest, easier = scale.sides[-1], scale.sides[-2]
     return {
         "gpu-lfw-core": [
-            *(study.teacher_spec(scale, seed, source) for seed in range(2)),
+            *(study_spec.teacher_spec(scale, seed, source) for seed in range(2)),
             *(student(name, hardest, seed) for seed in SEEDS for name in METHODS),
             *(student(name, easier, seed) for seed in MORE_SEEDS for name in METHODS),
         ],
@@ -68,11 +71,11 @@ def mixed_rows(wanted: Sequence[Spec], where: Path, device: str, known: list[dic
         if not run.finished or run.result["status"] != "ok" or run.path.name.rsplit("-", 1)[1] in there:
             continue
         network, _ = experiment.load(run)
-        plain = next(iter(experiment.rows(spec, run)))
+        plain = next(iter(result_rows(spec, run)))
         for side in spec.scale.sides:
-            measures, _ = experiment.evaluate(replace(spec, side=side), network, None, None, device)
+            measures, _ = evaluate(replace(spec, side=side), network, None, None, device)
             for protocol, values in measures.items():
-                own = {name: values.get(name) for name in experiment.MEASURES}
+                own = {name: values.get(name) for name in MEASURES}
                 found.append(plain | own | {"side": side, "method": "none mixed", "protocol": protocol})
     return found
 
@@ -115,7 +118,7 @@ def measure(stage: Stage) -> int:
     source = photographs(stage)
     if source is None:
         return 1
-    scale, where = SCALES["smoke" if stage.rehearse else "gpu"], study.store()
+    scale, where = SCALES["smoke" if stage.rehearse else "gpu"], experiment.store_dir()
     tables = grid(scale, source)
     wanted = in_order(tables)
     if stage.rehearse:
@@ -127,14 +130,14 @@ def measure(stage: Stage) -> int:
     def write(_: pd.DataFrame) -> None:
         mixed[:] = mixed_rows([s for s in wanted if s in tables["gpu-lfw-mixed"]], where, stage.device.type, mixed)
         for name in ("gpu-lfw-core", "gpu-lfw-deep"):
-            found = study.table([spec for spec in wanted if spec in tables[name]], where)
+            found = results.results_table([spec for spec in wanted if spec in tables[name]], where)
             if len(found):
-                study.write_table(stage.out / f"{name}.csv", found)
+                results.write_table(stage.out / f"{name}.csv", found)
         if mixed:
             stage.write("gpu-lfw-mixed", mixed)
 
     workers = 1 if stage.rehearse else WORKERS
-    table = study.run_study(
+    table = runner.run_study(
         wanted,
         where,
         workers=workers,

@@ -17,10 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import against_peer, faces, student_speed, train_step
 from benchmarks.gpu.stage import Stage, begin
-from lrkd.device import Speed, quick_convolutions
-from lrkd.experiment import commit
-from lrkd.study import write_table
-from lrkd.train import Options
+from lrkd.study.experiment import commit
+from lrkd.study.results import write_table
+from lrkd.training.acceleration import Speed, quick_convolutions
+from lrkd.training.schedule import Options
 
 KERNELS = 25  # of a profile, the longest
 _BEST, _FAST = Options(precision="bfloat16"), Speed(compiled=True, once=False)

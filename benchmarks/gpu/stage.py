@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lrkd.experiment import commit, device_name
-from lrkd.study import write_table
+from lrkd.study.experiment import commit, device_name
+from lrkd.study.results import write_table
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,210 @@
+"""What pages show: styles, captions, tables, sentences with numbers."""
+
+import base64
+import html
+import io
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lrkd.errors import DataError
+
+BLACK, GREY = "#000000", "#7a7a7a"
+ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SEQUENTIAL = "cividis"
+
+
+class Look(NamedTuple):
+    """How a method is drawn."""
+
+    colour: str
+    marker: str
+
+
+LOOKS: dict[str, Look] = {
+    "teacher": Look(GREY, "*"),
+    "none": Look(BLACK, "o"),
+    "fskd": Look(BLUE, "o"),
+    "fskd-cross": Look(BLUE, "s"),
+    "fskd-l1": Look(SKY, "v"),
+    "fskd-l2": Look(SKY, "^"),
+    "fskd-unit-l2": Look(SKY, "D"),
+    "fitnet": Look(SKY, "s"),
+    "askd": Look(VERMILLION, "o"),
+    "askd-centred": Look(VERMILLION, "D"),
+    "askd-constant": Look(VERMILLION, "s"),
+    "at": Look(ORANGE, "^"),
+    "embedding-cos": Look(GREEN, "s"),
+    "aird": Look(GREEN, "^"),
+    "aird-instance": Look(GREEN, "8"),
+    "aird-relation": Look(GREEN, "v"),
+    "aird-rkd": Look(PURPLE, "v"),
+    "logit-kd": Look(PURPLE, "o"),
+    "rkd": Look(PURPLE, "^"),
+    "sp": Look(PURPLE, "D"),
+    "random-teacher": Look(GREY, "X"),
+    "shuffled-teacher": Look(GREY, "P"),
+    "skd": Look(BLUE, "*"),
+    "skd-all": Look(GREEN, "o"),
+    "skd-top": Look(ORANGE, "v"),
+    "skd-random": Look(GREY, "D"),
+    "skd-none": Look(BLACK, "X"),
+}
+
+STYLE: dict[str, Any] = {
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+    "image.cmap": SEQUENTIAL,
+    "image.interpolation": "auto",  # plain pixels where enlarged, smoothed where an image has more than the page
+}
+
+
+def style() -> None:
+    """Set the book's style for all figures that follow."""
+    for key, value in STYLE.items():
+        plt.rcParams[key] = value  # type: ignore[index]
+
+
+def look(method: str) -> Look:
+    """Colour and marker of a method, the same on every page; one that the study does not know is a purple square."""
+    return LOOKS.get(method, Look(PURPLE, "s"))
+
+
+def looks(labels: Iterable[str]) -> dict[str, Look]:
+    """A look for each label: a method's own, and for other labels colours and markers in their order."""
+    spare = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
+    return {label: LOOKS[label] if label in LOOKS else Look(*next(spare)) for label in labels}
+
+
+def linked(caption: str) -> str:
+    """A caption as HTML, in which each file of results is a link to it: the book carries them beside its pages."""
+    return re.sub(r"book/results/([\w-]+\.\w+)", r'<a href="results/\1">\g<0></a>', html.escape(caption))
+
+
+def figcaption(caption: str) -> str:
+    """The caption of a figure as HTML, nothing where it is empty."""
+    return f"<figcaption>{linked(caption)}</figcaption>" if caption else ""
+
+
+_READABLE = 540  # pixels: narrower, the text in a figure of a page's width cannot be read
+
+
+class Shown:
+    """A figure as a page or JupyterLab shows it: a WebP image with alt text, and its caption."""
+
+    def __init__(self, image: bytes, alt: str, caption: str, width: int) -> None:
+        self.image, self.alt, self.caption, self.width = image, alt, caption, width
+
+    def _repr_html_(self) -> str:
+        below = figcaption(self.caption)
+        least = min(self.width, _READABLE)  # on a phone a wide figure scrolls in its own box, by keys too
+        return (
+            '<figure style="margin:0"><div style="overflow-x:auto" tabindex="0">'
+            f'<img alt="{html.escape(self.alt)}" '
+            f'src="data:image/webp;base64,{base64.b64encode(self.image).decode()}" '
+            f'style="width:100%;min-width:{least}px;max-width:{self.width}px;height:auto"></div>{below}</figure>'
+        )
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.alt}"
+
+
+def show(figure: Figure | Axes, alt: str, caption: str = "", dpi: int = 160) -> Shown:
+    """The figure (or that of the axes) for a page, as the last line of a cell; the figure is closed.
+
+    alt: what a reader who cannot see it has to know; caption: shown below (scale, n, interval). An inch is 100 pixels
+    wide, or less where the page is narrower. Raises DataError without an alt text.
+    """
+    if not alt.strip():
+        raise DataError("alt is empty: say what the figure shows to a reader who cannot see it")
+    fig = figure if isinstance(figure, Figure) else figure.get_figure(root=True)
+    assert fig is not None
+    file = io.BytesIO()
+    fig.savefig(file, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.05)
+    plt.close(fig)
+    with Image.open(file) as drawn:  # what lies beyond the figure's edge is kept
+        width, image = drawn.width, _webp(drawn.convert("RGB"))
+    return Shown(image, " ".join(alt.split()), caption, round(100 * width / dpi))
+
+
+def _webp(image: Image.Image) -> bytes:
+    """The shorter of the exact file, which it is for lines and text, and that of quality 90, for pictures of faces."""
+    files = []
+    for how in ({"lossless": True}, {"quality": 90}):
+        image.save(file := io.BytesIO(), "WEBP", method=4, **how)
+        files.append(file.getvalue())
+    return min(files, key=len)
+
+
+class Table(NamedTuple):
+    """A table as a page or JupyterLab shows it, with its caption below."""
+
+    frame: pd.DataFrame
+    caption: str
+    sides: tuple[str, ...]  # to which each column is set
+
+    def _repr_html_(self) -> str:
+        def row(cells: Iterable[Any], kind: str) -> str:
+            scope = ' scope="col"' if kind == "th" else ""
+            marks = (f'<{kind}{scope} style="text-align:{side};padding:2px 9px{wide}">' for side, wide in columns)
+            told = (f"{mark}{linked(str(cell))}</{kind}>" for mark, cell in zip(marks, cells, strict=True))
+            return f"<tr>{''.join(told)}</tr>"
+
+        # A column of sentences would else become as narrow as its longest word before the table scrolls.
+        longest = (max(map(len, self.frame.iloc[:, k].astype(str)), default=0) for k in range(len(self.sides)))
+        columns = [
+            (side, ";min-width:12em" if most > 40 else "") for side, most in zip(self.sides, longest, strict=True)
+        ]
+        body = "".join(row(cells, "td") for cells in self.frame.itertuples(index=False))
+        below = f"<p><em>{linked(self.caption)}</em></p>" if self.caption else ""
+        head = row(self.frame.columns, "th")
+        # Formulas in \( \) are set; what is wider than the page scrolls in its own box, by keys too.
+        table = f'<table class="dataframe mathjax_process"><thead>{head}</thead><tbody>{body}</tbody></table>'
+        return f'<div style="overflow-x:auto" tabindex="0">{table}</div>{below}'
+
+    def __repr__(self) -> str:
+        return self.frame.to_string(index=False)
+
+
+def table(frame: pd.DataFrame, formats: Mapping[str, str] | str = "{:.1f}", caption: str = "") -> Table:
+    """The frame for a page, its named index as first columns: floats as `formats` says (for all, or by column name).
+
+    caption: shown below (units, scale, n, interval). A value that is missing is a dash.
+    """
+    shown = frame.reset_index() if any(name is not None for name in frame.index.names) else frame.copy()
+    sides = tuple("right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in shown.dtypes)
+    for name in shown.columns:
+        if pd.api.types.is_float_dtype(shown[name]):
+            form = formats if isinstance(formats, str) else formats.get(name, "{:.1f}")
+            shown[name] = [("–" if pd.isna(v) else form.format(v).replace("-", "−")) for v in shown[name]]
+    return Table(shown, caption, sides)
+
+
+def say(**values: Any) -> None:
+    """Hand numbers and words to the text of a page, which shows them by `{glue:text}`; NumPy scalars become plain."""
+    from myst_nb import glue  # only a page needs it
+
+    for name, value in values.items():
+        glue(name, np.asarray(value).item(), display=False)

@@ -1,0 +1,312 @@
+"""Every figure of the book as arrays + Axes -> Axes, in one style, safe for colour-blind readers.
+
+Colours are Okabe and Ito's (their yellow left out: too pale for a line); a method has one colour and one marker on all
+pages, so that it is told apart without colour too. `style()` once, then draw, then `show(fig, alt=...)`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from kit.display import BLACK, BLUE, ORANGE, SEQUENTIAL, Look, look, looks
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from lrkd.errors import DataError
+
+
+def image_grid(
+    ax: Axes,
+    images: ArrayLike,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    gap: int | None = None,
+) -> Axes:
+    """(R,C,H,W,3) images, uint8 or float in [0,1], as a grid with labels at the left and on top.
+
+    gap: pixels of white between images; None: a twentieth of an image.
+    """
+    x = np.asarray(images)
+    if x.ndim != 5 or x.shape[-1] != 3:
+        raise DataError(f"images: shape {x.shape} is not (rows, columns, height, width, 3)")
+    x = x / 255 if x.dtype == np.uint8 else x.clip(0, 1)
+    r, c, h, w, _ = x.shape
+    for name, labels, count in (("rows", rows, r), ("columns", columns, c)):
+        if labels is not None and len(labels) != count:
+            raise DataError(f"{name}: {len(labels)} labels for {count} {name} of images")
+    gap = max(1, h // 20) if gap is None else gap
+    sheet = np.ones((r, h + gap, c, w + gap, 3))
+    sheet[:, :h, :, :w] = x.transpose(0, 2, 1, 3, 4)
+    ax.imshow(sheet.reshape(r * (h + gap), c * (w + gap), 3)[: -gap or None, : -gap or None])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    ax.set_yticks(np.arange(r) * (h + gap) + (h - 1) / 2 if rows else [], rows or [])
+    ax.set_xticks(np.arange(c) * (w + gap) + (w - 1) / 2 if columns else [], columns or [])
+    return ax
+
+
+def curves(
+    ax: Axes,
+    x: ArrayLike | Mapping[str, ArrayLike],
+    lines: Mapping[str, ArrayLike],
+    xlabel: str = "",
+    ylabel: str = "",
+    bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    styles: Mapping[str, Look] | None = None,
+    percent: bool = False,
+) -> Axes:
+    """{label: (n,) y} over (n,) x, or over {label: (n,) x}; bands: {label: (low, high)}. A label that is a method's
+    name has its colour. percent: y are fractions, shown in percent. Markers only where there are at most 20 points.
+    """
+    own = looks(lines) | dict(styles or {})
+    for label, y in lines.items():
+        at = np.asarray(x[label] if isinstance(x, Mapping) else x)
+        marker = own[label].marker if len(at) <= 20 else ""
+        ax.plot(at, np.asarray(y), color=own[label].colour, marker=marker, label=label)
+        if bands and label in bands:
+            low, high = bands[label]
+            ax.fill_between(at, np.asarray(low), np.asarray(high), color=own[label].colour, alpha=0.18, linewidth=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if percent:
+        ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    if len(lines) > 1:
+        ax.legend()
+    return ax
+
+
+def roc(ax: Axes, lines: Mapping[str, tuple[ArrayLike, ArrayLike]], styles: Mapping[str, Look] | None = None) -> Axes:
+    """{label: (FAR, TAR)}, fractions, rising: share of impostor pairs accepted (log axis) against genuine accepted."""
+    own = looks(lines) | dict(styles or {})
+    least = 1.0
+    for label, (far, tar) in lines.items():
+        false, true = np.asarray(far, dtype=np.float64), np.asarray(tar, dtype=np.float64)
+        seen = false > 0
+        least = min(least, false[seen].min(initial=1.0))
+        ax.step(false[seen], true[seen], where="post", color=own[label].colour, label=label)
+    ax.set_xscale("log")
+    ax.set(
+        xlim=(least, 1),
+        ylim=(0, 1.01),
+        xlabel="false accepts, % of impostor pairs",
+        ylabel="true accepts, % of genuine pairs",
+    )
+    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    ax.legend(loc="lower right")
+    return ax
+
+
+def score_histogram(
+    ax: Axes,
+    edges: ArrayLike,
+    genuine: ArrayLike,
+    impostor: ArrayLike,
+    threshold: float | None = None,
+    xlabel: str = "cosine of the two embeddings",
+) -> Axes:
+    """(n+1,) edges, (n,) counts twice, drawn as percent of the pairs of a kind; where both lie, a threshold errs."""
+    at = np.asarray(edges, dtype=np.float64)
+    for name, counts, colour in (("same person", genuine, BLUE), ("different people", impostor, ORANGE)):
+        share = np.asarray(counts, dtype=np.float64)
+        share = 100 * share / max(share.sum(), 1)
+        ax.stairs(share, at, fill=True, alpha=0.35, color=colour, label=name)
+        ax.stairs(share, at, color=colour, linewidth=1.5)
+    if threshold is not None:
+        ax.axvline(threshold, color=BLACK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
+    ax.set(xlabel=xlabel, ylabel="% of the pairs of a kind", ylim=(0, None))
+    ax.legend()
+    return ax
+
+
+def forest(
+    ax: Axes,
+    labels: Sequence[str],
+    estimates: ArrayLike,
+    lows: ArrayLike,
+    highs: ArrayLike,
+    reference: float | None = 0,
+    n: Sequence[int] | int | None = None,
+    xlabel: str = "",
+    styles: Sequence[Look] | None = None,
+    fmt: str = "{:+.1f}",
+) -> Axes:
+    """One line a label, first on top: (n,) estimates with their (n,) lows and highs, and the numbers at the right.
+
+    reference: where a dashed line stands; n: units behind each; styles: a look a label, where labels are no methods. A
+    low or high that is not finite (of one unit) leaves the interval out.
+    """
+    middle, low, high = (np.asarray(v, dtype=np.float64) for v in (estimates, lows, highs))
+    own = list(styles) if styles is not None else [look(label) for label in labels]
+    for i, (m, a, b) in enumerate(zip(middle, low, high, strict=True)):
+        ax.plot([a, b], [i, i], color=own[i].colour, linewidth=2.2, solid_capstyle="butt")
+        ax.plot(m, i, own[i].marker, color=own[i].colour, markersize=7, markeredgecolor="white", markeredgewidth=0.7)
+        count = "" if n is None else f"  n={n if isinstance(n, int) else n[i]}"
+        interval = f" [{fmt.format(a)}, {fmt.format(b)}]" if np.isfinite([a, b]).all() else ""
+        text = f"{fmt.format(m)}{interval}{count}".replace("-", "−")
+        ax.annotate(text, (1.02, i), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9)
+    if reference is not None:
+        ax.axvline(reference, color=BLACK, linestyle="--", linewidth=1)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set(xlabel=xlabel, ylim=(len(labels) - 0.4, -0.6))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    ax.spines["left"].set_visible(False)
+    return ax
+
+
+def forests(
+    tables: Mapping[str, pd.DataFrame],
+    xlabel: str,
+    *,
+    band: float = 0,
+    styles: Mapping[str, Look] | None = None,
+    width: float = 7.4,
+    line: float = 0.34,
+    marked: Callable[[str], bool] = lambda label: False,
+) -> Figure:
+    """A forest for each table, one below the other; where there are several, each under its name and over its own axis.
+
+    tables: `mean, low, high` (fractions, shown in percentage points) and `n`, a row a label of the index, in order.
+    band: half the width of the grey one, in points. styles: looks of labels that are no methods. width, and height of a
+    line: inches. marked: which labels get a dagger.
+    """
+    heights = [0.6 + line * max(len(table), 1) for table in tables.values()]
+    size = (width, sum(heights))
+    figure, axes = plt.subplots(len(tables), 1, squeeze=False, figsize=size, height_ratios=heights)
+    for ax, (name, table) in zip(axes[:, 0], tables.items(), strict=True):
+        if band:
+            ax.axvspan(-band, band, color="#ededed", zorder=0)
+        mean, low, high = 100 * table[["mean", "low", "high"]].to_numpy(np.float64).T
+        labels = list(map(str, table.index))
+        own = [(styles or {}).get(label, look(label)) for label in labels]
+        named = [label + " †" * marked(label) for label in labels]
+        forest(ax, named, mean, low, high, n=[int(count) for count in table["n"]], styles=own)
+        ax.set_title(name if len(tables) > 1 else "")
+    axes[-1, 0].set_xlabel(xlabel)
+    return figure
+
+
+def verdict(ax: Axes, differences: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Axes:
+    """The book's answer: every method's accuracy minus that without distillation, in percentage points, greatest first.
+
+    differences: columns method, mean, low, high (fractions) and n (seeds), a row a method, as
+    `stats.paired_differences` gives them at one side. titles: a method's name in words.
+    """
+    rows = differences.sort_values("mean", ascending=False)
+    names = list(rows["method"])
+    mean, low, high = 100 * rows[["mean", "low", "high"]].to_numpy(np.float64).T
+    return forest(
+        ax,
+        [(titles or {}).get(name, name) for name in names],
+        mean,
+        low,
+        high,
+        n=[int(count) for count in rows["n"]],
+        xlabel="test accuracy minus that without distillation, percentage points",
+        styles=[look(name) for name in names],
+    )
+
+
+def by_side(
+    ax: Axes,
+    sides: ArrayLike,
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+    styles: Mapping[str, Look] | None = None,
+    ylabel: str = "test accuracy, %",
+    xlabel: str = "side of the LR image, pixels",
+    percent: bool = True,
+) -> Axes:
+    """{label: ((n,) mean, low, high)} against (n,) sides in pixels on a log2 axis; NaN where a label has no figure.
+
+    percent: values are fractions, shown in percent. Labels stand a little apart, so that intervals do not hide others.
+    """
+    at, own = np.asarray(sides, dtype=np.float64), looks(lines) | dict(styles or {})
+    for i, (label, values) in enumerate(lines.items()):
+        mean, low, high = (np.asarray(v, dtype=np.float64) for v in values)
+        seen = np.isfinite(mean)
+        x = at[seen] * 2 ** (0.04 * (i - (len(lines) - 1) / 2))
+        reach = np.nan_to_num(np.stack([mean - low, high - mean])[:, seen]).clip(0)
+        colour, marker = own[label]
+        ax.errorbar(x, mean[seen], reach, color=colour, marker=marker, capsize=2.5, linewidth=1.5, label=label)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(sorted(set(at.tolist()))))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    if percent:
+        ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.legend()
+    return ax
+
+
+def seeds(
+    ax: Axes,
+    values: Mapping[str, ArrayLike],
+    styles: Mapping[str, Look] | None = None,
+    xlabel: str = "test accuracy, %",
+    percent: bool = True,
+    level: float = 0.95,
+) -> Axes:
+    """{label: (n,) values}, a line each, first on top: a dot a seed, a bar at the mean, its t interval where n > 1.
+
+    percent: values are fractions, shown in percent.
+    """
+    own = looks(values) | dict(styles or {})
+    for i, (label, given) in enumerate(values.items()):
+        x, (colour, marker) = np.asarray(given, dtype=np.float64), own[label]
+        if len(x) > 1:
+            error = stats.sem(x)
+            reach = stats.t.ppf((1 + level) / 2, len(x) - 1) * error
+            ax.plot(
+                [x.mean() - reach, x.mean() + reach],
+                [i, i],
+                color=colour,
+                linewidth=7,
+                alpha=0.25,
+                solid_capstyle="butt",
+            )
+        ax.plot([x.mean()] * 2, [i - 0.25, i + 0.25], color=colour, linewidth=2)
+        ax.plot(x, np.full(len(x), i), marker, color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.5)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set(xlabel=xlabel, ylim=(len(values) - 0.4, -0.6))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    if percent:
+        ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    return ax
+
+
+def matrix(
+    ax: Axes,
+    values: ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    fmt: str = "{:.1f}",
+    label: str = "",
+    low: float | None = None,
+    high: float | None = None,
+) -> Axes:
+    """(R,C) values as a heat map with the number in each cell; NaN stays empty. low, high: ends of the colour scale."""
+    x = np.asarray(values, dtype=np.float64)
+    if x.shape != (len(rows), len(columns)):
+        raise DataError(f"values: shape {x.shape} is not ({len(rows)} rows, {len(columns)} columns)")
+    image = ax.imshow(x, cmap=SEQUENTIAL, vmin=low, vmax=high, aspect="auto")
+    for i, j in zip(*np.nonzero(np.isfinite(x)), strict=True):
+        red, green, blue, _ = image.cmap(image.norm(x[i, j]))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        ax.text(j, i, fmt.format(x[i, j]), ha="center", va="center", color="white" if dark else "black")
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    if label:
+        bar = ax.figure.colorbar(image, ax=ax, label=label)
+        bar.outline.set_visible(False)
+    return ax

@@ -1,0 +1,281 @@
+"""Figures that a reader moves in a built page by plotly, with the browser's own sliders and menus and with no kernel.
+
+A function makes the plotly figure, and `show` puts it on the page beside its picture.
+"""
+
+import html
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from kit import display
+from kit.display import BLACK, BLUE, ORANGE
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from lrkd.errors import DataError
+
+# plotly's own sliders and menus are drawings that no key reaches: each becomes an element of the browser. The library
+# is asked for when a reader comes near. The picture is shown until the script has drawn, on paper, and for good where
+# scripts are off or vendor/plotly.min.js is not beside the page.
+_DRAW = """
+(function () {
+  var here = document.currentScript.parentElement, figure = SPEC, layout = figure.layout, lists = [];
+  function library() {
+    return window.lrkdPlotly = window.lrkdPlotly || new Promise(function (ready) {
+      var script = document.createElement("script");
+      script.src = "vendor/plotly.min.js";
+      script.onload = ready;
+      document.head.append(script);
+    });
+  }
+  (layout.sliders || []).forEach(function (one) { lists.push([one, one.steps, "range"]); });
+  (layout.updatemenus || []).forEach(function (one) { lists.push([one, one.buttons, "select"]); });
+  delete layout.sliders;
+  delete layout.updatemenus;
+  function control(drawing, one, steps, kind) {
+    var label = document.createElement("label"), said = document.createElement("output");
+    var input = document.createElement(kind === "range" ? "input" : "select");
+    label.style.cssText = "display:flex;gap:.6em;align-items:center;margin:.2em 0";
+    label.append((one.currentvalue && one.currentvalue.prefix) || one.name || "", input);
+    if (kind === "range") {
+      Object.assign(input, {type: "range", min: 0, max: steps.length - 1, step: 1});
+      input.style.flex = "0 1 22em";
+      label.append(said);
+    } else steps.forEach(function (step, i) { input.append(new Option(step.label, i)); });
+    input.value = one.active || 0;
+    function tell() {
+      said.textContent = steps[input.value].label;
+      if (kind === "range") input.setAttribute("aria-valuetext", said.textContent);  // a select says its option itself
+    }
+    input.addEventListener("input", function () {
+      var step = steps[input.value];
+      window.Plotly[step.method].apply(null, [drawing].concat(step.args));
+      tell();
+    });
+    tell();
+    return label;
+  }
+  function draw() {
+    var drawing = here.querySelector(".drawing"), panel = here.querySelector(".controls");
+    drawing.hidden = false;
+    var config = {responsive: true, displayModeBar: false};
+    return window.Plotly.newPlot(drawing, figure.data, layout, config).then(function () {
+      lists.forEach(function (list) { panel.append(control(drawing, list[0], list[1], list[2])); });
+      here.querySelectorAll(".static").forEach(function (one) { one.hidden = true; });
+    });
+  }
+  var drawn, near = new IntersectionObserver(function (seen) {
+    if (seen.some(function (one) { return one.isIntersecting; })) here.lrkdDraw();
+  }, {rootMargin: "600px"});
+  here.lrkdDraw = function () {
+    near.disconnect();
+    return drawn = drawn || library().then(draw);
+  };
+  near.observe(here);
+})();
+"""
+
+
+class Interactive(NamedTuple):
+    """A plotly figure as a page or JupyterLab shows it, with a picture for where it cannot move, and its caption."""
+
+    spec: str  # JSON
+    alt: str
+    caption: str
+    still: display.Shown | None
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        below = display.figcaption(self.caption)
+        still = f'<div class="static">{self.still._repr_html_()}</div>' if self.still else ""
+        script = _DRAW.replace("SPEC", self.spec.replace("<", "\\u003c"))
+        page = (
+            f'<figure style="margin:0"><div class="controls"></div>'
+            f'<div class="drawing" role="img" aria-label="{html.escape(self.alt)}" hidden></div>{still}{below}'
+            f"<script>{script}</script></figure>"
+        )
+        # JupyterLab has a renderer of its own for the second; a built page takes the first.
+        return {"text/html": page, "application/vnd.plotly.v1+json": json.loads(self.spec), "text/plain": repr(self)}
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.alt}"
+
+
+def show(figure: Any, alt: str, caption: str = "", static: Figure | Axes | None = None) -> Interactive:
+    """A plotly figure that a reader can move with no kernel, for a page, as the last line of a cell.
+
+    Sliders and drop-down menus of the figure become the browser's own, which keys move too; their steps may restyle,
+    relayout or update. alt: what a reader who cannot see it has to know; static: a matplotlib figure of its first
+    state, which stands there until the script has drawn, and for good without scripts; it is closed. plotly.js comes
+    from vendor/plotly.min.js beside the page. Raises DataError without an alt text.
+    """
+    if not alt.strip():
+        raise DataError("alt is empty: say what the figure shows to a reader who cannot see it")
+    said = " ".join(alt.split())
+    return Interactive(figure.to_json(), said, caption, None if static is None else display.show(static, said))
+
+
+def forest(
+    labels: Sequence[str],
+    steps: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    start: int = 0,
+    name: str = "",
+    xlabel: str = "",
+    reach: float | None = None,
+) -> Any:
+    """`plots.forest` with a slider, for `show`: {a step's label: ((n,) estimates, (n,) half widths)} of n labels.
+
+    start: the step that is shown first; name: what the slider moves. reach: of the axis to both sides of zero; None:
+    what suits the narrower half of the steps.
+    """
+    shown = [(np.asarray(x, np.float64).tolist(), np.asarray(half, np.float64).tolist()) for x, half in steps.values()]
+    ends = sorted(float(np.max(np.abs(x) + np.asarray(half), initial=0.0)) for x, half in map(np.asarray, shown))
+    moves = [
+        {"method": "restyle", "label": label, "args": [{"x": [x], "error_x.array": [half]}]}
+        for label, (x, half) in zip(steps, shown, strict=True)
+    ]
+    own = 1.3 * ends[len(ends) // 2] or 1.0
+    return _slid(labels, [shown[start]], 0, [(start, name, moves)], own if reach is None else reach, xlabel)
+
+
+def forests(
+    labels: Sequence[str],
+    steps: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
+    names: tuple[str, str],
+    start: tuple[int, int] = (0, 0),
+    xlabel: str = "",
+) -> Any:
+    """`forest` with two sliders, named `names`: {a step's label: {a step's of the other: (estimates, half)}}.
+
+    Every step of the first has the same steps of the second. Both start at `start`.
+    """
+    first, inner = list(steps), list(next(iter(steps.values())))
+
+    def at(label: str, place: int) -> list[list[float]]:
+        return [np.asarray(steps[one][label][place], np.float64).tolist() for one in first]
+
+    shown = list(zip(at(inner[start[1]], 0), at(inner[start[1]], 1), strict=True))
+    seen = [[k == place for k in range(len(first))] for place in range(len(first))]
+    moves = (
+        [{"method": "restyle", "label": one, "args": [{"visible": on}]} for one, on in zip(first, seen, strict=True)],
+        [{"method": "restyle", "label": b, "args": [{"x": at(b, 0), "error_x.array": at(b, 1)}]} for b in inner],
+    )
+    ends = np.abs([at(b, 0) for b in inner]) + np.array([at(b, 1) for b in inner])
+    reach = 1.1 * float(np.nanquantile(ends, 0.9)) if np.isfinite(ends).any() else 1.0
+    return _slid(labels, shown, start[0], list(zip(start, names, moves, strict=True)), reach, xlabel)
+
+
+def _slid(
+    labels: Sequence[str],
+    shown: Sequence[tuple[list[float], list[float]]],
+    visible: int,
+    sliders: Sequence[tuple[int, str, list[dict[str, Any]]]],
+    reach: float,
+    xlabel: str,
+) -> Any:
+    """A forest plot of traces (estimates, half widths), one of them visible, with sliders (place, name, moves)."""
+    import plotly.graph_objects as go
+
+    traces = [
+        go.Scatter(
+            x=x,
+            y=list(labels),
+            error_x={"type": "data", "array": half, "thickness": 3, "color": BLUE},
+            mode="markers",
+            marker={"size": 9, "color": BLUE},
+            visible=k == visible,
+        )
+        for k, (x, half) in enumerate(shown)
+    ]
+    layout = go.Layout(
+        sliders=[{"active": place, "currentvalue": {"prefix": name}, "steps": moves} for place, name, moves in sliders],
+        height=110 + 36 * len(labels),
+        template="simple_white",
+        showlegend=False,
+        margin={"l": 10, "r": 10, "t": 10, "b": 50},
+    )
+    figure = go.Figure(traces, layout).update_yaxes(autorange="reversed", automargin=True)
+    return figure.update_xaxes(range=[-reach, reach], zeroline=True, showgrid=True, title=xlabel)
+
+
+def pictures(
+    steps: Mapping[str, tuple[ArrayLike, ArrayLike]], titles: tuple[str, str], start: int = 0, name: str = ""
+) -> Any:
+    """A picture, and a map of values below it, that a slider changes, for `show`.
+
+    {a step's label: ((S,S,3) picture in [0,1], (s,s) values of at least zero)}: a map of fewer pixels is drawn as large
+    as the picture, and each is shown as a share of its own maximum. start: the step that is shown first; name: what the
+    slider moves.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    shown = []
+    for image, values in steps.values():
+        pixels, heat = (255 * np.asarray(image, np.float64)).round().astype(int), np.asarray(values, np.float64)
+        near = np.arange(len(pixels)) * len(heat) // len(pixels)
+        share = heat / (heat.max(initial=0.0) or 1.0)
+        shown.append([pixels.tolist(), share[near][:, near].round(3).tolist()])
+    moves = [
+        {"method": "restyle", "label": label, "args": [{"z": both}, [0, 1]]}
+        for label, both in zip(steps, shown, strict=True)
+    ]
+    figure = make_subplots(2, 1, subplot_titles=titles, vertical_spacing=0.08)
+    figure.add_trace(go.Image(z=shown[start][0], hoverinfo="skip"), 1, 1)
+    bar = {"title": "share of the<br>maximum", "len": 0.45, "y": 0.22}
+    figure.add_trace(go.Heatmap(z=shown[start][1], zmin=0, zmax=1, colorscale="Cividis", colorbar=bar), 2, 1)
+    figure.update_layout(
+        sliders=[{"active": start, "currentvalue": {"prefix": name}, "steps": moves}],
+        height=700,
+        template="simple_white",
+        margin={"l": 10, "r": 10, "t": 30, "b": 10},
+    )
+    figure.update_xaxes(visible=False, constrain="domain").update_yaxes(visible=False)
+    return figure.update_yaxes(autorange="reversed", scaleanchor="x2", constrain="domain", row=2)
+
+
+def threshold(edges: ArrayLike, genuine: ArrayLike, impostor: ArrayLike, start: int) -> Any:
+    """Scores, and the ROC below, with a threshold that a slider moves, for `show`.
+
+    (n+1,) edges, (n,) counts of pairs twice, as in `plots.score_histogram`; the threshold stands at an edge, first at
+    that of index `start`, and pairs above it pass. Rates are in percent of the pairs of a kind.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    at = np.asarray(edges, np.float64).round(6).tolist()
+    shares = [100 * np.asarray(counts, np.float64) / max(np.sum(counts), 1) for counts in (genuine, impostor)]
+    true, false = (np.append(share[::-1].cumsum()[::-1], 0.0).round(6).tolist() for share in shares)
+    top = max(float(share.max(initial=0.0)) for share in shares)
+    moves = [
+        {
+            "method": "restyle",
+            "label": f"{cut:.2f}: {tar:.1f} % of the same person pass, {far:.1f} % of different people",
+            "args": [{"x": [[cut, cut], [far]], "y": [[0, top], [tar]]}, [2, 4]],
+        }
+        for cut, tar, far in zip(at, true, false, strict=True)
+    ]
+    figure = make_subplots(2, 1, vertical_spacing=0.2)
+    middle = [(left + right) / 2 for left, right in itertools.pairwise(at)]
+    for name, share, colour in zip(("same person", "different people"), shares, (BLUE, ORANGE), strict=True):
+        bars = {"color": colour, "opacity": 0.6}
+        figure.add_trace(go.Bar(x=middle, y=share.round(4).tolist(), name=name, marker=bars), 1, 1)
+    line, dot = ({"color": BLACK, "dash": "dash"}, {"color": BLACK, "size": 11})
+    figure.add_trace(go.Scatter(x=[at[start]] * 2, y=[0, top], mode="lines", name="threshold", line=line), 1, 1)
+    figure.add_trace(go.Scatter(x=false, y=true, mode="lines", line={"color": BLUE}, showlegend=False), 2, 1)
+    figure.add_trace(go.Scatter(x=[false[start]], y=[true[start]], marker=dot, showlegend=False), 2, 1)
+    figure.update_layout(
+        sliders=[{"active": start, "currentvalue": {"prefix": "threshold"}, "steps": moves}],
+        height=640,
+        barmode="overlay",
+        bargap=0,
+        template="simple_white",
+        margin={"l": 10, "r": 10, "t": 10, "b": 50},
+        legend={"orientation": "h", "y": 1.08},
+    )
+    figure.update_xaxes(title="score", row=1).update_yaxes(title="% of the pairs of a kind", row=1)
+    figure.update_xaxes(title="false accepts, % of impostor pairs", range=[-2, 102], row=2)
+    return figure.update_yaxes(title="true accepts, % of genuine pairs", range=[-2, 102], row=2)

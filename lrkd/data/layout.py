@@ -1,0 +1,432 @@
+"""The on-disk layout of prepared faces: how it is read, and that what is read is checked.
+
+A prepared folder holds `images-00000.npy` ... (uint8 n,S,S,3), `manifest.csv`, `pairs.csv` and `meta.json`; what is in
+them is written down in data_prep/README.md. Nothing here knows about training, and nothing runs code from a file.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lrkd.data.downloads import how_to_prepare
+from lrkd.data.pairs import Pairs
+from lrkd.errors import DataError
+
+MANIFEST = ("index", "label", "name", "source", "sha256")
+PAIRS = ("left", "right", "same", "fold", "protocol")
+META = ("name", "size", "crop", "counts")
+MAX_META = 32 * 2**20  # bytes; the largest names 170,000 broken images
+MAX_PAIRS = 5 * 10**6
+ROLE = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Shards:
+    """Rows of several (n_i,H,W,3) uint8 arrays as one (N,H,W,3) array-like; nothing is read until it is indexed.
+
+    `rows` picks and orders rows of the concatenation, which makes a subset of a memory-mapped set free.
+    An int gives one image (H,W,3); a slice, an integer array or a boolean mask gives an ndarray (n,H,W,3).
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, parts: Sequence[Any], rows: np.ndarray | None = None) -> None:
+        if not parts:
+            raise DataError("no image arrays: at least one is needed")
+        for i, part in enumerate(parts):
+            if part.ndim != 4 or part.dtype != np.uint8 or part.shape[1:] != parts[0].shape[1:] or part.shape[3] != 3:
+                raise DataError(
+                    f"image array {i} is {part.dtype} {tuple(part.shape)}: all must be uint8 (n,H,W,3) of one size"
+                )
+        self._parts = list(parts)
+        self._ends = np.cumsum([len(p) for p in parts])
+        total = int(self._ends[-1])
+        if rows is not None:
+            rows = np.asarray(rows, dtype=np.int64)
+            if rows.size and (rows.min() < 0 or rows.max() >= total):
+                raise DataError(f"row {rows.min() if rows.min() < 0 else rows.max()} of {total} images: out of range")
+        self._rows = rows
+        self.shape: tuple[int, ...] = (total if rows is None else len(rows), *parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        if isinstance(key, tuple):
+            raise TypeError("index the first axis only, or take np.asarray(images) first")
+        if isinstance(key, int | np.integer):
+            if not -len(self) <= key < len(self):
+                raise IndexError(f"index {key} is out of range for {len(self)} images")
+            return self._take(np.array([key % len(self)]))[0]
+        if isinstance(key, slice):
+            return self._take(np.arange(*key.indices(len(self))))
+        index = np.asarray(key)
+        if index.dtype == bool:
+            if index.shape != (len(self),):
+                raise IndexError(f"mask of shape {index.shape} for {len(self)} images")
+            index = np.flatnonzero(index)
+        if index.size == 0:
+            index = index.astype(np.int64)
+        if index.size and (index.min() < -len(self) or index.max() >= len(self)):
+            raise IndexError(f"indices {index.min()}..{index.max()} are out of range for {len(self)} images")
+        return self._take(index % max(len(self), 1))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("images on disk cannot become an array without a copy")
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def pick(self, rows: np.ndarray) -> Shards:
+        """These rows, in this order, as `Shards` of the same arrays: nothing is read."""
+        return Shards(self._parts, rows if self._rows is None else self._rows[rows])
+
+    def _take(self, index: np.ndarray) -> np.ndarray:
+        rows = index if self._rows is None else self._rows[index]
+        part_of = np.searchsorted(self._ends, rows, side="right")
+        out = np.empty((*index.shape, *self.shape[1:]), np.uint8)
+        for p in np.unique(part_of):
+            mine = part_of == p
+            start = 0 if p == 0 else self._ends[p - 1]
+            out[mine] = self._parts[p][rows[mine] - start]
+        return out
+
+
+class NpyWriter:
+    """A uint8 .npy file of unknown length, written in pieces; the header's row count is filled in at the end.
+
+    Plain writes, not a memory map: on a full disk a map dies of SIGBUS where a write raises OSError.
+    """
+
+    def __init__(self, path: Path, row: tuple[int, ...], rows: int = 0) -> None:
+        """With `rows`, go on with a file after its first `rows` rows; DataError where it holds fewer."""
+        self.path, self.row, self.rows = path, row, rows
+        self._file = path.open("r+b" if rows else "wb")
+        self._header()
+        if rows:
+            end = self._file.tell() + rows * math.prod(row)
+            if self._file.seek(0, os.SEEK_END) < end:
+                raise DataError(f"{path}: shorter than {rows} rows: it cannot be continued")
+            self._file.truncate(end)
+            self._file.seek(end)
+
+    def _header(self) -> None:
+        # numpy pads the header so that the first axis may grow: its length does not depend on the row count
+        shape = (self.rows, *self.row)
+        np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+    def append(self, images: np.ndarray) -> None:
+        """(n,H,W,3) uint8."""
+        if images.dtype != np.uint8 or images.shape[1:] != self.row:
+            raise DataError(f"{self.path}: {images.dtype} {images.shape} does not fit uint8 (n,{self.row})")
+        self._file.write(images.tobytes())
+        self.rows += len(images)
+
+    def flush(self) -> None:
+        """What was appended is on the disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Fill in the header: only now is the file whole."""
+        with self._file:
+            self._file.seek(0)
+            self._header()
+
+    def __enter__(self) -> NpyWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self.close()
+        else:
+            self._file.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What a prepared folder holds, checked: row i of `images`, `labels`, `age` and `sources` is one photograph."""
+
+    path: Path
+    images: Shards
+    labels: np.ndarray  # (N,) int64
+    missing: np.ndarray  # (N,) bool, from an optional manifest column `missing`: no face was found in this photograph
+    sha256: np.ndarray  # (N,) S64, of the bytes of each source image
+    age: np.ndarray | None  # (N,) float32, from an optional manifest column `age`
+    roles: dict[str, np.ndarray]  # rows of each role, from an optional manifest column `role`; each row has one
+    names: tuple[str, ...]  # (C,) sorted; label i is names[i]
+    sources: tuple[str, ...]  # (N,)
+    protocols: dict[str, Pairs]
+    meta: dict[str, Any]
+    splits: dict[str, np.ndarray]  # labels of each split that the data set defines, maybe none
+    digest: str
+
+
+def read_layout(path: str | os.PathLike[str], checksum: bool = False) -> Layout:
+    """Open a prepared folder; images stay on disk. With `checksum` every pixel is read and compared with meta.json.
+
+    Raises DataError naming the file, the line, the value and what would be right.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        told = how_to_prepare(folder) or "one written by `python -m data_prep.lfw` or `.folder` is right"
+        raise DataError(f"{folder}: no such folder: {told}")
+    for needed in ("meta.json", "manifest.csv", "pairs.csv"):
+        if not (folder / needed).is_file():
+            told = how_to_prepare(folder) or "not a prepared folder, or one that was not finished"
+            raise DataError(f"{folder}: {needed} is missing: {told}")
+    meta = _read_meta(folder / "meta.json")
+    images = _read_images(folder, meta, checksum)
+    rows = _read_manifest(folder / "manifest.csv", len(images))
+    protocols = _read_pairs(folder / "pairs.csv", rows.labels)
+    splits = _read_splits(folder / "meta.json", meta, rows.names)
+    digest = hashlib.sha256()
+    for file in ("meta.json", "manifest.csv", "pairs.csv"):
+        digest.update((folder / file).read_bytes())
+    return Layout(
+        path=folder,
+        images=images,
+        protocols=protocols,
+        meta=meta,
+        splits=splits,
+        digest=digest.hexdigest()[:16],
+        **rows._asdict(),
+    )
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_META:
+            raise DataError(f"{path}: {path.stat().st_size} bytes: at most {MAX_META} are read")
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except DataError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    if not isinstance(meta, dict) or (missing := [key for key in META if key not in meta]):
+        raise DataError(f"{path}: {missing if isinstance(meta, dict) else 'an object'} is missing: {META} are needed")
+    if not isinstance(meta["size"], int) or isinstance(meta["size"], bool) or meta["size"] < 1:
+        raise DataError(f"{path}: size is {meta['size']!r}: the height of the images in pixels is right")
+    return meta
+
+
+def _read_images(folder: Path, meta: dict[str, Any], checksum: bool) -> Shards:
+    files = sorted(folder.glob("images-*.npy"))
+    wanted = [f"images-{i:05d}.npy" for i in range(len(files))]
+    if not files or [file.name for file in files] != wanted:
+        gone = next((w for w, file in zip(wanted, files, strict=True) if w != file.name), "images-00000.npy")
+        raise DataError(f"{folder}: {gone} is missing: shards are numbered from 00000 without a gap")
+    side, parts = meta["size"], []
+    for file in files:
+        if not file.is_file():  # a pipe would be waited for
+            raise DataError(f"{file}: no plain file: an array as data_prep writes it is right")
+        try:
+            part = np.lib.format.open_memmap(file, mode="r")
+        except Exception as error:  # numpy's reader of headers raises nearly anything
+            raise DataError(f"{file}: cannot be read as .npy, broken or cut short: {error}") from error
+        if part.dtype != np.uint8 or part.ndim != 4 or part.shape[1:] != (side, side, 3):
+            raise DataError(f"{file}: {part.dtype} {part.shape}: uint8 (n, {side}, {side}, 3) is right by meta.json")
+        parts.append(part)
+    shards = meta.get("shards")
+    if shards is not None:
+        written = {str(s.get("file")): s for s in shards if isinstance(s, dict)} if isinstance(shards, list) else {}
+        if set(written) != set(wanted):
+            raise DataError(f"{folder}: meta.json lists the shards {sorted(written)}, the folder holds {wanted}")
+        for file, part in zip(files, parts, strict=True):
+            if written[file.name].get("images") != len(part):
+                raise DataError(f"{file}: {len(part)} images: meta.json says {written[file.name].get('images')}")
+            if checksum and file_sha256(file) != written[file.name].get("sha256"):
+                raise DataError(f"{file}: its sha256 is not the one in meta.json: the pixels were changed or damaged")
+    return Shards(parts)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_csv(path: Path, columns: Sequence[str], most: int) -> tuple[dict[str, list[str]], list[int]]:
+    """Columns by name, and the line that each row ends on; of more than `most` rows no more than one is read."""
+    rows, lines = [], []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if missing := [c for c in columns if c not in header]:
+                raise DataError(f"{path}: no column {', '.join(missing)}: the header {','.join(columns)} is right")
+            for row in reader:
+                if len(row) != len(header):
+                    raise DataError(f"{path} line {reader.line_num}: {len(row)} fields: {len(header)} are right")
+                rows.append(row)
+                lines.append(reader.line_num)
+                if len(rows) > most:
+                    break
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 CSV: {error}") from error
+    return {name: [row[k] for row in rows] for k, name in enumerate(header)}, lines
+
+
+def _integers(path: Path, name: str, values: list[str], lines: list[int]) -> np.ndarray:
+    """(N,) int64; the first value that is no whole number is an error."""
+    for value, line in zip(values, lines, strict=True):
+        if not (value.isascii() and value.removeprefix("-").isdigit() and len(value) < 19):
+            raise DataError(f"{path} line {line}: {name} is {value!r}: a whole number is right")
+    return np.array(values, dtype=np.int64) if values else np.empty(0, np.int64)
+
+
+def _refuse(path: Path, lines: list[int], bad: np.ndarray, say: Callable[[int], str]) -> None:
+    """DataError for the first row of the mask `bad`."""
+    if bad.any():
+        row = int(np.argmax(bad))
+        more = int(bad.sum()) - 1
+        raise DataError(f"{path} line {lines[row]}: {say(row)}" + (f" (and {more} more such rows)" if more else ""))
+
+
+def _repeats(values: list[Any]) -> np.ndarray:
+    """(N,) bool: this value came before."""
+    first: dict[Any, int] = {}
+    return np.array([first.setdefault(value, row) != row for row, value in enumerate(values)], dtype=bool)
+
+
+class _Rows(NamedTuple):
+    """What manifest.csv says of the images, as `Layout` has it."""
+
+    labels: np.ndarray
+    missing: np.ndarray
+    sha256: np.ndarray
+    age: np.ndarray | None
+    roles: dict[str, np.ndarray]
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def _read_manifest(path: Path, images: int) -> _Rows:
+    columns, lines = _read_csv(path, MANIFEST, images)
+    if len(lines) != images:
+        count = f"{len(lines)}{' or more' if len(lines) > images else ''}"
+        raise DataError(f"{path}: {count} rows for {images} images in the .npy files: one row an image is right")
+    index = _integers(path, "index", columns["index"], lines)
+    _refuse(
+        path, lines, index != np.arange(images), lambda r: f"index {index[r]}: {r} is right, rows are numbered from 0"
+    )
+    labels = _integers(path, "label", columns["label"], lines)
+    _refuse(path, lines, labels < 0, lambda r: f"label {labels[r]}: 0 or more is right")
+    person, source, digest = columns["name"], columns["source"], columns["sha256"]
+    hexadecimal = set("0123456789abcdef")
+    _refuse(
+        path,
+        lines,
+        np.array([len(d) != 64 or not hexadecimal.issuperset(d) for d in digest], dtype=bool),
+        lambda r: f"sha256 is {digest[r]!r}: 64 lower-case hexadecimal digits are right",
+    )
+    _refuse(path, lines, _repeats(source), lambda r: f"source {source[r]!r} comes twice: one row an image is right")
+
+    classes = int(labels.max()) + 1
+    if classes > images:
+        raise DataError(f"{path}: label {classes - 1} for {images} images: labels 0..C-1 without a gap are right")
+    missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
+    if missing.size:
+        raise DataError(
+            f"{path}: no image has label {missing[0]} (of 0..{classes - 1}; {missing.size} such empty identities): "
+            "labels without a gap are right"
+        )
+    first = np.unique(labels, return_index=True)[1]
+    names = tuple(person[row] for row in first)
+    _refuse(
+        path,
+        lines,
+        np.array([person[r] != names[labels[r]] for r in range(images)], dtype=bool),
+        lambda r: f"label {labels[r]} is {person[r]!r} here and {names[labels[r]]!r} above: one name a label is right",
+    )
+    for label in range(1, classes):
+        if names[label] <= names[label - 1]:
+            raise DataError(
+                f"{path} line {lines[first[label]]}: label {label} is {names[label]!r}, label {label - 1} is "
+                f"{names[label - 1]!r}: labels that follow the sorted names are right"
+            )
+    age = None
+    if "age" in columns:
+        try:
+            age = np.array(columns["age"], dtype=np.float32)
+        except ValueError as error:
+            raise DataError(f"{path}: column age: {error}: numbers are right") from error
+        _refuse(path, lines, ~np.isfinite(age), lambda r: f"age is {columns['age'][r]!r}: a finite number is right")
+    roles = {}
+    if "role" in columns:
+        role = np.array(columns["role"], dtype=object)
+        odd = np.array([ROLE.fullmatch(value) is None for value in columns["role"]], dtype=bool)
+        _refuse(path, lines, odd, lambda r: f"role is {role[r]!r}: a word of a-z, 0-9 and _ is right, as in 'probe'")
+        roles = {name: np.flatnonzero(role == name) for name in sorted(set(columns["role"]))}
+    missing = np.zeros(images, dtype=bool)
+    if "missing" in columns:
+        told = columns["missing"]
+        odd = np.array([value not in ("0", "1") for value in told], dtype=bool)
+        _refuse(path, lines, odd, lambda r: f"missing is {told[r]!r}: 1 where no face was found, else 0, is right")
+        missing = np.array(told) == "1"
+    return _Rows(labels, missing, np.array(digest, dtype="S64"), age, roles, names, tuple(source))
+
+
+def _read_pairs(path: Path, labels: np.ndarray) -> dict[str, Pairs]:
+    columns, lines = _read_csv(path, PAIRS, MAX_PAIRS)
+    if len(lines) > MAX_PAIRS:
+        raise DataError(f"{path}: more than {MAX_PAIRS} pairs: fewer are right")
+    left, right, same, fold = (_integers(path, name, columns[name], lines) for name in PAIRS[:4])
+    protocol = columns["protocol"]
+    n = len(labels)
+    for name, value in (("left", left), ("right", right)):
+        bad = (value < 0) | (value >= n)
+        _refuse(path, lines, bad, lambda r, name=name, value=value: f"{name} is {value[r]}: 0..{n - 1} is right")  # type: ignore[misc]
+    _refuse(path, lines, (same != 0) & (same != 1), lambda r: f"same is {same[r]}: 0 or 1 is right")
+    _refuse(path, lines, fold < 0, lambda r: f"fold is {fold[r]}: 0 or more is right")
+    _refuse(path, lines, left == right, lambda r: f"image {left[r]} is paired with itself: two images are right")
+    equal = labels[left] == labels[right]
+    _refuse(
+        path,
+        lines,
+        equal != (same == 1),
+        lambda r: (
+            f"same is {same[r]} but the labels are {labels[left[r]]} and {labels[right[r]]}: {int(equal[r])} is right"
+        ),
+    )
+    low, high = np.minimum(left, right), np.maximum(left, right)
+    repeated = _repeats(list(zip(protocol, low.tolist(), high.tolist(), strict=True)))
+    _refuse(path, lines, repeated, lambda r: f"pair {left[r]},{right[r]} comes twice in protocol {protocol[r]!r}")
+    which = np.array(protocol, dtype=object)
+    found = {}
+    for name in dict.fromkeys(protocol):
+        rows = np.flatnonzero(which == name)
+        found[name] = Pairs(left[rows], right[rows], same[rows] == 1, fold[rows], name)
+    return found
+
+
+def _read_splits(path: Path, meta: dict[str, Any], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    splits = meta.get("splits") or {}
+    if not isinstance(splits, dict) or not all(isinstance(labels, list) for labels in splits.values()):
+        raise DataError(f"{path}: splits is no object of lists: {{'train': [labels], 'test': [labels]}} is right")
+    if splits and not {"train", "test"} <= set(splits) <= {"train", "validation", "test"}:
+        raise DataError(f"{path}: splits are {sorted(splits)}: train and test, and maybe validation, are right")
+    owner: dict[int, str] = {}
+    for split, labels in splits.items():
+        for label in labels:
+            if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(names):
+                raise DataError(f"{path}: splits.{split} holds {label!r}: labels 0..{len(names) - 1} are right")
+            if label in owner:
+                raise DataError(
+                    f"{path}: label {label} ({names[label]}) is in splits.{owner[label]} and splits.{split}: "
+                    "identities in one split only are right"
+                )
+            owner[label] = split
+        if not labels:
+            raise DataError(f"{path}: splits.{split} is empty: at least one label is right")
+    return {split: np.array(sorted(labels), dtype=np.int64) for split, labels in splits.items()}

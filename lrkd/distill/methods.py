@@ -1,0 +1,285 @@
+"""The named methods of the study, as data: which teacher, which terms. `METHODS[name]`, or `replace` one of them."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from lrkd.distill.distances import Distance, cosine, euclidean, lp, on_unit, smooth_l1
+from lrkd.distill.terms import (
+    Term,
+    activation_attention,
+    attention,
+    cross,
+    embedding,
+    feature,
+    logits,
+    octuplet,
+    regression,
+    relation,
+    relational,
+    similarity_preserving,
+)
+from lrkd.errors import ConfigError
+
+TeacherKind = Literal["none", "trained", "random", "shuffled", "own-side", "itself"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Of which training images the teacher's features are learned.
+
+    kind: "graph" (`lrkd.distill.selection`, by informativeness less redundancy), "top" (the most informative ones,
+    without the graph) or "random". fraction: how many of all. neighbours: of a node in the graph. beta: weight of its edges; at
+    1 / neighbours all edges of a face together weigh about as much as its informativeness.
+    """
+
+    kind: Literal["graph", "top", "random"]
+    fraction: float
+    beta: float = 0.1
+    neighbours: int = 10
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("graph", "top", "random") or not 0 < self.fraction <= 1:
+            raise ConfigError(f"{self}: kind is graph, top or random, and fraction above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the study.
+
+    teacher: "trained" (on HR images), "random" (the same network, untrained), "shuffled" (the trained one, shown each
+    image's neighbour in the batch), "own-side" (trained at the student's side, and shown what the student is shown),
+    "itself" (the student, shown the sharp images too) or "none". terms: what is added to the margin head's
+    cross-entropy. start: the method whose finished run, of the same seed, lends its weights to begin with. choice: of
+    which images the teacher's features are learned, None for all. source: where it is from; note: how ours deviates.
+    """
+
+    name: str
+    title: str
+    terms: tuple[Term, ...] = ()
+    teacher: TeacherKind = "trained"
+    source: str = ""
+    note: str = ""
+    start: str | None = None
+    choice: Choice | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w@(][\w .,+*@()=-]{0,99}", self.name):
+            raise ConfigError(
+                f"method is {self.name!r}: its name is part of a folder's name, so up to 100 letters, digits and "
+                f"-_.,+*@()= are right, the first a letter or a digit"
+            )
+        if (self.teacher == "none") != (not self.terms):
+            raise ConfigError(f"method {self.name!r}: a method has terms exactly when it has a teacher")
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the training, in plain values; titles and notes do not."""
+        told = {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
+        more = {"start": self.start, "choice": None if self.choice is None else asdict(self.choice)}
+        return told | {key: value for key, value in more.items() if value is not None}
+
+
+FSKD = (feature(cosine, weight=20.0),)
+AIRD: dict[str, Any] = {
+    "source": "arXiv 2409.02049",
+    "note": "a re-derivation from the abstract: no equation or weight is known",
+}
+# SKD's fraction and beta: the best for validation people in study `fractions`. Four times its weight is no better.
+SKD_FRACTION, SKD_WEIGHT = 0.75, 20.0
+SELECTED = Method(
+    "skd",
+    "SKD, selected features",
+    (regression(cosine, SKD_WEIGHT),),
+    source="arXiv 1811.09998",
+    note="a re-derivation from the abstract: the energy, the solver and the layers are not known",
+    start="none",
+    choice=Choice("graph", SKD_FRACTION, beta=0.3),
+)
+
+
+def _control(name: str, title: str, note: str) -> dict[str, Any]:
+    return {"name": name, "title": title, "source": "control", "note": note}
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("none", "no distillation", teacher="none", note="the same degradation, head and schedule"),
+        Method("logit-kd", "logits (T = 4)", (logits(1.0, 4.0),), source="arXiv 1503.02531"),
+        Method("fitnet", "FitNet (MSE)", (feature(lp(2), weight=1.5),), source="arXiv 1412.6550"),
+        Method("at", "activation attention", (activation_attention(1000.0),), source="arXiv 1612.03928"),
+        Method("rkd", "relational (RKD)", (relational(40.0),), source="arXiv 1904.05068"),
+        Method("sp", "similarity preserving", (similarity_preserving(3000.0),), source="arXiv 1907.09682"),
+        Method("embedding-cos", "embedding cosine", (embedding(cosine, 20.0),), source="ours, the plainest target"),
+        Method("embedding-l2", "embedding, L2", (embedding(lp(2), 200.0),), source="ours, the plainest target"),
+        Method("fskd", "F-SKD (feature cosine)", FSKD, source="arXiv 2303.04681", note="L_point, the paper's claim"),
+        Method(
+            "fskd-cross",
+            "F-SKD + relation",
+            (*FSKD, cross(cosine, 4.0)),
+            source="arXiv 2303.04681",
+            note="L_point and L_cross, as its table scripts run it",
+        ),
+        Method("fskd-l1", "features, L1", (feature(lp(1), weight=20.0),), source="ours, F-SKD with another distance"),
+        Method("fskd-l2", "features, L2", (feature(lp(2), weight=20.0),), source="ours, F-SKD with another distance"),
+        Method(
+            "fskd-unit-l2",
+            "features, L2 on unit vectors",
+            (feature(on_unit(euclidean), weight=10.0),),
+            source="ours, F-SKD with another distance",
+            note="unsquared: squared it would be twice the cosine distance, an identity and no method",
+        ),
+        # Of AIRD and its ablations each has the weights that were best for validation people in study `relations`.
+        Method("aird", "AIRD (instance + relation)", (embedding(cosine, 20.0), relation(1.0)), **AIRD),
+        Method("aird-instance", "AIRD, instance only", (embedding(cosine, 80.0),), **AIRD),
+        Method("aird-relation", "AIRD, relation only", (relation(4.0),), **AIRD),
+        Method("aird-rkd", "AIRD, RKD for relation", (embedding(cosine, 20.0), relational(10.0)), **AIRD),
+        Method("askd", "A-SKD (attention cosine)", (attention(cosine, 5.0),), source="arXiv 2209.14498"),
+        Method(
+            "askd-centred",
+            "A-SKD, maps centred",
+            (attention(cosine, 5.0, centred=True),),
+            source="ours, on arXiv 2209.14498",
+            note="maps centred over the batch, so that the map common to all images carries no loss",
+        ),
+        Method(
+            "askd-constant",
+            "A-SKD, constant target",
+            (attention(cosine, 5.0, constant=True),),
+            source="control",
+            note="towards the batch mean of the teacher's maps, which says nothing of the image",
+        ),
+        Method(
+            "random-teacher", "F-SKD, random teacher", FSKD, teacher="random", source="control", note="never trained"
+        ),
+        Method(
+            "shuffled-teacher",
+            "F-SKD, shuffled teacher",
+            FSKD,
+            teacher="shuffled",
+            source="control",
+            note="the teacher sees each image's neighbour in the batch",
+        ),
+        Method(
+            "embedding-shuffled",
+            "embedding, shuffled teacher",
+            (embedding(cosine, 20.0),),
+            teacher="shuffled",
+            source="control",
+            note="the teacher sees each image's neighbour in the batch",
+        ),
+        Method(
+            "askd-shuffled",
+            "A-SKD, shuffled teacher",
+            (attention(cosine, 5.0),),
+            teacher="shuffled",
+            source="control",
+            note="the teacher sees each image's neighbour in the batch",
+        ),
+        Method(
+            "embedding-own-side",
+            "embedding, teacher at the student's side",
+            (embedding(cosine, 20.0),),
+            teacher="own-side",
+            source="control",
+            note="the teacher was trained at the student's side and sees what the student sees",
+        ),
+        Method(
+            "octuplet",
+            "octuplet loss",
+            (octuplet(),),
+            teacher="itself",
+            source="arXiv 2207.06726",
+            note="added to the margin head's loss from the start, where theirs fine-tunes; a sharp image and its small "
+            "version are a positive pair too; each image is shown in both forms, so a step costs twice",
+        ),
+        SELECTED,
+        replace(SELECTED, **_control("skd-all", "SKD, all features", "nothing is selected"), choice=None),
+        replace(
+            SELECTED,
+            **_control("skd-top", "SKD, most informative", "as many, without regard to redundancy"),
+            choice=Choice("top", SKD_FRACTION),
+        ),
+        replace(
+            SELECTED,
+            **_control("skd-random", "SKD, random features", "as many, at random"),
+            choice=Choice("random", SKD_FRACTION),
+        ),
+        replace(
+            SELECTED,
+            **_control("skd-none", "SKD, no regression", "the second stage with classification alone"),
+            teacher="none",
+            terms=(),
+            choice=None,
+        ),
+    )
+}
+
+
+# Methods that only `lrkd.study.answer` compares.
+OF_WORLDS = ("embedding-l2", "embedding-shuffled", "askd-shuffled", "embedding-own-side", "octuplet")
+
+
+def aird(instance: float = 0.0, relations: float = 0.0, rkd: float = 0.0) -> Method:
+    """AIRD and its ablations at those weights, 0 for a term that is left out; named "aird@20+4+0"."""
+    terms = ((embedding, instance), (relation, relations), (relational, rkd))
+    name = "+".join(f"{weight:g}" for _, weight in terms)
+    return Method(f"aird@{name}", f"AIRD at {name}", tuple(term(weight=w) for term, w in terms if w), **AIRD)
+
+
+def skd(choice: Choice | None, weight: float = SKD_WEIGHT) -> Method:
+    """SKD with that choice (None: all) at that weight of the regression.
+
+    Named "skd-all" or "skd-top@0.25", of the graph "skd@0.25", with its beta "skd@0.25b0.3"; and "*5" for a weight.
+    """
+    name, told = "skd-all", ""
+    if choice is not None:
+        name = "skd" if choice.kind == "graph" else f"skd-{choice.kind}"
+        told = f"@{choice.fraction:g}" + ("" if choice.beta == Choice.beta else f"b{choice.beta:g}")
+    told += "" if weight == SKD_WEIGHT else f"*{weight:g}"
+    return replace(METHODS[name], name=name + told, choice=choice, terms=(regression(cosine, weight),))
+
+
+def scaled(method: Method, factor: float) -> Method:
+    """The method with the weights of all its terms times a factor, under its own name; itself for a factor of 1."""
+    if factor == 1:
+        return method
+    return replace(method, terms=tuple(replace(t, weight=float(f"{t.weight * factor:.4g}")) for t in method.terms))
+
+
+# The distances between features that race each other, each with about the weight at which its gradient at an untrained
+# student is as long as that of the cosine at F-SKD's 20 (`python -m benchmarks.gradients`). On unit vectors the squared
+# L2 is twice the cosine and no other method, so its root stands there.
+RACE: dict[str, tuple[Distance, float]] = {
+    distance.__name__: (distance, weight)
+    for distance, weight in (
+        (cosine, 20.0),
+        (lp(1), 20.0),
+        (lp(1.5), 14.0),
+        (lp(2), 8.0),
+        (lp(3), 2.0),
+        (lp(4), 0.4),
+        (smooth_l1, 28.0),
+        (on_unit(euclidean), 28.0),
+    )
+}
+
+
+def weighed(distance: str, weight: float) -> Method:
+    """F-SKD with a distance of RACE at that weight, named "lp(2)@8"; ConfigError for another distance."""
+    if distance not in RACE:
+        raise ConfigError(f"distance is {distance!r}: those that race are {', '.join(RACE)}")
+    term = feature(RACE[distance][0], weight=weight)
+    return Method(f"{distance}@{weight:g}", f"features, {distance}", (term,), source="ours, F-SKD reweighed")
+
+
+def get(name: str, among: Iterable[str] | None = None) -> Method:
+    """The method of that name; ConfigError with the nearest names where there is none."""
+    known = list(METHODS if among is None else among)
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ConfigError(f"method is {name!r}: no such method; {hint}the methods are {', '.join(known)}")
+    return METHODS[name]

@@ -1,0 +1,124 @@
+"""Where a picture says who it shows: the renderer's derivatives by identity, against those by nuisance.
+
+Around one face the renderer is linear: image = image0 + sum_d z_d J_d + sum_k n_k N_k + noise, with z the identity and
+n the nuisance, both in units of their standard deviation in the data. J_d and N_k are images too, the derivatives. What
+J changes, an observer can use only as far as neither N nor the noise could have done it: `information` says how far.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrkd.data.degradation import resampling_matrix
+from lrkd.data.renderer import FaceModel
+from lrkd.errors import ConfigError, DataError
+
+
+def derivatives(function: Callable[[Tensor], Tensor], at: Tensor, chunk: int = 128) -> Tensor:
+    """Forward-mode derivatives: function (N,D) -> (N,3,S,S), row by row, at (N,D) -> (N,D,3,S,S).
+
+    One torch.func.jvp a dimension, `chunk` images of tangents at a time, the function's own value being computed once
+    a row. function: one whose rows do not depend on one another, such as the renderer with the other argument fixed.
+    """
+    if at.ndim != 2:
+        raise DataError(f"at: shape {tuple(at.shape)} is not (N,D), one point a row")
+
+    def along(direction: Tensor) -> Tensor:
+        return torch.func.jvp(function, (at,), (direction.expand_as(at),))[1]
+
+    with warnings.catch_warnings():  # torch 2.11 warns of its own torch.jit.script at the first use of forward mode
+        warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)
+        basis = torch.eye(at.shape[1], dtype=at.dtype, device=at.device)
+        size = max(1, chunk // max(1, len(at)))
+        return torch.func.vmap(along, chunk_size=size)(basis).transpose(0, 1).detach()
+
+
+class Derivatives(NamedTuple):
+    """One face's derivatives, each by a standard deviation of the data: what one such step adds to the image."""
+
+    identity: Tensor  # (D,3,S,S)
+    nuisance: Tensor  # (K,3,S,S)
+
+    def at_side(self, side: int, kernel: str = "area") -> "Derivatives":
+        """As seen after shrinking to `side` pixels by one kernel: (.,3,S,S) -> (.,3,side,side).
+
+        Shrinking is linear, so it does to a derivative what it does to an image. The way up again, by which a network
+        sees the LR image at HR size, can be undone, so it neither adds nor takes information and is left out.
+        """
+        matrix = torch.from_numpy(resampling_matrix(self.identity.shape[-1], side, kernel)).to(self.identity)
+        return Derivatives(matrix @ self.identity @ matrix.T, matrix @ self.nuisance @ matrix.T)
+
+
+def face_derivatives(model: FaceModel, identity: Tensor, nuisance: Tensor, spread: Tensor, size: int) -> Derivatives:
+    """Derivatives of one rendered face: (64,), (K,), (K,) -> Derivatives at `size` pixels.
+
+    spread: standard deviation of each nuisance in the data. An identity's is 1. The mixing weights and the level of the
+    sensor noise are no directions of nuisance: noise is what `information` takes beside them.
+    """
+    kept = [k for k, name in enumerate(model.nuisance_names) if not name.startswith("noise")]
+    if spread.shape != nuisance.shape or not (torch.isfinite(spread).all() and (spread >= 0).all()):
+        raise DataError(f"spread: shape {tuple(spread.shape)} is not {tuple(nuisance.shape)}, or not all >= 0")
+    of_identity = derivatives(lambda z: _render(model, z, nuisance.expand(len(z), -1), size), identity[None])[0]
+
+    def vary(some: Tensor) -> Tensor:  # (N,len(kept)) in standard deviations from this face's own
+        full = torch.zeros(len(some), len(nuisance), dtype=some.dtype, device=some.device)
+        full = full.index_copy(1, torch.tensor(kept, device=some.device), some * spread[kept])
+        return _render(model, identity.expand(len(some), -1), nuisance + full, size)
+
+    return Derivatives(of_identity, derivatives(vary, torch.zeros_like(nuisance[None, kept]))[0])
+
+
+class Maps(NamedTuple):
+    """What each pixel of one face says, (S,S) each; bits is a number, of the image as a whole.
+
+    energy: |d image / d identity|^2, summed over the colours and the identity's dimensions.
+    nuisance: the same by nuisance.
+    information: the energy that is left after whitening by nuisance and noise. Its sum over the pixels is the trace of
+    the Fisher information on the identity.
+    bits: mutual information of a standard normal identity and the linearised image.
+    """
+
+    energy: Tensor
+    nuisance: Tensor
+    information: Tensor
+    bits: float
+
+
+def information(found: Derivatives, noise: float) -> Maps:
+    """Identity information of each pixel against the nuisance, for one face.
+
+    With C = noise^2 I + N^T N the covariance of the image over nuisance and noise (N: the nuisance's derivatives as
+    rows), W = J C^(-1/2) are the identity's derivatives in units of what else could have caused them; the map is W^2
+    summed over dimensions and colours. It is never negative, and its sum is trace(J C^-1 J^T), the Fisher information.
+    Directions that nuisance can imitate count little however large they are: where nuisance is much stronger than the
+    noise, this is the identity's derivative with the nuisance's directions projected out, over noise^2. Without
+    nuisance it is the plain energy over noise^2. bits = log2 det(I + W W^T) / 2.
+
+    noise: standard deviation of a pixel's noise, above zero, in units of the intensity range. C^(-1/2) is applied
+    through the eigenvectors of N N^T, which is small. Raises ConfigError for a noise that is not above zero.
+    """
+    if not noise > 0:
+        raise ConfigError(f"noise is {noise}: a standard deviation above zero is right")
+    shape = found.identity.shape
+    j, n = found.identity.flatten(1).double(), found.nuisance.flatten(1).double()
+    values, vectors = torch.linalg.eigh(n @ n.T)
+    kept = values > 1e-10 * values.max().clamp(min=1e-30)
+    values = values[kept]
+    basis = (vectors[:, kept] / values.sqrt()).T @ n  # orthonormal rows that span the nuisance
+    shrink = 1 - noise / (noise**2 + values).sqrt()
+    white = (j - ((j @ basis.T) * shrink) @ basis) / noise
+
+    def per_pixel(rows: Tensor) -> Tensor:
+        return rows.square().sum(0).view(shape[1:]).sum(0)
+
+    spectrum = torch.linalg.eigvalsh(white @ white.T).clamp(min=0)
+    return Maps(per_pixel(j), per_pixel(n), per_pixel(white), float(torch.log2(1 + spectrum).sum() / 2))
+
+
+def _render(model: FaceModel, identity: Tensor, nuisance: Tensor, size: int) -> Tensor:
+    image = model.render(identity, nuisance, size)
+    assert isinstance(image, Tensor)
+    return image

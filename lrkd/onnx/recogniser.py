@@ -1,0 +1,163 @@
+"""An exported file as a recogniser, and how well it agrees with its network."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lrkd.data.images import FORMATS as PHOTOGRAPHS
+from lrkd.data.images import MAX_FILE, upright
+from lrkd.data.tables import Faces
+from lrkd.errors import DataError
+from lrkd.evaluation import embedding, verification
+from lrkd.models import onnx_session
+from lrkd.models.onnx_session import first_line
+
+INPUT, OUTPUT = "images", "embedding"
+LIMIT = 2**29  # bytes; IResNet-200 has half of that
+
+
+class Recogniser(nn.Module):
+    """An exported file as a network: (N,3,size,size) float32 -> (N,embedding), numpy array or CPU tensor alike.
+
+    As a module without parameters it goes wherever a network is only looked through: `verify.embed` and what builds on
+    it. metadata: the texts of the file. bytes: its length. Made by `load`.
+    """
+
+    def __init__(self, content: bytes, path: Path, threads: int | None = None) -> None:
+        super().__init__()
+        session = onnx_session.open(content, path, threads)
+        takes, gives = session.get_inputs(), session.get_outputs()
+        self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
+        fit = len(takes) == len(gives) == 1 and takes[0].name == INPUT and gives[0].name == OUTPUT
+        fit = fit and takes[0].type == gives[0].type == "tensor(float)"
+        fit = fit and len(takes[0].shape) == 4 and len(gives[0].shape) == 2
+        if not fit or takes[0].shape[1:] != [3, takes[0].shape[3], takes[0].shape[3]]:
+            said = "; ".join(f"{end.name} {end.type} {end.shape}" for end in (*takes, *gives))
+            raise DataError(f"{path}: has {said}; wanted: {INPUT} float (N,3,S,S) and {OUTPUT} float (N,D)")
+        fixed = [end.name for end in (*takes, *gives) if isinstance(end.shape[0], int)]
+        sizes = takes[0].shape[3], gives[0].shape[1]
+        if fixed or not all(isinstance(value, int) and value > 0 for value in sizes):
+            raise DataError(f"{path}: wanted: images of one fixed size in batches of any; has {takes[0].shape}")
+        self.size, self.embedding = sizes
+        self.path, self.bytes, self._session = path, len(content), session
+
+    def forward(self, images: Any) -> Any:
+        """(N,3,S,S) float32 in [-1,1] -> (N,D) float32; raises DataError for anything else."""
+        x = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+        check_images(x, self.size, INPUT)
+        try:
+            (found,) = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(x)})
+        except Exception as error:
+            raise DataError(f"{self.path}: ONNX Runtime cannot run it ({first_line(error)})") from error
+        if found.shape != (len(x), self.embedding):
+            raise DataError(f"{self.path}: gave {found.shape} for {len(x)} images, not ({len(x)},{self.embedding})")
+        return torch.from_numpy(found) if isinstance(images, Tensor) else found
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None, limit: int = LIMIT) -> Recogniser:
+    """An exported file as a network on numpy arrays, computed by ONNX Runtime on the CPU.
+
+    threads: that one call computes with (default: torch's). limit: bytes; a larger file is not read.
+
+    Raises DataError, naming the file, where it cannot be read, is no ONNX file, takes its weights from other files,
+    which nothing says are its own, or has another input or output than `export` gives.
+    """
+    return Recogniser(onnx_session.read(path, limit), Path(path), threads)
+
+
+class Agreement(NamedTuple):
+    """How alike a network and its exported file see the same images.
+
+    cosine: (N,) between their embeddings. network, file: accuracy of each by the 10 folds. threshold: on the cosine of
+    two of the file's embeddings, nothing subtracted, with the highest accuracy on these pairs. false_match: the share
+    of their impostor pairs that lie above it.
+    """
+
+    cosine: np.ndarray
+    network: float
+    file: float
+    threshold: float
+    false_match: float
+
+
+def agreement(
+    network: nn.Module,
+    exported: Recogniser,
+    faces: Faces,
+    *,
+    side: int | None = None,
+    preset: str = "area-bicubic",
+    mirror_first: bool = False,
+) -> Agreement:
+    """Compare a network with its exported file on images with pairs, degraded to `side` first as `verify.embed` does.
+
+    Cosines and threshold are of the images alone, accuracies with their mirror images, as everywhere in lrkd.
+    """
+    if faces.pairs is None:
+        raise DataError(f"{faces.name}: has no verification pairs")
+    pairs = faces.pairs
+    a, b = (
+        embedding.embed(one, faces.images, side=side, preset=preset, mirror_first=mirror_first, device="cpu")
+        for one in (network, exported)
+    )
+    gone = pairs.touch(faces.missing)
+    right = [
+        verification.kfold_verification(x[pairs.left], x[pairs.right], pairs.same, pairs.fold, missing=gone).mean
+        for x in (a, b)
+    ]
+    alone = b[:, : exported.embedding]
+    scores = verification.cosine_scores(alone[pairs.left], alone[pairs.right])
+    cut, _ = verification.best_threshold(scores[~gone], pairs.same[~gone])
+    wrong = float(((scores > cut) & ~gone)[~pairs.same].mean())
+    return Agreement(verification.cosine_scores(a[:, : exported.embedding], alone), right[0], right[1], cut, wrong)
+
+
+def inputs(
+    network: nn.Module, images: Any, *, side: int | None = None, preset: str = "area-bicubic", seed: int = 0
+) -> np.ndarray:
+    """What `verify.embed` shows the network of uint8 images: (N,H,W,3) -> (N,3,S,S) float32, to calibrate `export`."""
+    size = network.size
+    assert isinstance(size, int)
+    look = nn.Flatten()
+    look.size = size
+    seen = embedding.embed(look, images, side=side, preset=preset, mirror=False, channels_last=False, seed=seed)
+    return seen.reshape(len(images), 3, size, size)
+
+
+def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
+    """An image file -> (size,size,3) uint8 RGB: turned upright by its EXIF, the square in its middle, brought to size.
+
+    It is made smaller by averaging areas and larger by bicubic interpolation. No face is looked for: crop it before.
+
+    Raises DataError, naming the file, for what is no image in PHOTOGRAPHS with 8 bits a channel, or too large a one.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{file}: no such file: a photograph of a face is right")
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_FILE + 1)
+        with upright(data) as whole:
+            side = min(whole.size)
+            left, top = ((length - side) / 2 for length in whole.size)
+            kernel = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
+            return np.array(whole.resize((size, size), kernel, (left, top, left + side, top + side)))
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        wanted = f"an image in {', '.join(PHOTOGRAPHS)}"
+        raise DataError(f"{file}: cannot be read as a photograph ({first_line(error)}): {wanted} is right") from error
+
+
+def check_images(images: Any, size: int, name: str) -> None:
+    if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.shape[1:] != (3, size, size):
+        said = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise DataError(f"{name}: {said} is not float32 (N,3,{size},{size})")
+    if not len(images) or not np.isfinite(images).all() or np.abs(images).max() > 1 + 1e-3:
+        raise DataError(f"{name}: wanted: at least one image with values in [-1,1], of which none is not finite")
+
+
+DEFAULT_DOMAINS = {"auto_pad": b"NOTSET", "group": 1, "dilations": {1}, "strides": {1}, "pads": {0}, "ceil_mode": 0}

@@ -1,0 +1,268 @@
+"""Study `answer`: how long to train, which weights, and then what each method is worth in worlds nobody chose on.
+
+Its four parts are lists of runs that follow from the tables of the parts before: the tables are the memory, and a run
+whose rows are there is not trained again. Any number of processes may share tables and run store.
+"""
+
+import base64
+import fcntl
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lrkd.errors import ConfigError, DataError, RunError
+from lrkd.evaluation import endpoints
+from lrkd.study import results, runner
+from lrkd.study.answer_plan import (
+    ENTRANTS,
+    LENGTHS,
+    LOGITS,
+    MAIN,
+    PHOTOGRAPHED,
+    REST,
+    SEEDS,
+    Chosen,
+    Entrant,
+    Place,
+    ladders,
+    length,
+    with_needs,
+)
+from lrkd.study.experiment import find_run, store_dir
+from lrkd.study.measures import RIGHT, pairs_of
+from lrkd.study.presets import Scale
+from lrkd.study.spec import PROCEDURAL, Spec, config_hash, faces_of
+from lrkd.study.worlds import CHOOSING, JUDGING, Setting
+
+PARTS = ("length", "ladders", "worlds", "photographs")
+
+
+# -------------------------------------------------------------------------------------------------------------- parts
+
+
+def plan(part: str, scale: Scale, source: str, tables: Path) -> list[Spec]:
+    """The runs of a part as far as the tables so far say which they are, the most valuable first.
+
+    Raises DataError where a part before it has not ended, ConfigError for an unknown part and for photographs
+    that are none.
+    """
+    if part not in PARTS:
+        raise ConfigError(f"part is {part!r}: the parts are {', '.join(PARTS)}")
+    if (part == "photographs") != (source != PROCEDURAL):
+        raise ConfigError(f"data is {source!r}: photographs are a prepared folder, and only part photographs takes one")
+    place = Place(scale, source)
+    if part == "length":
+        return _length(place)
+    if part == "photographs":
+        return _photographs(place, read(tables, part))
+    epochs = length(read(tables, "length"))
+    chosen = ladders(replace(place, epochs=max(1, epochs // 2)), tuple(ENTRANTS.values()), read(tables, "ladders"), "T")
+    return chosen.wanted if part == "ladders" else _worlds(replace(place, epochs=epochs, lr=chosen.lr), chosen)
+
+
+def _length(place: Place) -> list[Spec]:
+    """The main entrants at every length in setting S, the short ones of all first."""
+    return [
+        replace(place, epochs=epochs).spec(entrant, world, "S")
+        for epochs in LENGTHS
+        for world in CHOOSING
+        for entrant in MAIN
+    ]
+
+
+def _worlds(place: Place, chosen: Chosen) -> list[Spec]:
+    """All entrants in setting T, the main ones in S and D, at the hardest side and then at the one before.
+
+    Blocks of whole worlds: whatever is stopped has the same worlds for all that it compares.
+    """
+    few, all_of_them, hardest, easier = JUDGING[:6], JUDGING, place.hardest, place.scale.sides[-2]
+    blocks: list[tuple[Sequence[Entrant], Setting, Sequence[int], int]] = [
+        (MAIN, "T", few, hardest),
+        (REST, "T", few, hardest),
+        ((*MAIN, LOGITS), "S", few, hardest),
+        (MAIN, "D", few[:4], hardest),
+        (MAIN, "T", few, easier),
+        ((*MAIN, *REST), "T", all_of_them, hardest),
+        (REST, "T", few, easier),
+        (MAIN, "S", few, easier),
+        (MAIN, "D", few[:4], easier),
+    ]
+    return [
+        place.spec(entrant, world, setting, chosen.factor(entrant), side)
+        for entrants, setting, worlds, side in blocks
+        for world in worlds
+        for entrant in entrants
+    ]
+
+
+def _photographs(place: Place, table: pd.DataFrame) -> list[Spec]:
+    """Ladders at half the recipe's length, then every entrant with seeds that nothing was chosen on."""
+    epochs = place.scale.recipes["prepared"].student.epochs
+    chosen = ladders(replace(place, epochs=max(1, epochs // 2)), PHOTOGRAPHED, table, "S")
+    judged = replace(place, epochs=epochs, lr=chosen.lr)
+    try:
+        runs = [judged.spec(e, seed, "S", chosen.factor(e)) for seed in SEEDS for e in PHOTOGRAPHED]
+    except DataError:  # a ladder goes on
+        return chosen.wanted
+    return [*chosen.wanted, *runs]
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+COLUMNS = (
+    *("data", "scale", "role", "method", "weight", "trained", "setting", "world", "epochs", "lr", "people", "status"),
+    *("side", "endpoint", "value", "n", "seconds", "device", "torch", "commit", "config"),
+)
+
+
+def table_path(tables: Path, part: str) -> Path:
+    return tables / f"answer-{part}.csv"
+
+
+def read(tables: Path, part: str) -> pd.DataFrame:
+    """The table of a part, empty while there is none."""
+    path = table_path(tables, part)
+    if not path.exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    return results.read_table(path, COLUMNS)
+
+
+def merge(path: Path, rows: pd.DataFrame) -> None:
+    """Write the rows into a table, in place of those of the same runs; other processes may do the same meanwhile."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            old = results.read_table(path, ("config",))
+            old = old[~old["config"].isin(rows["config"])]
+            rows = pd.concat([old, rows], ignore_index=True) if len(old) else rows
+        results.write_table(path, rows)
+
+
+def right_table(wanted: Iterable[Spec], where: Path) -> pd.DataFrame:
+    """What each finished judging run had right: -> `config, side, endpoint, n, right` (base64 of packed bits)."""
+    rows = []
+    for spec in wanted:
+        run = find_run(spec, where)
+        if spec.role == "teacher" or spec.world is None or not spec.world.judging or not run.finished:
+            continue
+        if run.result["status"] != "ok":
+            continue
+        path = run.path / RIGHT
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                bits = {name: kept[name].tobytes() for name in kept.files}
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({error}); remove the run directory") from error
+        for name, packed in bits.items():
+            side, _, endpoint = name.partition("/")
+            count = run.result["measures"][name]["n"]
+            code = base64.b64encode(packed).decode()
+            rows.append(
+                {"config": config_hash(spec), "side": int(side), "endpoint": endpoint, "n": count, "right": code}
+            )
+    return pd.DataFrame(rows, columns=["config", "side", "endpoint", "n", "right"])
+
+
+def people_table(wanted: Iterable[Spec]) -> pd.DataFrame:
+    """Who is shown in the pairs and by the probes of each judging world: -> `config, data, scale, world, what, people`.
+
+    what: "left", "right" (P,) and "probe"; people: base64 of little-endian uint16. config: of the people's digest.
+    """
+    rows, seen = [], set()
+    for spec in wanted:
+        if spec.world is None or not spec.world.judging or spec.role == "teacher":
+            continue
+        number = spec.world.number if spec.source == PROCEDURAL else -1
+        if number in seen:
+            continue
+        seen.add(number)
+        faces = faces_of(spec, "test")
+        pairs, labels = pairs_of(faces), faces.labels
+        shown = {"left": labels[pairs.left], "right": labels[pairs.right]}
+        shown["probe"] = labels[endpoints.gallery_and_probes(labels)[1]]
+        for what, who in shown.items():
+            code = base64.b64encode(who.astype("<u2").tobytes()).decode()
+            row = {"data": faces.name.split("/")[0], "scale": spec.scale.name, "world": number}
+            rows.append({"config": faces.digest, **row, "what": what, "people": code})
+    return pd.DataFrame(rows, columns=["config", "data", "scale", "world", "what", "people"])
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+
+def run(
+    part: str,
+    scale: Scale,
+    tables: Path,
+    where: Path | None = None,
+    *,
+    source: str = PROCEDURAL,
+    workers: int | None = None,
+    device: str | None = None,
+    progress: bool = True,
+    stop: Callable[[], bool] | None = None,
+) -> pd.DataFrame:
+    """Train what the part's table lacks, writing it after every run; -> the table.
+
+    Ladders go on as their results come in. Raises DataError where a part before it has not ended, and where
+    judging is to begin before the claims are committed.
+    """
+    stop, where = stop or (lambda: False), store_dir(where)
+    path = table_path(tables, part)
+    while True:
+        known = read(tables, part)
+        wanted = with_needs(plan(part, scale, source, tables))
+        missing = [spec for spec in wanted if config_hash(spec) not in set(known["config"])]
+        if stop() or not missing:
+            return known
+        if any(spec.world is not None and spec.world.judging for spec in missing):
+            check_claims(tables)
+
+        def write(frame: pd.DataFrame, missing: Sequence[Spec] = missing) -> None:
+            if len(frame):
+                merge(path, frame)
+            judged = right_table(missing, where)
+            if len(judged):
+                merge(tables / f"answer-{part}-right.csv", judged)
+                there = set(judged["config"])
+                merge(tables / f"answer-{part}-people.csv", people_table(s for s in missing if config_hash(s) in there))
+
+        frame = runner.run_study(
+            missing,
+            where,
+            workers=workers,
+            device=device,
+            progress=progress,
+            on_table=write,
+            stop=stop,
+        )
+        write(frame)
+
+
+def check_claims(tables: Path) -> None:
+    """Refuse to judge before the claims are written down: claims.csv beside the tables, and committed in a checkout."""
+    path = tables / "claims.csv"
+    if not path.exists():
+        raise DataError(f"{path}: is not there: claims are written down before the first run that judges them")
+
+    def git(*words: str) -> str:
+        told = subprocess.run(["git", "-C", str(tables), *words], capture_output=True, text=True, check=True)
+        return told.stdout.strip()
+
+    try:
+        inside = git("rev-parse", "--is-inside-work-tree") == "true"
+    except (OSError, subprocess.CalledProcessError):
+        return
+    if inside and (not git("ls-files", "--", path.name) or git("status", "--porcelain", "--", path.name)):
+        raise DataError(f"{path}: differs from what is committed: commit the claims before judging them")
+
+
+def listed(part: str, scale: Scale, tables: Path, source: str = PROCEDURAL) -> Iterator[dict[str, object]]:
+    """The runs of a part, whether the table has them."""
+    known = set(read(tables, part)["config"])
+    for spec in with_needs(plan(part, scale, source, tables)):
+        yield {"run": find_run(spec).path.name, "there": config_hash(spec) in known}

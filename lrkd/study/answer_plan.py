@@ -1,0 +1,243 @@
+"""Which runs study `answer` needs: training lengths, weight ladders, entrants."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from lrkd.distill import methods
+from lrkd.distill.methods import Method
+from lrkd.errors import DataError
+from lrkd.study.presets import Scale
+from lrkd.study.spec import PROCEDURAL, Spec, config_hash
+from lrkd.study.worlds import CHOOSING, JUDGING, Setting, World
+
+LENGTHS = (3, 6, 12, 24, 48)
+ENOUGH = 0.005  # doubling the length must gain `none` at least this much of validation
+CHOSEN_BY = ("lr-lr", "hr-lr")
+# Rungs of a ladder as factors, the middle first: what is stopped has looked near what is usual. A best rung at an end
+# is followed by up to MORE rungs beyond it.
+WEIGHTS, RATES, MORE = (1.0, 0.25, 4.0, 1 / 16, 16.0), (1.0, 0.5, 2.0, 0.25, 4.0), 3
+TEACHERS = 1000  # the teacher of world w has seed 1000 + w, and so neither the student's first weights nor its order
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A method and what its student is shown: "small" images of one side, "mixed" sides, the sharp one too, or "hr".
+
+    weighed_as: the entrant whose ladder it takes its weight from; "": its own. same_people: whether it needs a teacher
+    of the student's own people, as the logits of classes do: there is no setting T for it.
+    """
+
+    method: str
+    shown: str = "small"
+    weighed_as: str = ""
+    same_people: bool = False
+
+    @property
+    def name(self) -> str:
+        """As results and claims call it: "fskd", "fskd mixed", "fskd hr"."""
+        return self.method if self.shown == "small" else f"{self.method} {self.shown}"
+
+
+MAIN = tuple(map(Entrant, ("none", "embedding-cos", "fskd", "fskd-l2", "askd")))
+REST = (
+    Entrant("none", "mixed"),
+    Entrant("embedding-shuffled", weighed_as="embedding-cos"),
+    Entrant("shuffled-teacher", weighed_as="fskd"),
+    Entrant("askd-shuffled", weighed_as="askd"),
+    Entrant("askd-constant", weighed_as="askd"),
+    Entrant("embedding-cos", "mixed"),
+    Entrant("fskd", "mixed"),
+    Entrant("askd", "mixed"),
+    Entrant("octuplet", "mixed"),
+    Entrant("embedding-l2"),
+    Entrant("aird"),
+    Entrant("fskd-unit-l2"),
+    Entrant("fskd-l1"),
+    Entrant("fskd-cross"),
+    Entrant("askd-centred"),
+    Entrant("at"),
+    Entrant("rkd"),
+    Entrant("sp"),
+    Entrant("embedding-own-side", weighed_as="embedding-cos"),
+    Entrant("none", "hr"),
+    Entrant("embedding-cos", "hr", weighed_as="embedding-cos"),
+    Entrant("fskd", "hr", weighed_as="fskd"),
+)
+LOGITS = Entrant("logit-kd", same_people=True)
+ENTRANTS = {entrant.name: entrant for entrant in (*MAIN, *REST, LOGITS)}
+PHOTOGRAPHED = tuple(ENTRANTS[name] for name in ("none", "embedding-cos", "fskd", "fskd-l2", "askd", "none mixed"))
+SEEDS = JUDGING[:6]  # of photographs
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs are: a scale, a source of faces, the length in epochs, the learning rate (None: the recipe's)."""
+
+    scale: Scale
+    source: str = PROCEDURAL
+    epochs: int | None = None
+    lr: float | None = None
+
+    @property
+    def hardest(self) -> int:
+        return self.scale.sides[-1]
+
+    def spec(
+        self, entrant: Entrant, world: int, setting: Setting, factor: float = 1.0, side: int | None = None
+    ) -> Spec:
+        """The run of an entrant in a world, its weights times `factor`; `side` (the hardest) where it has one."""
+        shown: dict[str, int | tuple[int, ...] | None] = {
+            "small": self.hardest if side is None else side,
+            "mixed": (self.scale.size, *self.scale.sides),
+            "hr": None,
+        }
+        sides = shown[entrant.shown]
+        method = methods.scaled(methods.get(entrant.method), factor)
+        if method.teacher == "itself":  # it always shows the sharp image beside the small one
+            sides = self.scale.sides
+        return self._spec(method, sides, World(world, setting))
+
+    def _spec(self, method: Method, side: int | tuple[int, ...] | None, world: World) -> Spec:
+        return Spec(
+            method,
+            side,
+            world.number,
+            self.scale,
+            self.source,
+            teacher_seed=TEACHERS + world.number,
+            world=world,
+            epochs=self.epochs,
+            lr=self.lr,
+        )
+
+
+def with_needs(wanted: Iterable[Spec]) -> list[Spec]:
+    """The runs, each behind those that it needs, none twice (two settings may name the same run)."""
+    found: dict[str, Spec] = {}
+    for spec in wanted:
+        for each in (*spec.needs.values(), spec):
+            found.setdefault(config_hash(each), each)
+    return list(found.values())
+
+
+# ---------------------------------------------------------------------------------------------------------- choosing
+
+
+def validation(table: pd.DataFrame, wanted: Sequence[Spec]) -> float | None:
+    """Mean validation accuracy, small against small and sharp against small, of runs that the table has.
+
+    None while one of them is missing; -inf where one diverged. Of mixed sides the two hardest count.
+    """
+    values = []
+    for spec in wanted:
+        rows = table[(table["config"] == config_hash(spec)) & (table["people"] == "validation")]
+        if rows.empty:
+            return None
+        if (rows["status"] != "ok").any():
+            return -np.inf
+        sides = spec.scale.sides[-2:] if isinstance(spec.side, tuple) else (rows["side"].iloc[0],)
+        values.append(rows.loc[rows["endpoint"].isin(CHOSEN_BY) & rows["side"].isin(sides), "value"].mean())
+    return float(np.mean(values))
+
+
+def curve(table: pd.DataFrame) -> pd.DataFrame:
+    """Length -> mean validation of `none` over worlds and both protocols, of the table of part `length`.
+
+    -> `epochs, value, gain` (over half the length, in the worlds that have both), by rising length.
+    """
+    chosen = table["people"].eq("validation") & table["role"].eq("student") & table["method"].eq("none")
+    rows = table[chosen & table["endpoint"].isin(CHOSEN_BY)]
+    by_world = rows.groupby(["epochs", "world"])["value"].mean().unstack("world")
+    gains = []
+    for epochs in by_world.index:
+        half = by_world.reindex([epochs / 2]).iloc[0]
+        gains.append((by_world.loc[epochs] - half).mean())
+    return pd.DataFrame({"epochs": by_world.index, "value": by_world.mean(axis=1).to_numpy(), "gain": gains})
+
+
+def length(table: pd.DataFrame) -> int:
+    """The study's length: the first at which doubling gains `none` less than half a point of validation.
+
+    The longest that was tried where doubling always gained more. Raises DataError while the table cannot tell.
+    """
+    found = curve(table)
+    for row in found.itertuples():
+        if row.gain < ENOUGH:
+            return int(row.epochs) // 2
+    if len(found) and found["epochs"].max() >= LENGTHS[-1]:
+        return int(found["epochs"].max())
+    raise DataError(
+        f"part length: doubling gained none {ENOUGH:.1%} or more at {', '.join(map(str, found['epochs'])) or 'no'} "
+        "epochs: finish `lrkd study answer --part length` first"
+    )
+
+
+def climb(scores: Callable[[float], float | None], rungs: Sequence[float]) -> tuple[list[float], float | None]:
+    """A ladder: the rungs that are wanted so far, and the best one once there is a worse one on either side of it.
+
+    scores: of a rung, None while it is not known. A best rung at an end asks for the next one beyond, MORE times.
+    """
+    wanted = list(rungs)
+    step = min(b / a for a, b in itertools.pairwise(sorted(rungs)))
+    for _ in range(MORE + 1):
+        found = [scores(rung) for rung in wanted]
+        if any(value is None for value in found):
+            return wanted, None
+        best = wanted[int(np.argmax(np.asarray(found, np.float64)))]
+        if min(wanted) < best < max(wanted):
+            break
+        wanted.append(best / step if best == min(wanted) else best * step)
+    else:
+        wanted.pop()
+    return wanted, best
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the ladders have come to: runs that they still want, the learning rate, and the factor of each entrant."""
+
+    wanted: list[Spec]
+    lr: float | None
+    factors: dict[str, float]
+
+    def factor(self, entrant: Entrant) -> float:
+        """Raises DataError for an entrant whose ladder has not ended."""
+        name = entrant.weighed_as or entrant.name
+        if entrant.method == "none":
+            return 1.0
+        if name not in self.factors:
+            raise DataError(f"{name}: its ladder has not ended: finish `lrkd study answer --part ladders` first")
+        return self.factors[name]
+
+
+def ladders(place: Place, entrants: Sequence[Entrant], table: pd.DataFrame, setting: Setting) -> Chosen:
+    """Rates of `none` first, then the weights of every entrant that has its own, at the rate that was best for it."""
+    none, usual = MAIN[0], place.spec(MAIN[0], CHOOSING[0], setting).schedule.lr
+
+    def rated(factor: float) -> list[Spec]:
+        return [replace(place, lr=float(f"{usual * factor:.4g}")).spec(none, w, setting) for w in CHOOSING]
+
+    rungs, best = climb(lambda factor: validation(table, rated(factor)), RATES)
+    wanted = [spec for factor in rungs for spec in rated(factor)]
+    if best is None:
+        return Chosen(wanted, None, {})
+    there, factors = replace(place, lr=float(f"{usual * best:.4g}")), {}
+    ladder: list[tuple[int, list[Spec]]] = []
+    for entrant in entrants:
+        if entrant.method == "none" or entrant.weighed_as:
+            continue
+
+        def weighed(factor: float, entrant: Entrant = entrant) -> list[Spec]:
+            known: Setting = "S" if entrant.same_people else setting
+            return [there.spec(entrant, w, known, factor) for w in CHOOSING]
+
+        rungs, best = climb(lambda factor: validation(table, weighed(factor)), WEIGHTS)
+        ladder += [(k, weighed(factor)) for k, factor in enumerate(rungs)]
+        if best is not None:
+            factors[entrant.name] = best
+    # Entrant by entrant: a study that is stopped has whole ladders, of the first ones.
+    return Chosen([*wanted, *(spec for _, rung in ladder for spec in rung)], there.lr, factors)

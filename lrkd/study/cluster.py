@@ -1,0 +1,94 @@
+"""A study as jobs of a cluster, through submitit: an array of equal workers that divide the runs of one store.
+
+Any number of processes may share a store, so a job is no list of runs but a worker that takes what is left. A job that
+is preempted or out of time is put back into the queue by submitit and goes on from the checkpoints.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lrkd.errors import ConfigError, RunError, needed
+from lrkd.study import runner
+from lrkd.study.spec import Spec
+
+# submitit's names; "local" runs the jobs as processes of this machine, as a trial.
+LAUNCHERS = ("slurm", "local")
+
+
+@dataclass
+class Job:
+    """One worker of a study: called in a job, it trains what the store lacks. Runs go to `where`, on `device`."""
+
+    wanted: Sequence[Spec]
+    where: Path
+    workers: int | None = None
+    device: str | None = None
+    budget: float | None = None
+    known: pd.DataFrame | None = None
+
+    def __call__(self) -> int:
+        """Train until nothing is left or the budget of minutes is over; -> the number of runs that are there."""
+        table = runner.run_study(
+            self.wanted,
+            self.where,
+            workers=self.workers,
+            device=self.device,
+            progress=False,
+            known=self.known,
+            stop=runner.over_after(self.budget),
+        )
+        return 0 if table.empty else int(table["config"].nunique())
+
+    def checkpoint(self) -> Any:
+        """What submitit queues in place of a job that is preempted: the same one, as the store knows what is done."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(job: Job, count: int, launcher: str, folder: Path, parameters: Mapping[str, Any] | None = None) -> list[Any]:
+    """Queue `count` copies of the job, on Slurm as one array; -> submitit's jobs. Their logs go to `folder`.
+
+    parameters: of submitit's executor, such as timeout_min, gpus_per_node, cpus_per_task, slurm_partition.
+    Raises ConfigError where submitit or Slurm is not there, or a parameter is not known.
+    """
+    if launcher not in LAUNCHERS:
+        raise ConfigError(f"launcher is {launcher!r}: {' and '.join(LAUNCHERS)} are known")
+    if count < 1:
+        raise ConfigError(f"jobs is {count}: at least 1 is needed")
+    with needed("a launcher", "cluster"):
+        import submitit
+        from submitit.core.utils import FailedJobError
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=launcher)
+        executor.update_parameters(**{"name": "lrkd", "timeout_min": 60, **(parameters or {})})
+        with executor.batch():
+            jobs = [executor.submit(job) for _ in range(count)]
+    except (RuntimeError, NameError, TypeError, ValueError, AssertionError, OSError, FailedJobError) as error:
+        raise ConfigError(f"launcher {launcher}: {str(error).strip().partition(chr(10))[0]}") from error
+    return jobs
+
+
+_EVERY = 30.0  # seconds between two looks
+
+
+def wait(jobs: Sequence[Any], on_look: Callable[[], None]) -> None:
+    """Return when all jobs have ended; on_look is called from time to time. Ctrl-C leaves the jobs alone.
+
+    Raises RunError with the end of the log of a job that failed.
+    """
+    while not all(job.done() for job in jobs):
+        on_look()
+        time.sleep(_EVERY)
+    for job in jobs:
+        if error := job.exception():
+            # The last line of the job's own traceback.
+            lines = re.findall(r"^[\w.]*(?:Error|Exit|Interrupt)\b.*", str(error), re.MULTILINE)
+            said = lines[-1] if lines else str(error).strip().partition("\n")[0]
+            raise RunError(f"job {job.job_id} failed: {said} (log: {job.paths.stderr}); the same command goes on")

@@ -1,0 +1,288 @@
+"""What is measured of a trained run, and the rows of a results table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrkd.data import tables
+from lrkd.data.degradation import PRESETS, degrade
+from lrkd.data.pairs import Pairs
+from lrkd.distill.distances import cosine, gradient_split, norm_angle_split
+from lrkd.distill.terms import View
+from lrkd.errors import DataError, TrainingError
+from lrkd.evaluation import embedding, endpoints, identification, separation
+from lrkd.evaluation.verification import Verification, kfold_verification
+from lrkd.models import layers
+from lrkd.study.spec import Spec, faces_of, splits
+from lrkd.study.store import Run
+from lrkd.training.schedule import threads
+from lrkd.training.step import Teacher, normalise
+
+
+def observation(
+    spec: Spec, faces: tables.Faces, network: layers.Network, teacher: Teacher | None, hints: Any, device: str
+) -> dict[str, float]:
+    """Accuracy on the pairs of `faces`, and for a method with a term on the hinted features how each stage stands.
+
+    Accuracy is by the 10 folds, without mirror images. Of stage k, over 256 evenly spaced images: cosine_k of student
+    and teacher, norm_k = |s|/|t|, norm_share_k = how much of |s-t|^2 is in the norms (`norm_angle_split`), and radial_k
+    = how much of the squared gradient of the run's own loss changes only the norm (`gradient_split`).
+    """
+    pairs, side = pairs_of(faces), spec.side
+    assert not isinstance(side, tuple)
+    features = embedding.embed(network, faces.images, side=side, preset=spec.preset, mirror=False, device=device)
+    found = kfold_verification(
+        features[pairs.left], features[pairs.right], pairs.same, pairs.fold, missing=pairs.touch(faces.missing)
+    )
+    measures = {"accuracy": found.mean}
+    terms = [term for term in spec.method.terms if term.hint]
+    if teacher is None or hints is None:
+        return measures
+    x = faces.batch(np.linspace(0, len(faces) - 1, min(256, len(faces))).astype(np.int64)).to(device).float() / 255
+    y = x if side is None else degrade(x, side, preset=spec.preset, enlarge=network.size != side)
+    with torch.no_grad():
+        s, t = network.eval()(normalise(y)), teacher.network(normalise(x))
+        mapped = hints.eval()(s.features)
+    mapped = [stage.requires_grad_() for stage in mapped]
+    labels = torch.zeros(len(x), dtype=torch.int64, device=device)
+    views = [
+        View(out.embedding, out.features, stages, out.channel, out.spatial, out.embedding, labels)
+        for out, stages in ((s, mapped), (t, t.features))
+    ]
+    loss = torch.stack([term.weight * term.function(*views) for term in terms]).sum()
+    gradients = torch.autograd.grad(loss, mapped)
+    for k, (a, b, g) in enumerate(zip(mapped, t.features, gradients, strict=True), 1):
+        split, pull = norm_angle_split(a.detach(), b), gradient_split(g, a.detach())
+        length, other = (z.flatten(1).norm(dim=1) for z in (a.detach(), b))
+        measures |= {
+            f"cosine_{k}": float((1 - cosine(a.detach(), b)).mean()),
+            f"norm_{k}": float((length / other).mean()),
+            f"norm_share_{k}": float(split.norm.sum() / (split.norm + split.angle).sum()),
+            f"radial_{k}": float(pull.norm.sum() / (pull.norm + pull.angle).sum()),
+        }
+    return measures
+
+
+def evaluation_preset(preset: str) -> str:
+    """The degradation to evaluate with: a preset that draws its kernels has a fixed one beside it (`fskd-test`)."""
+    return f"{preset}-test" if f"{preset}-test" in PRESETS else preset
+
+
+def evaluate(
+    spec: Spec, network: layers.Network, teacher: Teacher | None, hints: Any, device: str
+) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """Measures by protocol, and (4,P) float32 of the test pairs: LR-LR scores and correctness, HR-LR the same.
+
+    Protocols: "validation" and "test" with both images at the run's side, "test-hr-lr" with the left image HR,
+    "identification" with an HR gallery of each test person's first image and LR probes of the rest; for a teacher also
+    "test-at-24" and so on, both images at a side that it was not trained for. A network that takes LR images at their
+    own size cannot be shown HR ones: its teacher's features, which it learns, stand in for them; without a teacher the
+    two protocols with HR images are left out, and their scores are nan.
+    """
+    faces = splits(spec.scale, spec.source)
+    side = max(spec.side) if isinstance(spec.side, tuple) else spec.side
+    preset = evaluation_preset(spec.preset)
+
+    def features(part: tables.Faces, at: int | None, by: layers.Network = network) -> np.ndarray:
+        amp = torch.bfloat16 if spec.options.precision == "bfloat16" else None
+        with threads(spec.options.threads):
+            return embedding.embed(by, part.images, side=at, preset=preset, device=device, amp=amp, channels_last=True)
+
+    def verification(a: np.ndarray, b: np.ndarray, part: tables.Faces) -> tuple[Verification, dict[str, float]]:
+        pairs = pairs_of(part)
+        found = kfold_verification(
+            a[pairs.left], b[pairs.right], pairs.same, pairs.fold, missing=pairs.touch(part.missing)
+        )
+        if np.ptp(found.scores) == 0:
+            raise TrainingError("all embeddings are the same: the network has collapsed; lower the learning rate")
+        rates = separation.tar_at_far(found.scores, pairs.same, (0.1, 0.01, 0.001))
+        return found, {
+            "accuracy": found.mean,
+            "tar_at_far_1e-1": float(rates[0]),
+            "tar_at_far_1e-2": float(rates[1]),
+            "tar_at_far_1e-3": float(rates[2]),
+            "eer": separation.eer(found.scores, pairs.same),
+            "d_prime": separation.d_prime(found.scores, pairs.same),
+        }
+
+    pairs, native = pairs_of(faces.test), network.size != spec.scale.size
+    low, tuned = (features(part, side) for part in (faces.test, faces.validation))
+    both, test = verification(low, low, faces.test)
+    measures = {"validation": verification(tuned, tuned, faces.validation)[1], "test": test}
+    scores = [both.scores, both.correct, *np.full((2, len(pairs)), np.nan)]
+    if not native or teacher is not None:
+        high = low if side is None else features(faces.test, None, teacher.network if native and teacher else network)
+        mixed, measures["test-hr-lr"] = verification(high, low, faces.test)
+        scores[2:] = [mixed.scores, mixed.correct]
+        first = np.unique(faces.test.labels, return_index=True)[1]
+        rest = np.setdiff1d(np.arange(len(faces.test.labels)), first)
+        gone = None if faces.test.missing is None else np.tile(faces.test.missing, 2)
+        ranks = identification.identification(
+            np.concatenate([high, low]),
+            np.tile(faces.test.labels, 2),
+            {"gallery": first, "probe": len(high) + rest},
+            ranks=(1, 5),
+            missing=gone,
+        ).iloc[0]
+        measures["identification"] = {"rank1": float(ranks["rank1"]), "rank5": float(ranks["rank5"])}
+    if spec.role == "teacher":
+        for at in spec.scale.sides:
+            fed = features(faces.test, at)
+            measures[f"test-at-{at}"] = verification(fed, fed, faces.test)[1]
+    if teacher is not None:
+        measures["test"] |= agreement(network, teacher.network, hints, faces.test.images, side, preset, device)
+    return measures, np.stack(scores).astype(np.float32)
+
+
+RIGHT = "right.npz"
+
+
+def evaluate_in_world(
+    spec: Spec, network: layers.Network, teacher: Teacher | None, device: str
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """Measures by "side/endpoint", and for each the packed bits of what was right, see `lrkd.evaluation.endpoints`.
+
+    Only the people that the world shows are looked at. A student is shown the sides that it was trained for, one of HR
+    images these; a teacher HR images and, as the floor of what training for small images is for, the scale's sides.
+    """
+    assert spec.world is not None
+    faces, preset = faces_of(spec, spec.world.shown), evaluation_preset(spec.preset)
+
+    def features(at: int | None, by: layers.Network = network) -> np.ndarray:
+        amp = torch.bfloat16 if spec.options.precision == "bfloat16" else None
+        with threads(spec.options.threads):
+            return embedding.embed(by, faces.images, side=at, preset=preset, device=device, amp=amp, channels_last=True)
+
+    pairs_of(faces)
+    high = features(None)
+    enrolled = None
+    if teacher is not None and not teacher.low and not teacher.itself:
+        enrolled = features(None, teacher.network)
+    sides = (*spec.scale.sides, spec.scale.size) if spec.role == "teacher" else spec.sides or (spec.scale.size,)
+    measures, right = {}, {}
+    for side in sides:
+        sharp = side == spec.scale.size
+        found = endpoints.measured(high if sharp else features(side), None if sharp else high, faces, enrolled)
+        for endpoint, bits in found.items():
+            measures[f"{side}/{endpoint}"] = {"value": float(bits.mean()), "n": len(bits)}
+            right[f"{side}/{endpoint}"] = np.packbits(bits)
+    return measures, right
+
+
+def pairs_of(faces: tables.Faces) -> Pairs:
+    """The table's pairs; DataError where it has none."""
+    if faces.pairs is None:
+        raise DataError(f"{faces.name}: has no verification pairs")
+    return faces.pairs
+
+
+def agreement(
+    network: layers.Network,
+    teacher: layers.Network,
+    hints: Any,
+    images: Any,
+    side: int | None,
+    preset: str,
+    device: str,
+    count: int = 512,
+) -> dict[str, float]:
+    """Mean cosine of student and teacher on `count` evenly spaced images: features (hinted), maps, embedding."""
+    index = np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)
+    x = torch.from_numpy(np.ascontiguousarray(images[index])).to(device).permute(0, 3, 1, 2).float() / 255
+    native, drawn = network.size != x.shape[-1], torch.Generator().manual_seed(0)
+    y = x if side is None else degrade(x, side, preset=preset, generator=drawn, enlarge=not native)
+
+    def mean(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+        return float(torch.stack([(1 - cosine(s, t)).mean() for s, t in zip(a, b, strict=True)]).mean())
+
+    with torch.inference_mode():
+        s, t = network.eval()(normalise(y)), teacher.eval()(normalise(x))
+        alike = {"cosine_embedding": mean([s.embedding], [t.embedding])}
+        if native:  # no map of it is as large as the teacher's
+            return alike
+        mapped = s.features if hints is None else hints.eval()(s.features)
+        alike["cosine_attention"] = mean([*s.channel, *s.spatial], [*t.channel, *t.spatial])
+        return alike | {"cosine_features": mean(mapped, t.features)}
+
+
+def result_rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
+    """The run's rows of a results table: one a protocol, each with where it comes from. A diverged run has one."""
+    result = run.result
+    if spec.world is not None:
+        yield from _rows_of_world(spec, run, result)
+        return
+    teacher = None if spec.method.teacher == "none" else spec.teacher_seed
+    known = {
+        "data": run.config["data"]["source"],
+        "scale": spec.scale.name,
+        "role": spec.role,
+        "method": spec.method.name,
+        "side": spec.scale.size if spec.side is None else spec.side,
+        "seed": spec.seed,
+        "teacher_seed": teacher,
+        **({"design": spec.design} if spec.design else {}),
+        "status": result["status"],
+    }
+    source = {
+        "seconds": result.get("seconds"),
+        "device": result["device"],
+        "torch": result["torch"],
+        "commit": result["commit"],
+        "config": run.path.name.rsplit("-", 1)[1],
+    }
+    for protocol, measures in result.get("measures", {"test": {}}).items():
+        yield {**known, "protocol": protocol, **{name: measures.get(name) for name in MEASURES}, **source}
+
+
+def _rows_of_world(spec: Spec, run: Run, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row a side and an endpoint. weight: of the method's first term; trained: `trained_for`."""
+    assert spec.world is not None
+    known = {
+        "data": run.config["data"]["source"],
+        "scale": spec.scale.name,
+        "role": spec.role,
+        "method": spec.method.name,
+        "weight": spec.method.terms[0].weight if spec.method.terms else None,
+        "trained": trained_for(spec),
+        "setting": spec.setting,
+        "world": spec.world.number,
+        "epochs": spec.schedule.epochs if spec.epochs is None else spec.epochs,
+        "lr": spec.schedule.lr,
+        "people": spec.world.shown,
+        "status": result["status"],
+    }
+    source = {
+        "seconds": result.get("seconds"),
+        "device": result["device"],
+        "torch": result["torch"],
+        "commit": result["commit"],
+        "config": run.path.name.rsplit("-", 1)[1],
+    }
+    lost = {f"{side}/": {"value": None, "n": None} for side in spec.sides or (spec.scale.size,)}
+    for where, measure in result.get("measures", lost).items():
+        side, _, endpoint = where.partition("/")
+        yield {**known, "side": int(side), "endpoint": endpoint, **measure, **source}
+
+
+def trained_for(spec: Spec) -> str:
+    """The sides that a run was trained for in words: "6", "hr", or "hr+24+12+6"."""
+    sharp = spec.side is None or (isinstance(spec.side, tuple) and spec.scale.size in spec.side)
+    return "+".join([*(["hr"] if sharp else []), *map(str, spec.sides)])
+
+
+MEASURES = (
+    "accuracy",
+    "tar_at_far_1e-1",
+    "tar_at_far_1e-2",
+    "tar_at_far_1e-3",
+    "eer",
+    "d_prime",
+    "rank1",
+    "rank5",
+    "cosine_features",
+    "cosine_attention",
+    "cosine_embedding",
+)

@@ -1,0 +1,149 @@
+"""The tables of a study: results, pairs, traces, scores."""
+
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lrkd import files
+from lrkd.errors import RunError
+from lrkd.files import Table, atomic
+from lrkd.study import store
+from lrkd.study.experiment import find_run
+from lrkd.study.measures import pairs_of, result_rows
+from lrkd.study.spec import Spec, config_hash, source_name, splits
+
+RESULTS = ("config", "method", "side", "seed", "protocol", "accuracy")
+ORIGIN = ("scale", "device", "commit")
+# The tables of `lrkd study`: results, whether each pair was right, traces, and histograms of scores.
+RUNS = Table("lrkd study", ("config",), RESULTS)
+PAIRS = Table("lrkd study --pairs", ("config",), ("config", "correct"))
+TRACES = Table("lrkd study --traces", ("config",), ("config", "method", "seed", "step", "accuracy"))
+SCORES = Table(
+    "lrkd study --scores",
+    ("data", "scale", "role", "method", "side", "protocol", "design", "preset"),
+    ("data", "method", "side", "protocol", "low", "high", "genuine", "impostor", "runs"),
+    most="runs",
+)
+
+
+def without_test(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table for choosing: its rows of validation people, and those of runs that diverged."""
+    return frame[(frame["protocol"] == "validation") | (frame["status"] != "ok")] if len(frame) else frame
+
+
+def results_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The results table of those runs of the study that have finished, by an earlier table or in the store."""
+    kept = {} if known is None else {str(name): part.to_dict("records") for name, part in known.groupby("config")}
+    found = [(spec, find_run(spec, where)) for spec in wanted]
+    return pd.DataFrame(
+        row
+        for spec, run in found
+        for row in kept.get(config_hash(spec)) or (result_rows(spec, run) if run.finished else ())
+    )
+
+
+def pair_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Whether each test pair was right, a row a run: -> `config, correct` (base64 of packed bits, in their order)."""
+
+    def rows(spec: Spec, run: store.Run) -> Iterator[dict[str, Any]]:
+        bits = np.packbits(_scores(run)[1].astype(bool)).tobytes()
+        yield {"config": config_hash(spec), "correct": base64.b64encode(bits).decode()}
+
+    return _collected(wanted, where, known, rows)
+
+
+def trace_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What runs with observations saw: -> `config, method, seed, teacher_seed` and the columns of trace.csv."""
+
+    def rows(spec: Spec, run: store.Run) -> Iterator[dict[str, Any]]:
+        who = {
+            "config": config_hash(spec),
+            "method": spec.method.name,
+            "seed": spec.seed,
+            "teacher_seed": spec.teacher_seed,
+        }
+        if spec.observations:
+            yield from (who | row for row in files.read_table(run.path / "trace.csv").to_dict("records"))
+
+    return _collected(wanted, where, known, rows)
+
+
+def _collected(
+    wanted: Sequence[Spec],
+    where: Path | None,
+    known: pd.DataFrame | None,
+    rows: Callable[[Spec, store.Run], Iterator[dict[str, Any]]],
+) -> pd.DataFrame:
+    """Rows of the store's runs that ended well, and an earlier table's rows of runs that the store lacks."""
+    kept = {} if known is None else {str(name): part.to_dict("records") for name, part in known.groupby("config")}
+    table: list[dict[str, Any]] = []
+    for spec in wanted:
+        run = find_run(spec, where)
+        table += rows(spec, run) if run.finished and run.result["status"] == "ok" else kept.get(config_hash(spec), ())
+    return pd.DataFrame(table)
+
+
+def _scores(run: store.Run) -> np.ndarray:
+    """The run's scores.npy, (4,P) as `evaluate` returned it."""
+    try:
+        scores: np.ndarray = np.load(run.path / "scores.npy", allow_pickle=False)
+        return scores
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{run.path / 'scores.npy'}: cannot be read ({error}); remove the run directory") from error
+
+
+def read_table(path: Path | str, columns: Sequence[str] = RESULTS) -> pd.DataFrame:
+    """A table of `lrkd study` with at least these columns; DataError when it is none."""
+    return files.read_table(path, columns, "lrkd study")
+
+
+def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 50) -> pd.DataFrame:
+    """Test scores of the finished runs as histograms over [-1,1], pooled over seeds: genuine and impostor pairs.
+
+    One row a role, method, side, protocol ("test", "test-hr-lr") and bin, with the number of runs pooled; also by
+    design and preset where any run has another than the usual one.
+    """
+    edges = np.linspace(-1, 1, bins + 1)
+    counts: dict[tuple[Any, ...], np.ndarray] = {}
+    for spec in wanted:
+        run = find_run(spec, where)
+        if not run.finished or run.result["status"] != "ok":
+            continue
+        same = pairs_of(splits(spec.scale, spec.source).test).same
+        scores = _scores(run)
+        side = spec.scale.size if spec.side is None else spec.side
+        for protocol, values in (("test", scores[0]), ("test-hr-lr", scores[2])):
+            found = [np.histogram(values[kind].clip(-1, 1), edges)[0] for kind in (same, ~same)]
+            preset = "" if spec.preset == Spec.preset else spec.preset
+            key = (source_name(spec), spec.scale.name, spec.role, spec.method.name, side, protocol, spec.design, preset)
+            counts[key] = counts.get(key, 0) + np.stack([*found, np.ones(bins, np.int64)])
+    names = ("data", "scale", "role", "method", "side", "protocol", "design", "preset")
+    table = pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    **dict(zip(names, key, strict=True)),
+                    "low": edges[:-1],
+                    "high": edges[1:],
+                    "genuine": genuine,
+                    "impostor": impostor,
+                    "runs": number,
+                }
+            )
+            for key, (genuine, impostor, number) in counts.items()
+        ]
+        or [pd.DataFrame()],
+        ignore_index=True,
+    )
+    usual = [name for name in names[-2:] if name in table and table[name].eq("").all()]
+    return table.drop(columns=usual)
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a results table as CSV, atomically; fractions with six digits."""
+    with atomic(path) as file:
+        file.write(files.table_text(frame))

@@ -1,0 +1,216 @@
+"""Grids of (method, side, seed) -> runs, several at a time -> results tables."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from lrkd.errors import ConfigError, RunError, TrainingError
+from lrkd.study import store
+from lrkd.study.experiment import device_of, find_run, store_dir, train
+from lrkd.study.results import results_table
+from lrkd.study.spec import Spec, config_hash, run_name
+
+
+def run_study(
+    wanted: Sequence[Spec],
+    where: Path | None = None,
+    *,
+    workers: int | None = None,
+    device: str | None = None,
+    progress: bool = True,
+    on_table: Callable[[pd.DataFrame], None] | None = None,
+    known: pd.DataFrame | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> pd.DataFrame:
+    """Train what the store lacks and return the results table, one row a run and protocol.
+
+    known: an earlier table, perhaps of another machine; a run that has rows there is not trained, and they are kept.
+
+    workers: processes that train at a time; None takes one a core on a CPU (a run there uses one thread) and one on a
+    GPU. With more than one, a term's function must be of a module that a new process can import. Any number of calls
+    may share a store and divide its runs: each is trained once. Ctrl-C stops after the current step of each run, and
+    the next call goes on there; when `stop`, asked after every step, returns True, the same happens and the table so
+    far is returned. on_table is called with the table so far after every run. A run that diverges has a row with status
+    "diverged"; a teacher that does is a TrainingError.
+    """
+    where, device = store_dir(where), device_of(device)
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}: at least 1 is needed")
+    there = set() if known is None else set(known["config"])
+    missing = [spec for spec in wanted if config_hash(spec) not in there and not find_run(spec, where).finished]
+    if workers is None:
+        workers = 1 if device.startswith("cuda") else os.cpu_count() or 1
+    bar = tqdm(
+        total=len(missing),
+        desc="runs",
+        unit="run",
+        disable=not (progress and missing) or bool(os.environ.get("TQDM_DISABLE")),
+        smoothing=0,
+    )
+    with bar:
+        for spec in _trained(missing, where, workers, device, progress, stop or (lambda: False)):
+            bar.update()
+            bar.set_postfix_str(run_name(spec))
+            if on_table is not None:
+                on_table(results_table(wanted, where, known))
+    return results_table(wanted, where, known)
+
+
+def over_after(minutes: float | None) -> Callable[[], bool]:
+    """A `stop` for `run_study` that says True once so many minutes have passed; None: never. ConfigError below zero."""
+    if minutes is None:
+        return lambda: False
+    if not minutes > 0:
+        raise ConfigError(f"budget is {minutes:g}: minutes above zero are right")
+    end = time.monotonic() + 60 * minutes
+    return lambda: time.monotonic() > end
+
+
+# glibc hands freed memory back to the kernel and asks for it again, thousands of pages a step. Kept, and in huge pages
+# where there are some, a step on a CPU takes about a tenth less time, and computes the same bits.
+_KEEP_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=4294967296"
+
+
+_PAUSE = 1.0  # seconds between two looks at runs that are all in the hands of other processes
+
+
+def _trained(
+    missing: Sequence[Spec], where: Path, workers: int, device: str, progress: bool, stop: Callable[[], bool]
+) -> Iterator[Spec]:
+    """The specs as their runs finish, until `stop` says so.
+
+    They start in the given order, but for those that wait for another and those that another process is training, which
+    go to the end.
+    """
+    workers = min(workers, len(missing))
+    waiting, refused = list(missing), 0  # refused: how many runs in a row were in other hands
+    if workers <= 1:
+        while waiting and not stop():
+            spec = waiting.pop(0)
+            if _train_quietly(spec, where, device, progress, stop):
+                refused = 0
+                yield spec
+                continue
+            waiting.append(spec)
+            refused += 1
+            if refused >= len(waiting):
+                time.sleep(_PAUSE)
+                refused = 0
+        return
+    try:
+        pickle.dumps(missing)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise ConfigError(
+            f"a method cannot be sent to a worker ({error}): define its functions in a module, or take workers=1"
+        ) from error
+    os.environ.setdefault("GLIBC_TUNABLES", _KEEP_MEMORY)  # read by the workers when they start
+    context = multiprocessing.get_context("spawn")
+    event = context.Event()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (event,))
+    running: dict[Future[bool], Spec] = {}
+    try:
+        while running or (waiting and not stop()):
+            unfinished = {run_name(spec) for spec in (*waiting, *running.values())}
+            ready = [spec for spec in waiting if unfinished.isdisjoint(map(run_name, spec.needs.values()))]
+            if stop():
+                event.set()
+                ready = []
+            elif ready and refused >= len(ready):
+                time.sleep(_PAUSE)
+                refused = 0
+            for spec in ready[: workers - len(running)]:
+                waiting.remove(spec)
+                with _uninterrupted():
+                    running[pool.submit(_train_quietly, spec, where, device, False)] = spec
+            for future in wait(running, _PAUSE, FIRST_COMPLETED).done:
+                spec = running.pop(future)
+                if future.result():
+                    refused = 0
+                    yield spec
+                else:
+                    refused += 1
+                    waiting.append(spec)
+    except BrokenProcessPool as error:
+        raise RunError(
+            "a worker process died, perhaps for want of memory; the same command goes on (fewer workers need less)"
+        ) from error
+    except BaseException:
+        event.set()  # each worker saves after its current step
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block has ended; a process that starts in it never sees one, not in its first instruction.
+
+    A process inherits what is blocked, but no handler. Another thread may take the signal all the same: hence both.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+        if noted:
+            signal.raise_signal(signal.SIGINT)
+
+
+_stop: Any = None
+
+
+def _start_worker(event: Any) -> None:
+    """Workers leave Ctrl-C to the process that started them, which tells them by the event."""
+    global _stop
+    _stop = event
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_the_study, daemon=True).start()
+
+
+def _leave_with_the_study() -> None:
+    """A worker whose study was killed would wait for its next run for ever; the run that it has resumes elsewhere."""
+    if study := multiprocessing.parent_process():
+        study.join()
+        os._exit(1)
+
+
+def _train_quietly(
+    spec: Spec, where: Path, device: str, progress: bool, stop: Callable[[], bool] | None = None
+) -> bool:
+    """Train one run; whether it has finished, and was neither stopped nor in the hands of another process.
+
+    Its divergence is kept as its result and stops nothing, but for a teacher's. In a worker the study's event stops it.
+    """
+    over = stop or _stop.is_set
+    if over():
+        return False
+    try:
+        train(spec, where, device=device, progress=progress, stop=over, wait=False)
+    except TrainingError:
+        if spec.role == "teacher" or not find_run(spec, where).finished:  # not finished: it was its teacher's
+            raise
+    except store.Busy:
+        return False
+    except KeyboardInterrupt:
+        if over():
+            return False
+        raise
+    return True

@@ -1,0 +1,234 @@
+"""How trained students fare on shifted faces, with and without adapted batch norm: what `lrkd adapt` measures.
+
+Everything is chosen on validation people, with students that had no teacher: how far to turn each shift's dial, how
+much FaceBN adapts, and from which batch size on. Test people are for the last word.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lrkd.data.degradation import KERNELS
+from lrkd.data.shifts import SHIFTS
+from lrkd.errors import MissingError
+from lrkd.files import Table
+from lrkd.study.experiment import find_run, store_dir
+from lrkd.study.measures import evaluation_preset
+from lrkd.study.presets import Scale
+from lrkd.study.shift_bench import (
+    BATCH,
+    BATCHES,
+    BLURRED,
+    COLUMNS,
+    DIALS,
+    FEW,
+    HARM,
+    KEY,
+    LEVELS,
+    MAIN,
+    MOMENTA,
+    ORDERS,
+    PRIOR,
+    SHUFFLED,
+    TESTED,
+    TUNED,
+    Bench,
+    Condition,
+    Setting,
+    Student,
+    cast,
+)
+from lrkd.study.spec import Spec, splits
+from lrkd.training.schedule import threads
+
+TABLE = Table("lrkd adapt", KEY)
+
+
+def read(path: Path | str) -> pd.DataFrame:
+    """A table of `lrkd adapt`; where the file is not there yet, one with `COLUMNS` and no row."""
+    found = TABLE.read(path) if Path(path).exists() else pd.DataFrame()
+    return found.reindex(columns=list(COLUMNS))
+
+
+def calibration(table: pd.DataFrame) -> pd.DataFrame:
+    """At which dial the students without a teacher lose each level on validation people: -> `shift, level, dial, most`.
+
+    Their mean loss over seeds, made to rise by its running maximum, is read off between the measured dials. most: the
+    loss at the strongest; dial is nan where that does not reach the level.
+    """
+    part = table[table["part"] == "calibration"]
+    mean = part.groupby(["shift", "dial"], sort=False)["accuracy"].mean()
+    found = []
+    for shift in [name for name in part["shift"].unique() if name != "none"]:
+        own = mean[shift].sort_index()
+        loss = np.maximum.accumulate([0.0, *(mean["none", 0.0] - own)])
+        for level in LEVELS:
+            dial = round(float(np.interp(level, loss, [0.0, *own.index])), 3) if loss[-1] >= level else np.nan
+            found.append((shift, level, dial, loss[-1]))
+    return pd.DataFrame(found, columns=["shift", "level", "dial", "most"])
+
+
+def gains(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
+    """Rows that are adapted, with `source`, the value of the same run and condition unadapted, and `gain` above it.
+
+    Unit: a run. Of one part of the table. What the unadapted network says does not depend on batches and their order.
+    """
+    keys = ["config", "shift", "level", "dial"]
+    plain = table[table["adaptation"] == "source"].drop_duplicates(keys)[[*keys, value]]
+    found = table[table["adaptation"] != "source"].merge(plain.rename(columns={value: "source"}), on=keys)
+    return found.assign(gain=found[value] - found["source"])
+
+
+class Choice(NamedTuple):
+    """FaceBN's momentum and guard by validation people; score: `momentum, batch, unshifted, shifted, score` (gains)."""
+
+    momentum: float
+    least: int
+    score: pd.DataFrame
+
+
+def choice(table: pd.DataFrame) -> Choice:
+    """What is best for validation people, by gains in accuracy of students without a teacher, at the middle level.
+
+    momentum: the highest mean of the gain on unshifted faces and that over the shifts, at batches of `BATCH`. least:
+    the batch size from which on it costs unshifted faces less than `HARM` (twice the largest where it always does).
+    """
+    found = gains(table[table["part"] == "choice"])
+    mean = found.groupby(["momentum", "batch", "shift"])["gain"].mean().unstack()
+    score = pd.DataFrame({"unshifted": mean["none"], "shifted": mean.drop(columns="none").mean(axis=1)})
+    score["score"] = score.mean(axis=1)
+    momentum = float(score["score"].xs(BATCH, level="batch").idxmax())
+    least = 2 * BATCH
+    for batch, gain in score["unshifted"].xs(momentum, level="momentum").sort_index(ascending=False).items():
+        if gain < -HARM:
+            break
+        least = int(batch)
+    return Choice(momentum, least, score.reset_index())
+
+
+def gather(
+    wanted: Sequence[Spec],
+    where: Path | None = None,
+    *,
+    known: pd.DataFrame | None = None,
+    on_table: Callable[[pd.DataFrame], None] | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Measure the finished students among the runs, at their lowest side: -> a table of parts, a row a measurement.
+
+    calibration, choice: on validation people, see the functions of these names. test: every student at every level,
+    unadapted and by FaceBN as it was chosen, also against sharp images: the middle level of all, the others of `MAIN`.
+    Each seed meets the test faces in an order of its own, so that an interval over seeds contains what the order does.
+    Then only on rendered faces, and of students without a teacher: momentum (others), alternatives (to FaceBN), batches
+    (sizes and orders), mixture, layers (what pure batch statistics move); of `MAIN`: matrix (kernels and sides). The
+    matrix of kernels has students that were trained with other presets too; all else is of the first student's preset.
+    dial, level: of the shift; order, batch, ...: see `Setting`. Parts come in the order of their worth.
+
+    known: an earlier table, perhaps of another machine: what it has is not measured again. on_table is called with the
+    table so far after every condition. At scale cpu about a quarter of an hour on one idle core. MissingError where no
+    student without a teacher has finished.
+    """
+    scale, source = wanted[0].scale, wanted[0].source
+    low = min((spec.side for spec in wanted if isinstance(spec.side, int)), default=0)
+    named = [(spec, find_run(spec, where)) for spec in wanted if spec.role == "student" and spec.side == low]
+    finished = [Student(spec, run, device) for spec, run in named if run.finished and run.result["status"] == "ok"]
+    students = [student for student in finished if student.spec.preset == named[0][0].preset]
+    plain = [student for student in students if student.spec.method.name == "none"]
+    first = [student for student in plain if student.spec.seed < FEW]
+    if not first:
+        raise MissingError(
+            f"{store_dir(where)}: no student without a teacher of scale {scale.name}, {low} px and a seed below {FEW} "
+            "has finished, and it calibrates the shifts: `lrkd study aird` trains it"
+        )
+    faces = splits(scale, source)
+    preset = evaluation_preset(students[0].spec.preset)
+    with threads(scale.options.threads):
+        tuned, tested = cast(faces.validation, scale, low, preset, TUNED), cast(faces.test, scale, low, preset, TESTED)
+        bench = Bench(known, on_table, progress)
+        shifts = [name for name, shift in SHIFTS.items() if tuned.scene.model is not None or not shift.rendered]
+        dialled = [Condition(), *(Condition(name, 0.0, dial) for name in shifts for dial in DIALS)]
+        dials = calibration(bench.measure("calibration", tuned, product(dialled, first, [Setting()])))
+        levels = {
+            level: [Condition(*row) for row in part[["shift", "level", "dial"]].itertuples(index=False)]
+            for level, part in dials.dropna().groupby("level")
+        }
+        small, middle, large = ([Condition(), *levels.get(level, [])] for level in LEVELS)
+
+        def swept(sizes: Sequence[int]) -> list[Setting]:
+            return [Setting("facebn", a, batch) for a in MOMENTA for batch in sizes]
+
+        asked = list(product(middle, first[:2], [Setting(), *swept(BATCHES[-1:])]))
+        asked += product(_risky(middle), first[:2], swept(BATCHES[2:-1]))
+        asked += product(middle[:1], first[:1], swept(BATCHES[1:2]))  # each takes as long as ten others
+        best = choice(bench.measure("choice", tuned, asked))
+        chosen = Setting("facebn", best.momentum, BATCH, least=best.least)
+
+        few = [one for one in students if one.spec.seed < FEW]
+        main = [one for one in students if one.spec.method.name in MAIN]
+        both = [one for one in main if one in few]
+        bench.measure("test", tested, _met(middle, both, [Setting(), chosen]))
+        rendered = tested.scene.model is not None
+        if rendered:
+            bench.measure("layers", tested, product(large, first, [Setting("facebn", 1.0)]))
+            bench.measure("batches", tested, _batches(middle, first, best.momentum))
+        bench.measure("test", tested, _met(middle, few, [Setting(), chosen]))
+        if not rendered:
+            return bench.frame()
+        halves = [one._replace(shift=f"half {one.shift}") for one in _risky(middle)[1:]]
+        mixed = [Setting(), chosen, chosen._replace(order="domains")]
+        bench.measure("mixture", tested, _met(halves, first, mixed))
+        rivals = [Setting("online", MOMENTA[0], least=best.least), Setting("prior", PRIOR), Setting("adabn", 1.0)]
+        bench.measure("alternatives", tested, _met(middle, first, rivals))
+        kernels = [Condition(f"kernel {name}") for name in dict.fromkeys((preset, *KERNELS, *BLURRED))]
+        bench.measure("matrix", tested, [
+            *_met([*kernels, *_sides(scale, low)], both, [Setting(), chosen]),
+            *_met(kernels, [one for one in finished if one not in students], [Setting(), chosen]),
+        ])  # fmt: skip
+        others = [Setting("facebn", a, BATCH, least=best.least) for a in MOMENTA if a != best.momentum]
+        bench.measure("momentum", tested, _met(middle, first, others))
+        bench.measure("test", tested, _met(large[1:], main, [Setting(), chosen]))
+        bench.measure("momentum", tested, _met(large[1:], first, others))
+        bench.measure("test", tested, _met(middle, students, [Setting(), chosen]))
+        bench.measure("test", tested, _met(small[1:], both, [Setting(), chosen]))
+        return bench.frame()
+
+
+def _met(
+    conditions: Iterable[Condition], students: Iterable[Student], settings: Iterable[Setting]
+) -> Iterator[tuple[Condition, Student, Setting]]:
+    """Every combination; what adapts meets shuffled faces in the order of the student's seed."""
+    for condition, student, setting in product(conditions, students, settings):
+        own = setting.adaptation != "source" and setting.order.startswith(SHUFFLED)
+        yield condition, student, setting._replace(order=f"{SHUFFLED}{student.spec.seed}") if own else setting
+
+
+def _risky(conditions: Sequence[Condition]) -> list[Condition]:
+    """No shift, and the one that changes statistics most plainly."""
+    return [one for one in conditions if one.shift in ("none", "dark")]
+
+
+def _batches(
+    conditions: Sequence[Condition], students: Sequence[Student], momentum: float
+) -> Iterator[tuple[Condition, Student, Setting]]:
+    """Batch sizes and orders, without a guard; and the source prior, which needs none. The smallest sizes once."""
+    most = Setting("facebn", momentum, TESTED // 2)
+    ordered = [Setting("facebn", momentum, batch, "sorted") for batch in BATCHES[2:]]
+    again = [
+        Setting(adaptation, number, batch, f"{SHUFFLED}{k}")
+        for adaptation, number in (("facebn", momentum), ("prior", PRIOR))
+        for batch, k in product(BATCHES[2:], range(ORDERS))
+    ]
+    ways = [Setting(), *again, most, *ordered, Setting("facebn", momentum, 10, "one person")]
+    yield from product(_risky(conditions), students, ways)
+    yield from product(conditions[:1], students, [Setting("facebn", momentum, batch) for batch in BATCHES[:2]])
+
+
+def _sides(scale: Scale, side: int) -> list[Condition]:
+    """Sides that no student was trained with."""
+    sides = [side // 2, *range(side - 2, side), side + 1, *(2**k * side for k in (1, 2, 3))]
+    return [Condition(f"side {at}") for at in sorted(set(sides)) if 1 <= at <= scale.size and at != side]

@@ -1,0 +1,283 @@
+"""A run of the study as a specification: its configuration, its name, its data."""
+
+import functools
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrkd.data import prepared, procedural, tables
+from lrkd.data.degradation import PRESETS
+from lrkd.data.downloads import how_to_prepare
+from lrkd.distill import methods
+from lrkd.distill.methods import Method
+from lrkd.errors import ConfigError, DataError
+from lrkd.study import store, worlds
+from lrkd.study.presets import DESIGNS, Recipe, Scale
+from lrkd.study.worlds import World
+from lrkd.training.schedule import Options, Schedule
+
+PROCEDURAL = "procedural"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run of the study. teacher_seed tells teachers apart; role "teacher" takes its schedule.
+
+    side: images degraded to it, as `degrade` does, by `preset`; None is HR, images as they are.
+
+    observations: how often the run looks at validation images while it trains, which leaves a trace.csv beside it.
+    design: a student of `scales.DESIGNS`, which takes LR images at their own size; "" is the scale's own network.
+    processes, sync_norm: how many train it together, and whether their batch norm sees the whole batch; `train` sets
+    both. They are part of what the run is where something sees only a process's part of the batch.
+    world: where it takes place, and by that the people that are measured, see `endpoints`; None: the scale's one set of
+    data, all of whose people are. epochs: the length, over the fewer people of a world (`worlds.epochs_on`); lr: the
+    learning rate; None: the recipe's.
+    """
+
+    method: Method
+    side: int | tuple[int, ...] | None
+    seed: int
+    scale: Scale
+    source: str = PROCEDURAL
+    teacher_seed: int = 0
+    role: str = "student"
+    preset: str = "area-bicubic"
+    observations: int = 0
+    design: str = ""
+    processes: int = 1
+    sync_norm: bool = False
+    world: World | None = None
+    epochs: int | None = None
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.world is not None and (self.design or self.observations):
+            raise ConfigError("a run in a world has neither a design nor observations")
+        if self.world is not None and self.setting == "T" and any(term.name == "logits" for term in self.method.terms):
+            raise ConfigError(f"method is {self.method.name!r}: in setting T the teacher's classes are other people")
+        if self.world is not None and self.source != PROCEDURAL and self.world.setting != "S":
+            raise ConfigError(f"setting is {self.world.setting!r}: photographs have one set of people, setting S")
+        if self.design and self.design not in DESIGNS:
+            raise ConfigError(f"design is {self.design!r}: the designs are {', '.join(DESIGNS)}")
+        if self.design and not isinstance(self.side, int):
+            raise ConfigError(f"side is {self.side}: design {self.design!r} takes LR images of one side")
+        if self.design and _paired(self.method):
+            fit = [name for name, method in methods.METHODS.items() if not _paired(method)]
+            raise ConfigError(
+                f"method is {self.method.name!r}: it holds the student's maps against the teacher's one to one, and "
+                f"design {self.design!r} has fewer; with a design go {', '.join(fit)}"
+            )
+        if self.preset not in PRESETS:
+            raise ConfigError(f"preset is {self.preset!r}: the degradations are {', '.join(PRESETS)}")
+        for name, seed in (("seed", self.seed), ("teacher-seed", self.teacher_seed)):
+            if not isinstance(seed, int) or not 0 <= seed < 2**32:
+                raise ConfigError(f"{name} is {seed}: a whole number from 0 to {2**32 - 1} is right")
+        for side in (self.side if isinstance(self.side, tuple) else (self.side,)) if self.side is not None else ():
+            if not isinstance(side, int) or not 1 <= side <= self.scale.size:
+                raise ConfigError(
+                    f"side is {side}: at scale {self.scale.name} it is from 1 to {self.scale.size} pixels "
+                    f"(usual: {', '.join(map(str, self.scale.sides))}; leave it out for HR)"
+                )
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.scale.recipes["procedural" if self.source == PROCEDURAL else "prepared"]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The recipe's, at the run's own length and rate; a batch is never more than the images that there are."""
+        found = self.recipe.teacher if self.role == "teacher" else self.recipe.student
+        if self.world is not None and self.source == PROCEDURAL:
+            epochs = found.epochs if self.epochs is None else self.epochs
+            found = replace(found, epochs=worlds.epochs_on(self.scale, self.world, self.role, epochs))
+        elif self.epochs is not None:
+            found = replace(found, epochs=self.epochs)
+        found = found if self.lr is None else replace(found, lr=self.lr)
+        if self.world is not None and self.source == PROCEDURAL:
+            return found
+        if self.images < 2:
+            raise DataError(
+                f"{self.source}: has {self.images} image to train on: add people or images, and prepare it again"
+            )
+        return found if found.batch <= self.images else replace(found, batch=self.images)
+
+    @property
+    def images(self) -> int:
+        """How many there are to train on."""
+        return len(splits(self.scale, self.source).train)
+
+    @property
+    def setting(self) -> str:
+        """What the teacher knows, where there is one: without, a student of few people is in S and in T the same."""
+        assert self.world is not None
+        own, teacher = self.world.many(self.role), self.teacher is not None and self.world.many("teacher")
+        return "D" if own else "T" if teacher else "S"
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The LR sides that it was trained for, without the sharp image among them, from the largest down."""
+        given = self.side if isinstance(self.side, tuple) else (self.side,)
+        return tuple(sorted({side for side in given if side is not None and side != self.scale.size}, reverse=True))
+
+    @property
+    def options(self) -> Options:
+        return replace(self.scale.options, side=self.side, preset=self.preset, shift=self.recipe.shift)
+
+    @property
+    def teacher(self) -> "Spec | None":
+        """The run that this one learns from."""
+        if self.method.teacher in ("none", "random", "itself"):
+            return None
+        found = teacher_spec(self.scale, self.teacher_seed, self.source)
+        found = replace(found, world=self.world, epochs=self.epochs, processes=self.processes, sync_norm=self.sync_norm)
+        return replace(found, side=self.side) if self.method.teacher == "own-side" else found
+
+    @property
+    def divided(self) -> bool:
+        """Whether something sees only a process's part of a batch: batch norm, or terms, which may compare images."""
+        return self.processes > 1 and not (self.sync_norm and not self.method.terms)
+
+    @property
+    def start(self) -> "Spec | None":
+        """The run whose weights this one begins with."""
+        return None if self.method.start is None else replace(self, method=methods.get(self.method.start))
+
+    @property
+    def needs(self) -> "dict[str, Spec]":
+        """The runs that must be there before this one: "teacher" and "start", where it has them."""
+        return {name: spec for name, spec in (("teacher", self.teacher), ("start", self.start)) if spec is not None}
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The student's arguments for `models.build`."""
+        scale = self.scale
+        if self.design:
+            return {"size": self.side, "embedding": scale.embedding, **DESIGNS[self.design]}
+        return {"name": scale.model, "size": scale.size, "embedding": scale.embedding, **scale.model_options}
+
+
+def _paired(method: Method) -> bool:
+    """Whether it needs a student with as many maps as its teacher; hint layers join them one to one."""
+    return any(term.paired or term.hint for term in method.terms)
+
+
+def teacher_spec(scale: Scale, seed: int = 0, source: str = PROCEDURAL) -> Spec:
+    """The HR teacher of that seed."""
+    return Spec(methods.get("none"), None, seed, scale, source, role="teacher")
+
+
+def splits(scale: Scale, source: str = PROCEDURAL) -> tables.Splits:
+    """The data of a scale: rendered faces, or the prepared folder `source`, brought to the scale's size."""
+    cache, rendered = os.environ.get("LRKD_CACHE"), None
+    if source == PROCEDURAL:
+        place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
+        face = tuple(sorted((name, tuple(x) if isinstance(x, list) else x) for name, x in scale.face.items()))
+        rendered = (tuple(scale.identities), scale.images, tuple(scale.pairs), face, place)
+    return _splits(scale.size, str(source), cache, rendered)
+
+
+@functools.lru_cache(maxsize=2)
+def _splits(size: int, source: str, cache: str | None, rendered: tuple[Any, ...] | None) -> tables.Splits:
+    """`splits` of what it depends on. rendered: identities, images, pairs, the face's settings and the device."""
+    if rendered is not None:
+        identities, images, pairs, face, place = rendered
+        return procedural.procedural(size, identities, images, pairs, face=dict(face), device=place)
+    return prepared.resized(_prepared(source), size)
+
+
+def digests(scale: Scale, source: str = PROCEDURAL) -> tuple[str, dict[str, str]]:
+    """The data's own name and each split's digest, as `splits` has them; but nothing is rendered, nothing resized."""
+    if source == PROCEDURAL:
+        place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
+        counts = scale.identities, scale.images, scale.pairs
+        return PROCEDURAL, procedural.procedural_digests(scale.size, *counts, face=dict(scale.face), device=place)
+    faces = _prepared(str(source))
+    found = {part: prepared.resized_digest(getattr(faces, part), scale.size) for part in tables.SPLITS}
+    return faces.train.name.split("/")[0], found
+
+
+@functools.lru_cache(maxsize=2)
+def _prepared(source: str) -> tables.Splits:
+    if not Path(source).is_dir():
+        told = how_to_prepare(Path(source)) or "`python -m data_prep` makes one"
+        raise DataError(f"data is {source!r}: neither {PROCEDURAL!r} nor a prepared folder; {told}")
+    return prepared.prepared(source)
+
+
+def faces_of(spec: Spec, part: str) -> tables.Faces:
+    """The "train", "validation" or "test" people of a run's data; of a world only those that the run may look at."""
+    if spec.world is not None:
+        sets = spec.world.splits(spec.role)
+        if part not in sets:
+            raise ConfigError(f"world {spec.world.number} does not show its {part} people")
+        if spec.source == PROCEDURAL:
+            return _rendered(_people(spec.scale, spec.world, sets[part]), os.environ.get("LRKD_CACHE"))
+    found: tables.Faces = getattr(splits(spec.scale, spec.source), part)
+    return found
+
+
+def _people(scale: Scale, world: World, name: str) -> procedural.People:
+    place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
+    return worlds.people(scale, world, name, place)
+
+
+@functools.lru_cache(maxsize=4)
+def _rendered(people: procedural.People, cache: str | None) -> tables.Faces:
+    return people.faces()
+
+
+def _digests(spec: Spec) -> dict[str, str]:
+    """The digests of the data that a run looks at; a world's are known before anything is rendered."""
+    if spec.world is None:
+        return digests(spec.scale, spec.source)[1]
+    sets = spec.world.splits(spec.role)
+    if spec.source == PROCEDURAL:
+        return {part: _people(spec.scale, spec.world, name).digest for part, name in sets.items()}
+    return {part: faces_of(spec, part).digest for part in sets}
+
+
+def run_config(spec: Spec) -> dict[str, Any]:
+    """Everything that determines a run's weights and measures, in plain values: what the run store hashes."""
+    return {
+        "role": spec.role,
+        "scale": spec.scale.name,
+        "method": spec.method.describe(),
+        "side": spec.side,
+        "preset": spec.preset,
+        "seed": spec.seed,
+        "teacher": None if spec.teacher is None else store.digest(run_config(spec.teacher)),
+        "teacher_seed": None if spec.method.teacher == "none" else spec.teacher_seed,
+        "model": spec.model,
+        "head": dict(spec.scale.head),
+        "schedule": asdict(spec.schedule),
+        "options": asdict(spec.options),
+        "data": {"source": source_name(spec), **_digests(spec)},
+        **({"world": spec.world.number} if spec.world is not None else {}),
+        **({"observations": spec.observations} if spec.observations else {}),
+        **({"start": store.digest(run_config(spec.start))} if spec.start else {}),
+        **({"processes": spec.processes, "sync_norm": spec.sync_norm} if spec.divided else {}),
+    }
+
+
+def source_name(spec: Spec) -> str:
+    """The data's own name, wherever its folder lies."""
+    return PROCEDURAL if spec.source == PROCEDURAL else digests(spec.scale, spec.source)[0]
+
+
+def run_name(spec: Spec) -> str:
+    """The readable part of a run's folder name."""
+    sides = [spec.side] if not isinstance(spec.side, tuple) else spec.side
+    where = "-".join("hr" if side is None else str(side) for side in sides)
+    what = "teacher" if spec.role == "teacher" else spec.method.name + (f"-{spec.design}" if spec.design else "")
+    taught = "" if spec.method.teacher == "none" else f"-t{spec.teacher_seed}"
+    if spec.world is not None:
+        taught += f"-w{spec.world.number}{spec.setting}"
+    return f"{source_name(spec)}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
+
+
+def config_hash(spec: Spec) -> str:
+    """The hash of the run's configuration, which a results table has in its column `config`."""
+    return store.digest(run_config(spec))

@@ -1,0 +1,192 @@
+"""The race of distances: which rung of its ladder each one takes, how soon its runs learn. Tables in, tables out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lrkd.evaluation.statistics import check_columns, holm, paired_differences, spelled
+from lrkd.files import read_table
+
+CHANCE = 0.5
+RUN = ("config", "method", "seed", "teacher_seed")
+STAGES = tuple(f"{what}_{k}" for what in ("cosine", "norm", "norm_share", "radial") for k in range(1, 5))
+COLUMNS = ("scale", *RUN, "status", "protocol", "accuracy", "step", "device", "torch", "commit", "data", *STAGES)
+
+
+def read(path: Path | str) -> pd.DataFrame:
+    """A table of `lrkd study`; where the file is not there yet, one with `COLUMNS` and no row."""
+    return read_table(path, ["config"], "lrkd study") if Path(path).exists() else pd.DataFrame(columns=list(COLUMNS))
+
+
+def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
+    """The table of `lrkd study ladder` -> one row a run: `distance, weight, seed, accuracy, status`, sorted.
+
+    accuracy: on the validation people, nan for a run that diverged. The teacher's rows, and all whose method has no
+    weight in its name ("lp(2)@8"), are left out.
+    """
+    check_columns(ladder, ["method", "seed", "status", "protocol", "accuracy"])
+    kept = ladder["method"].astype(str).str.contains("@")
+    kept &= (ladder["protocol"] == "validation") | (ladder["status"] != "ok")
+    found = ladder[kept]
+    parts = [name.rpartition("@") for name in found["method"]]
+    table = pd.DataFrame(
+        {
+            "distance": [part[0] for part in parts],
+            "weight": [float(part[2]) for part in parts],
+            "seed": found["seed"].to_numpy(),
+            "accuracy": found["accuracy"].where(found["status"] == "ok").to_numpy(np.float64),
+            "status": found["status"].to_numpy(),
+        }
+    )
+    return table.sort_values(["distance", "weight", "seed"], ignore_index=True)
+
+
+def brackets(found: pd.DataFrame, matched: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """`rungs` -> one row a distance: what its ladder chose, and whether the choice lies between two that are worse.
+
+    -> `distance, weight, accuracy` (the best rung's mean over seeds), `factor` (weight over the matched one, where
+    `matched` has it), `rungs, diverged, below, above` (rungs at smaller and at greater weights than the best; diverged
+    ones count, as they are worse), `bracket` ("both sides", "nothing below", "nothing above", "nothing finished"),
+    `lead` (over the best other rung), `spread` (best minus worst finished rung). Distances come in the order of
+    `matched`, or else of the table. Unit: a rung, one run each: a lead of less than the noise of a run chooses nothing.
+    """
+    check_columns(found, ["distance", "weight", "accuracy", "status"])
+    named = list(dict.fromkeys(found["distance"]))
+    rows = []
+    for distance in [name for name in matched or named if name in named]:
+        part = found[found["distance"] == distance]
+        mean = part.groupby("weight")["accuracy"].mean().sort_index()
+        row = {"distance": distance, "rungs": len(mean), "diverged": int((part["status"] != "ok").sum())}
+        if mean.isna().all():
+            rows.append(row | {"bracket": "nothing finished"})
+            continue
+        best, others = float(mean.idxmax()), mean.drop(mean.idxmax()).dropna()
+        below, above = int((mean.index < best).sum()), int((mean.index > best).sum())
+        rows.append(
+            row
+            | {"weight": best, "accuracy": mean.max(), "below": below, "above": above}
+            | {"factor": best / matched[distance] if matched else np.nan}
+            | {"lead": mean.max() - others.max(), "spread": mean.max() - mean.min()}
+            | {"bracket": "both sides" if below and above else "nothing above" if below else "nothing below"}
+        )
+    return pd.DataFrame(rows, columns=BRACKET)
+
+
+BRACKET = [
+    *("distance", "weight", "accuracy", "factor", "rungs", "diverged", "below", "above", "bracket", "lead", "spread"),
+]
+
+
+def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFrame:
+    """What a run's trace comes to, one row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`.
+
+    traces: columns config, method, seed, teacher_seed, step, accuracy, a row an observation. final: the last accuracy;
+    auc: the mean over the observations, which are evenly spaced; steps_k: the first observed step at which the accuracy
+    is at least levels[k], nan for a run that never gets there (censored). Unit: a run. Raises DataError for columns
+    that the table lacks.
+    """
+    keys = list(RUN)
+    check_columns(traces, [*keys, "step", "accuracy"])
+    rows = []
+    for key, part in traces.sort_values("step").groupby(keys, sort=False, dropna=False):
+        step, accuracy = part["step"].to_numpy(), part["accuracy"].to_numpy(np.float64)
+        row = dict(zip(keys, key, strict=True)) | {"final": accuracy[-1], "auc": accuracy.mean()}
+        for k, level in enumerate(levels):
+            there = accuracy >= level
+            row[f"steps_{k}"] = float(step[there.argmax()]) if there.any() else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*keys, "final", "auc", *(f"steps_{k}" for k in range(len(levels)))])
+
+
+def entrants(
+    results: pd.DataFrame, traces: pd.DataFrame, teachers: Sequence[int], levels: Sequence[float] = ()
+) -> pd.DataFrame:
+    """Results and traces of `lrkd study hypotheses` -> one row a student that raced, on the test people.
+
+    -> `method` (the distance, or "none"), `weight` (nan for none), `seed, teacher_seed, status, accuracy`, what
+    `converged` says, and `own`: whether the teacher is the seed's own, teachers[seed mod their number] (always for
+    none, whose teacher counts not). A run that diverged counts with chance, in accuracy, final and auc, and reaches no
+    level. Unit: a run.
+    """
+    check_columns(results, [*RUN, "status", "protocol", "accuracy"])
+    raced = results["method"].astype(str).str.contains("@") | (results["method"] == "none")
+    if "role" in results:
+        raced &= results["role"] == "student"
+    rows = results[raced & (results["protocol"] == "test")]
+    names = rows["method"].astype(str).str.partition("@")
+    lost = (rows["status"] != "ok").to_numpy()
+    table = rows[["config", "seed", "teacher_seed", "status", "accuracy"]].assign(
+        method=names[0] if len(rows) else None,
+        weight=pd.to_numeric(names[2], errors="coerce") if len(rows) else np.nan,
+        own=[
+            method == "none" or t == teachers[int(s) % len(teachers)]
+            for method, s, t in zip(rows["method"], rows["seed"], rows["teacher_seed"], strict=True)
+        ],
+    )
+    ran = converged(traces, levels).drop(columns=["method", "seed", "teacher_seed"])
+    table = table.merge(ran, how="left", on="config", validate="one_to_one")
+    for name in ("accuracy", "final", "auc"):
+        table[name] = table[name].astype(float).mask(lost, CHANCE)
+    return table.astype({"own": bool})
+
+
+def differences(
+    raced: pd.DataFrame,
+    baseline: str,
+    value: str = "accuracy",
+    order: Sequence[str] = (),
+    crossed: Sequence[str] = (),
+) -> pd.DataFrame:
+    """`entrants` -> each method minus the baseline, seed by seed: `method, mean, low, high, p, n, holm`. Unit: a seed.
+
+    A seed's value is that of its own teacher; between two methods of `crossed` the mean over all teachers, of the seeds
+    that have as many runs as any. p: the paired t test's; holm: corrected over these rows. Methods come in the order
+    given, those without a pair of runs are left out; without the baseline there is no row.
+    """
+    columns = ["method", "mean", "low", "high", "p", "n", "holm"]
+    if baseline not in set(raced.loc[raced[value].notna(), "method"]):
+        return pd.DataFrame(columns=columns)
+    parts = [paired_differences(raced[raced["own"]], baseline, by=(), value=value)]
+    if baseline in crossed:
+        couples = raced[raced["method"].isin(crossed)].groupby(["method", "seed"])[value].agg(["mean", "count"])
+        whole = couples[couples["count"] == couples["count"].max()].rename(columns={"mean": value}).reset_index()
+        both = paired_differences(whole, baseline, by=(), value=value)
+        parts = [parts[0][~parts[0]["method"].isin(both["method"])], both]
+    table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    named = [name for name in order or dict.fromkeys(raced["method"]) if name in set(table["method"])]
+    table = table.set_index("method").loc[named].reset_index()
+    return table.assign(holm=holm(table["p"]))[columns]
+
+
+def levels(raced: pd.DataFrame) -> tuple[float, float]:
+    """Two levels for steps-to-a-level that nobody chose: the mean final accuracy of none, and the least of a distance.
+
+    raced: `entrants`, of which those with their own teacher count; nan where there are none.
+    """
+    ends = raced[raced["own"]].groupby("method")["final"].mean()
+    return float(ends.get("none", np.nan)), float(ends.drop("none", errors="ignore").min())
+
+
+def groups(table: pd.DataFrame, alpha: float = 0.05) -> tuple[str, str, str]:
+    """`differences` -> the methods above the baseline, below it, and not told apart from it, as words for a sentence.
+
+    Told apart is what Holm's p puts below alpha. A row without a p (one pair) is not told apart.
+    """
+    sure = table[table["holm"] < alpha]
+    parts = (sure[sure["mean"] > 0], sure[sure["mean"] < 0], table.drop(sure.index))
+    above, below, level = (", ".join(part["method"]) or "none of them" for part in parts)
+    return above, below, level
+
+
+def told(table: pd.DataFrame) -> dict[str, str]:
+    """`differences` -> {method: "+1.2 [0.3, 2.1]; p = .012"}: percentage points, t interval, Holm's p."""
+    p = [
+        " " if np.isnan(v) else "; p < .001" if v < 0.0005 else f"; p = {v:.3f}".replace("0.", ".")
+        for v in table["holm"]
+    ]
+    return {
+        name: text + more.rstrip()
+        for name, text, more in zip(table["method"], spelled(table, sign=True), p, strict=True)
+    }

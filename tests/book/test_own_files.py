@@ -1,0 +1,118 @@
+"""What the book's pages load, and their markup: the words stay, only what they are called changes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "book" / "_ext"))
+import launch
+from own_files import lighten, process, told
+
+SIGNATURE = (
+    '<dl class="py"><dt>f<span class="sig-paren">(</span>\n\n<dl>\n<dd><em>a</em>,</dd>\n<dd><em>b</em></dd>\n</dl>\n\n'
+    '<span class="sig-paren">)</span></dt><dd><dl>\n<dt>term</dt><dd>meaning</dd></dl></dd></dl>'
+)
+
+
+def test_a_signature_is_no_list_and_lists_stay():
+    shown = told(SIGNATURE)
+    assert re.sub(r"<[^>]+>", "", shown) == re.sub(r"<[^>]+>", "", SIGNATURE)
+    assert '<div class="sig-lines">\n<div><em>a</em>,</div>\n<div><em>b</em></div>\n</div>' in shown
+    assert "<dl>\n<dt>term</dt><dd>meaning</dd></dl>" in shown
+
+
+def build(formulas=False):
+    return SimpleNamespace(env=SimpleNamespace(domaindata={"math": {"has_equations": {"index": formulas}}}))
+
+
+@pytest.mark.parametrize("formulas", [True, False])
+def test_thebe_is_not_loaded_and_mathjax_where_a_formula_is(formulas):
+    scripts = [
+        SimpleNamespace(filename="_static/doctools.js", attributes={}),
+        SimpleNamespace(filename="vendor/mathjax/tex-mml-chtml.js", attributes={}),
+        SimpleNamespace(filename="_static/sphinx-thebe.js", attributes={}),
+        SimpleNamespace(filename=None, attributes={"body": "const THEBE_JS_URL = 1"}),
+    ]
+    context = {"script_files": scripts, "css_files": ["_static/sphinx-thebe.css", "_static/book.css"], "body": "text"}
+    process(build(formulas), "index", "page.html", context, None)
+    assert context == {"script_files": scripts[: 1 + formulas], "css_files": ["_static/book.css"], "body": "text"}
+
+
+def test_the_script_of_one_page_is_loaded_there_alone():
+    files = [SimpleNamespace(filename="_static/try-it.js", attributes={}), "_static/try-it.css", "_static/book.css"]
+    for page, left in (("index", files[2:]), ("try-it", files)):
+        context = {"script_files": list(files)}
+        process(build(), page, "page.html", context, None)
+        assert context["script_files"] == left
+
+
+def test_what_nobody_asks_for_is_not_in_the_book(tmp_path):
+    kept, dropped = (
+        ("scripts/theme.js", "webfonts/fa-solid-900.woff2"),
+        ("scripts/theme.js.map", "webfonts/fa-solid.ttf"),
+    )
+    for name in (*kept, *dropped, "scripts/fontawesome.js"):
+        file = tmp_path / "_static" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("text")
+    lighten(SimpleNamespace(outdir=tmp_path), None)
+    left = {path.relative_to(tmp_path / "_static").as_posix(): path.read_text() for path in tmp_path.rglob("*.*")}
+    assert left == {**dict.fromkeys(kept, "text"), "scripts/fontawesome.js": ""}
+
+
+# Binder and Colab
+
+
+def test_buttons_stand_where_the_address_is_known(monkeypatch):
+    config = SimpleNamespace(html_theme_options={"launch_buttons": {"thebe": False}, "own": 1})
+    monkeypatch.delenv("LRKD_REPOSITORY", raising=False)
+    launch.buttons(None, config)
+    assert config.html_theme_options == {"launch_buttons": {"thebe": False}, "own": 1}
+    monkeypatch.setenv("LRKD_REPOSITORY", "https://example.org/owner/lrkd/")
+    launch.buttons(None, config)
+    assert config.html_theme_options["repository_url"] == "https://example.org/owner/lrkd"
+    assert {"binderhub_url", "colab_url"} <= set(config.html_theme_options["launch_buttons"])
+    assert config.html_theme_options["own"] == 1
+
+
+def test_the_first_cell_is_added_once_and_pages_stay_pages(tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    page = Path(launch.ROOT / "book" / "students.ipynb").read_text(encoding="utf-8")
+    (tmp_path / "a.ipynb").write_text(page, encoding="utf-8")
+    for address in ("https://example.org/one/lrkd", "https://example.org/two/lrkd"):
+        launch.prepend(tmp_path, address)
+    found = json.loads((tmp_path / "a.ipynb").read_text(encoding="utf-8"))
+    nbformat.validate(nbformat.from_dict(found))
+    assert found["cells"][1:] == json.loads(page)["cells"]
+    assert "two" in "".join(found["cells"][0]["source"])
+    with pytest.raises(ValueError, match="no address"):
+        launch.prepend(tmp_path, 'https://x.org/";import os')
+
+
+def test_the_first_cell_fetches_and_installs_what_is_missing(tmp_path):
+    origin, away, stand_in = tmp_path / "origin", tmp_path / "away", tmp_path / "stand-in"
+    for folder in (origin / "book" / "results", away, stand_in):
+        folder.mkdir(parents=True)
+    (origin / "book" / "results" / "core.csv").write_text("a\n")
+    (stand_in / "pip.py").write_text("import sys\nprint('pip', *sys.argv[1:])\n")
+    git = ["git", "-C", str(origin), "-c", "user.name=x", "-c", "user.email=x"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    code = "".join(launch.first_cell(f"file://{origin}")["source"]) + "\nprint(os.getcwd())"
+    env = {**os.environ, "PYTHONPATH": str(stand_in)}
+    for _ in range(2):  # the second time the clone is there
+        ran = subprocess.run([sys.executable, "-S", "-c", code], cwd=away, env=env, capture_output=True, text=True)
+        pip, folder = ran.stdout.splitlines()
+        assert folder == str(away / "lrkd" / "book")
+        assert pip.startswith("pip install --quiet --editable .. ipywidgets ")
+        assert not {"jupyterlab", "torch"} & set(pip.split())
+    inside = subprocess.run(
+        [sys.executable, "-c", code], cwd=origin / "book", env=env, capture_output=True, text=True, check=True
+    )
+    assert inside.stdout.strip() == str(origin / "book"), "in the book's folder, with lrkd installed, nothing happens"
