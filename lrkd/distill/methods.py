@@ -31,8 +31,8 @@ class Choice:
     """Of which training images the teacher's features are learned.
 
     kind: "graph" (`lrkd.distill.selection`, by informativeness less redundancy), "top" (the most informative ones,
-    without the graph) or "random". fraction: how many of all. neighbours: of a node in the graph. beta: weight of its edges; at
-    1 / neighbours all edges of a face together weigh about as much as its informativeness.
+    without the graph) or "random". fraction: how many of all. neighbours: of a node in the graph. beta: weight of its
+    edges; at 1 / neighbours all edges of a face together weigh about as much as its informativeness.
     """
 
     kind: Literal["graph", "top", "random"]

@@ -50,7 +50,7 @@ class Probes:
     masks: a part's (n,S,S), "background" for the rest. noise: standard deviation of the sensor's, per HR pixel.
     """
 
-    result_rows: np.ndarray
+    rows: np.ndarray
     known: np.ndarray
     friends: np.ndarray
     hr: Tensor

@@ -27,7 +27,7 @@ from lrkd.models.layers import Network, Output
 from lrkd.models.wrap import Embeddings
 from lrkd.training import distributed
 from lrkd.training.acceleration import LONG, Speed, Writer, compiled, forget_compiled, in_advance, quick_convolutions
-from lrkd.training.checkpoint import CheckpointState
+from lrkd.training.checkpoint import CheckpointState, fingerprint
 from lrkd.training.log import COLUMNS, Log, distinct_names
 from lrkd.training.schedule import Options, Schedule, make_scheduler, threads
 from lrkd.training.step import (
@@ -107,9 +107,9 @@ def fit(
         raise ConfigError(f"batch is {batch}, but there are only {count} images to train on: choose a smaller batch")
     steps_an_epoch = count // batch
     steps = schedule.epochs * steps_an_epoch
-    fingerprint = ""
+    made_of = ""
     if directory is not None:
-        fingerprint = fingerprint(network, head, faces, schedule, options, speed, teacher, terms, seed)
+        made_of = fingerprint(network, head, faces, schedule, options, speed, teacher, terms, seed)
     device, share = torch.device(device), distributed.part(batch)
     leader, several = distributed.rank() == 0, distributed.size() > 1
     devices = [device] if device.type == "cuda" else []
@@ -147,7 +147,7 @@ def fit(
             fused=speed.uses("fused", device),
         )
         scheduler = make_scheduler(optimizer, schedule, steps, steps_an_epoch)
-        state = CheckpointState(trained, optimizer, scheduler, generator, fingerprint, device, shard)
+        state = CheckpointState(trained, optimizer, scheduler, generator, made_of, device, shard)
         beside = stack.enter_context(Writer()) if speed.uses("beside", device) else None
         log, step = Log(distinct_names([*COLUMNS, "identity", *(term.name for term in terms)])[len(COLUMNS) :]), 0
         # What the first process sees: it may have written the file itself just now, and the others not see it yet.
