@@ -122,8 +122,7 @@ def _trained(
     running: dict[Future[bool], Spec] = {}
     try:
         while running or (waiting and not stop()):
-            unfinished = {run_name(spec) for spec in (*waiting, *running.values())}
-            ready = [spec for spec in waiting if unfinished.isdisjoint(map(run_name, spec.needs.values()))]
+            ready = _ready(waiting, tuple(running.values()))
             if stop():
                 event.set()
                 ready = []
@@ -151,6 +150,12 @@ def _trained(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _ready(waiting: Sequence[Spec], running: Sequence[Spec]) -> list[Spec]:
+    """Those that wait for no run of these; teachers of two lengths have one name, so it is their hashes that count."""
+    unfinished = {config_hash(spec) for spec in (*waiting, *running)}
+    return [spec for spec in waiting if unfinished.isdisjoint(map(config_hash, spec.needs.values()))]
 
 
 @contextmanager

@@ -214,6 +214,12 @@ def test_rates_come_first_and_a_diverged_rung_loses():
         chosen.factor(Entrant("fskd"))
 
 
+def test_a_student_waits_for_its_own_teacher_and_for_no_other_length():
+    short, long = (replace(PLACE, epochs=k).spec(COSINE, 0, "S") for k in (1, 2))
+    assert runner._ready([short, long, long.teacher], []) == [short, long.teacher]
+    assert runner._ready([short, long], [short.teacher]) == [long]
+
+
 def test_every_claim_compares_entrants_that_run_where_it_is_judged():
     chosen = answer_plan.Chosen([], 0.1, dict.fromkeys(answer_plan.ENTRANTS, 1.0))
     place = Place(SCALES["cpu"], epochs=12, lr=0.1)
