@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_prep import align, cfp, layout, lfw, matlab, pairs_bin, recordio
+from data_prep import align, cfp, images, journal, lfw, matlab, pairs_bin, recordio, writer
 from lrkd.data.images import FORMATS
 from lrkd.data.layout import read_layout
 from lrkd.errors import DataError
@@ -47,7 +47,7 @@ FORBIDDEN += ("socket.connect", "ctypes.dlopen", "shutil.rmtree", "os.remove", "
 NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x1FFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**40, 2**64 - 1]
 TOKENS = [b"\n", b",", b'"', b"\t", b"-1", b"9" * 20, b"nan", b"inf", b"../../etc/passwd", b"\0", b"\xff\xfe", b"\x93"]
 TOKENS += [b"[" * 3000, b"cos\nsystem\n", b"(S'x'\ntR.", b"c__builtin__\neval\n", struct.pack("<I", recordio.MAGIC)]
-# What `layout.write` catches around each image is any Exception; another than these would be worth a look.
+# What `writer.write` catches around each image is any Exception; another than these would be worth a look.
 BROKEN_IMAGE: tuple[type[BaseException], ...] = (
     ValueError, OSError, SyntaxError, IndexError, TypeError, KeyError, AttributeError, OverflowError, struct.error,
     zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning, UserWarning,
@@ -95,19 +95,17 @@ def _mats() -> list[bytes]:
 
 
 def _gone() -> bytes:
-    raise layout.NoFace("gone")
+    raise images.NoFace("gone")
 
 
 def _prepared(where: Path) -> dict[str, bytes]:
-    photos = [layout.Photo(f"p{k // 2}", f"p{k // 2}/{k}.jpg", lambda k=k: _image(k), k, "probe") for k in range(6)]  # type: ignore[misc]
-    photos.append(layout.Photo("p2", "p2/6.jpg", _gone, 6, "probe"))
+    photos = [journal.Photo(f"p{k // 2}", f"p{k // 2}/{k}.jpg", lambda k=k: _image(k), k, "probe") for k in range(6)]  # type: ignore[misc]
+    photos.append(journal.Photo("p2", "p2/6.jpg", _gone, 6, "probe"))
     pairs = [(0, 1, 1, 0, "a"), (0, 2, 0, 0, "a"), (2, 3, 1, 1, "a"), (3, 5, 0, 1, "a")]
-    extra = layout.Extras(pairs=pairs, splits={"train": [0], "test": [1, 2]})
+    extra = writer.Extras(pairs=pairs, splits={"train": [0], "test": [1, 2]})
     error, sys.stderr = sys.stderr, io.StringIO()
     try:
-        layout.write(
-            where, photos, 7, lambda *_: extra, name="x", size=4, crop={}, licence="", tool="x", box=layout.whole_padded
-        )
+        writer.write(where, photos, 7, lambda _: extra, writer.Recipe("x", 4, "", "x"))
     finally:
         sys.stderr = error
     return {file.name: file.read_bytes() for file in where.iterdir()}
@@ -189,7 +187,7 @@ def readers(where: Path) -> list[Reader]:
         Reader("cfp pairs", [{"x": b"1,2\n2,1\n"}], ("x",), lambda d: cfp.read_pairs(d / "x", known, known)),
         Reader("lfw pairs", [{"x": b"1\t1\nAda\t1\t2\nAda\t1\tBen\t1\n"}], ("x",), lambda d: lfw.read_pairs(d / "x")),
         Reader("lfw people", [{"x": b"2\nAda\t2\nBen\t1\n"}], ("x",), lambda d: lfw.read_people(d / "x")),
-        Reader("lfw archive", [{"x.tgz": _tar()}], ("x.tgz",), lambda d: list(lfw._archived(d / "x.tgz", True))),
+        Reader("lfw archive", [{"x.tgz": _tar()}], ("x.tgz",), lambda d: list(lfw.archived(d / "x.tgz", True))),
         Reader(
             "prepared folder",
             [folder],
@@ -212,7 +210,7 @@ def readers(where: Path) -> list[Reader]:
             "images",
             [{"x": _image(0, kind)} for kind in FORMATS],
             ("x",),
-            lambda d: layout.convert((d / "x").read_bytes(), 8, layout.whole_padded),
+            lambda d: images.convert((d / "x").read_bytes(), 8, images.whole_padded),
             BROKEN_IMAGE,
         ),
     ]

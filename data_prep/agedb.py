@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep import align, layout
+from data_prep import align, commandline, files, writer
+from data_prep.journal import Photo
 from lrkd.errors import DataError
 
 LICENCE = (
@@ -29,17 +31,25 @@ faces come as insightface's agedb_30.bin: python -m data_prep.pairs_bin.
 _FILE = re.compile(r"(?P<number>\d+)_(?P<name>.+)_(?P<age>\d{1,3})_(?P<sex>[mf])\.jpe?g", re.IGNORECASE)
 
 
-def find(source: Path) -> list[layout.Photo]:
+@dataclass(frozen=True)
+class Drawing:
+    """Which pairs are drawn: at least `gap` years apart, so many in so many folds."""
+
+    gap: int = 30
+    pairs: int = 6000
+    folds: int = 10
+    seed: int = 0
+
+
+def find(source: Path) -> list[Photo]:
     """The photographs, by number. Raises DataError for a file name that says no name and age."""
     inner = source / "AgeDB"
     photos = []
-    for file in layout.pictures(inner if inner.is_dir() else source):
+    for file in files.pictures(inner if inner.is_dir() else source):
         match = _FILE.fullmatch(file.name)
         if match is None:
             raise DataError(f"{file}: NUMBER_NAME_AGE_SEX.jpg, as in 0_MariaCallas_35_f.jpg, is right")
-        photos.append(
-            (int(match["number"]), layout.Photo(match["name"], file.name, file.read_bytes, int(match["age"])))
-        )
+        photos.append((int(match["number"]), Photo(match["name"], file.name, file.read_bytes, int(match["age"]))))
     if not photos:
         raise DataError(f"{source}: no images in it: a folder of NUMBER_NAME_AGE_SEX.jpg is right")
     return [photo for _, photo in sorted(photos, key=lambda item: (item[0], item[1].source))]
@@ -52,51 +62,46 @@ def prepare(
     size: int = 112,
     crop: float | None = 1.0,
     landmarks: Path | None = None,
-    gap: int = 30,
-    pairs: int = 6000,
-    folds: int = 10,
-    seed: int = 0,
+    drawing: Drawing = Drawing(),
     **options: Any,
 ) -> dict[str, Any]:
-    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out, source)
+    """Write the prepared folder and return its meta; `options` go to `writer.Recipe`."""
+    files.check_out(out, source)
     photos = find(source)
     age_of = {photo.source: photo.age for photo in photos}
 
-    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
-        ages = np.array([age_of[where] for where in sources], dtype=np.float64)
+    def extras(kept: writer.Kept) -> writer.Extras:
+        ages = np.array([age_of[where] for where in kept.sources], dtype=np.float64)
+        count, folds, seed, gap = drawing.pairs, drawing.folds, drawing.seed, drawing.gap
         try:
-            return layout.Extras.drawn(
-                labels, digests, pairs, folds, seed, age=ages, min_age_gap=gap, protocol=f"agedb{gap}"
-            )
+            return writer.Extras.drawn(kept, count, folds, seed, protocol=f"agedb{gap}", age_gap=(ages, gap))
         except DataError as error:
             raise DataError(f"{source}: pairs {gap} years apart: {error} (--pairs, --folds, --gap)") from error
 
-    layout.rehearse(photos, extras)
-    return layout.write(
+    writer.rehearse(photos, extras)
+    return writer.write(
         out,
         photos,
         len(photos),
         extras,
-        name="agedb",
-        size=size,
-        licence=LICENCE,
-        tool="data_prep.agedb",
-        **align.frame(size, crop, landmarks),
-        **options,
+        writer.Recipe("agedb", size, LICENCE, "data_prep.agedb", align.frame(crop, landmarks), **options),
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = layout.parser("agedb", HELP)
+    """Run the tool."""
+    parser = commandline.parser("agedb", HELP)
     align.add_frame(parser, 1.0)
-    parser.add_argument("--gap", type=layout.positive, default=30, metavar="YEARS", help="least age gap (default 30)")
-    parser.add_argument("--pairs", type=layout.positive, default=6000, metavar="N", help="how many (default 6000)")
-    parser.add_argument("--folds", type=layout.positive, default=10, metavar="N", help="folds (default 10)")
-    parser.add_argument("--seed", type=layout.whole, default=0, help="draws the pairs (default 0)")
+    parser.add_argument(
+        "--gap", type=commandline.positive, default=30, metavar="YEARS", help="least age gap (default 30)"
+    )
+    parser.add_argument("--pairs", type=commandline.positive, default=6000, metavar="N", help="how many (default 6000)")
+    parser.add_argument("--folds", type=commandline.positive, default=10, metavar="N", help="folds (default 10)")
+    parser.add_argument("--seed", type=commandline.whole, default=0, help="draws the pairs (default 0)")
     options = vars(parser.parse_args(argv))
-    print(layout.summary(options["out"], prepare(**options)))
+    drawing = commandline.bundle(options, Drawing)
+    print(commandline.summary(options["out"], prepare(**options, drawing=drawing)))
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

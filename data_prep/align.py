@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep import folder, layout
-from lrkd.data import images
+from data_prep import commandline, files, folder
+from data_prep.images import Framing, NoFace
+from lrkd.data.images import MAX_FILE, upright
 from lrkd.errors import ConfigError, DataError, needed
 
 HELP = """\
@@ -56,7 +57,7 @@ def similarity(points: np.ndarray, size: int) -> np.ndarray:
 
     found = SimilarityTransform.from_estimate(points, template(size)) if np.isfinite(points).all() else None
     if not found or not np.isfinite(found.params).all() or not 1e-4 < found.scale < 1e4:
-        raise layout.NoFace("these landmarks fix no similarity: five points that are not all one are right")
+        raise NoFace("these landmarks fix no similarity: five points that are not all one are right")
     return np.linalg.inv(found.params)[:2]
 
 
@@ -79,7 +80,7 @@ def read_landmarks(path: Path) -> dict[str, np.ndarray | None]:
     if not path.is_file():
         raise DataError(f"--landmarks {path}: no such file: a CSV with {','.join(COLUMNS)} is right")
     try:
-        text = layout.content(path, images.MAX_FILE).decode("utf-8-sig")
+        text = files.content(path, MAX_FILE).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text: {error}") from error
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -111,30 +112,28 @@ def nearest(faces: Any, height: int, width: int) -> np.ndarray:
     """(n,5,2) -> the (5,2) nearest to the middle of the image. Raises NoFace for n = 0, ValueError for other shapes."""
     found = np.asarray(faces, dtype=np.float64)
     if found.size == 0:
-        raise layout.NoFace("the detector found no face")
+        raise NoFace("the detector found no face")
     if found.ndim != 3 or found.shape[1:] != (5, 2):
         raise ValueError(f"the detector returned {found.shape}: landmarks (n,5,2) are right")
     return found[np.argmin(np.linalg.norm(found.mean(1) - ((width - 1) / 2, (height - 1) / 2), axis=1))]
 
 
-def framing(
-    size: int, landmarks: Mapping[str, np.ndarray | None] | None = None, detector: Detector | None = None
-) -> dict[str, Any]:
-    """What `layout.write` needs to align instead of to crop: by the landmarks of each source, or by a detector."""
+def framing(landmarks: Mapping[str, np.ndarray | None] | None = None, detector: Detector | None = None) -> Framing:
+    """Align faces instead of cropping them: by the landmarks of each source, or by a detector."""
     if (landmarks is None) == (detector is None):
         raise ConfigError("landmarks, or a detector: one of the two is right")
     with needed("aligning", "align"):
         import skimage.transform  # noqa: F401
 
-    def decode(photo: layout.Photo, data: bytes) -> np.ndarray:
+    def decode(source: str, data: bytes, size: int) -> np.ndarray:
         if landmarks is not None:
-            points = landmarks.get(photo.source)
+            points = landmarks.get(source)
             if points is None:
-                raise layout.NoFace("no landmarks")
-            with images.upright(data) as image:
+                raise NoFace("no landmarks")
+            with upright(data) as image:
                 return warp(image, points, size)
         assert detector is not None
-        with images.upright(data) as image:
+        with upright(data) as image:
             return warp(image, nearest(detector(np.asarray(image)), image.height, image.width), size)
 
     if landmarks is None:
@@ -143,7 +142,7 @@ def framing(
     else:
         told = sorted((source, None if points is None else points.tolist()) for source, points in landmarks.items())
         by = {"by": "landmarks", "sha256": hashlib.sha256(repr(told).encode()).hexdigest()}
-    return {"crop": {"kind": "five points", **by}, "decode": decode}
+    return Framing({"kind": "five points", **by}, decode, finds_faces=True)
 
 
 def add_frame(parser: argparse.ArgumentParser, crop: float | None = None) -> None:
@@ -151,7 +150,7 @@ def add_frame(parser: argparse.ArgumentParser, crop: float | None = None) -> Non
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--crop",
-        type=layout.share,
+        type=commandline.share,
         default=crop,
         metavar="P",
         help="side of the middle square, as a share of the shorter side (default: "
@@ -162,13 +161,11 @@ def add_frame(parser: argparse.ArgumentParser, crop: float | None = None) -> Non
     )
 
 
-def frame(size: int, crop: float | None, landmarks: Path | None) -> dict[str, Any]:
-    """`crop`, `box` and `decode` of `layout.write` from the options of `add_frame`."""
+def frame(crop: float | None, landmarks: Path | None) -> Framing:
+    """Make a framing of the options of `add_frame`."""
     if landmarks is not None:
-        return framing(size, read_landmarks(landmarks))
-    if crop is None:
-        return {"crop": {"kind": "whole"}, "box": layout.whole_padded}
-    return {"crop": {"kind": "centre", "share": crop}, "box": layout.centre_share(crop)}
+        return framing(read_landmarks(landmarks))
+    return Framing.whole() if crop is None else Framing.centre(crop)
 
 
 def prepare(
@@ -182,7 +179,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options` go to `folder.prepare`."""
     told = None if landmarks is None else read_landmarks(landmarks)
-    made = framing(size, told, detector)
+    made = framing(told, detector)
     return folder.prepare(source, out, size=size, framing=made, tool="data_prep.align", **options)
 
 
@@ -204,14 +201,16 @@ def _named(text: str) -> Detector:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = layout.parser("align", HELP)
+    """Run the tool."""
+    parser = commandline.parser("align", HELP)
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--landmarks", type=Path, metavar="CSV", help="five landmarks an image")
     group.add_argument("--detector", type=_named, metavar="MODULE:FUNCTION", help="your function that finds them")
     folder.add_pairs(parser)
     options = vars(parser.parse_args(argv))
-    print(layout.summary(options["out"], prepare(**options)))
+    drawing = commandline.bundle(options, folder.Drawing)
+    print(commandline.summary(options["out"], prepare(**options, drawing=drawing)))
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

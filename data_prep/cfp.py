@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep import align, layout
+from data_prep import align, commandline, files, writer
+from data_prep.journal import Photo
 from lrkd.errors import DataError
 
 LICENCE = (
@@ -31,7 +32,7 @@ POSES = {"F": "frontal", "P": "profile"}
 def read_list(path: Path, pose: str) -> dict[int, str]:
     """Pair_list_F.txt and Pair_list_P.txt: number -> source, as in 001/frontal/01.jpg."""
     found: dict[int, str] = {}
-    for number, line in enumerate(layout.lines(path), 1):
+    for number, line in enumerate(files.lines(path), 1):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line.strip())
@@ -44,7 +45,7 @@ def read_list(path: Path, pose: str) -> dict[int, str]:
 def read_pairs(path: Path, left: dict[int, str], right: dict[int, str]) -> list[tuple[str, str]]:
     """same.txt or diff.txt: two numbers of the lists a line."""
     found = []
-    for number, line in enumerate(layout.lines(path), 1):
+    for number, line in enumerate(files.lines(path), 1):
         if not line.strip():
             continue
         match = _PAIR.fullmatch(line)
@@ -54,7 +55,7 @@ def read_pairs(path: Path, left: dict[int, str], right: dict[int, str]) -> list[
     return found
 
 
-def find(source: Path) -> tuple[Path, list[layout.Photo]]:
+def find(source: Path) -> tuple[Path, list[Photo]]:
     """The folder of Data and Protocol, and the photographs sorted by person, pose and number."""
     root = next((d for d in (source, source / "cfp-dataset") if (d / "Data" / "Images").is_dir()), None)
     if root is None:
@@ -64,9 +65,9 @@ def find(source: Path) -> tuple[Path, list[layout.Photo]]:
         if person.is_symlink() or not person.is_dir() or person.name.startswith("."):
             continue
         for pose in POSES.values():
-            for file in layout.pictures(person / pose) if (person / pose).is_dir() else ():
+            for file in files.pictures(person / pose) if (person / pose).is_dir() else ():
                 where = f"{person.name}/{pose}/{file.name}"
-                photos.append(layout.Photo(person.name, where, file.read_bytes, role=pose))
+                photos.append(Photo(person.name, where, file.read_bytes, role=pose))
     if not photos:
         raise DataError(f"{root}: no images in it: Data/Images/001/frontal/01.jpg is right")
     return root, photos
@@ -81,8 +82,8 @@ def prepare(
     landmarks: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out, source)
+    """Write the prepared folder and return its meta; `options` go to `writer.Recipe`."""
+    files.check_out(out, source)
     root, photos = find(source)
     lists = {pose: read_list(root / "Protocol" / f"Pair_list_{pose}.txt", name) for pose, name in POSES.items()}
     person_of = {photo.source: photo.name for photo in photos}
@@ -103,29 +104,22 @@ def prepare(
                         raise DataError(f"{file}: {a} and {b} are {'not ' * same}of one person")
                     wanted.append((a, b, same, fold, protocol.lower()))
 
-    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
-        return layout.named_pairs(sources, wanted)
-
-    return layout.write(
+    return writer.write(
         out,
         photos,
         len(photos),
-        extras,
-        name="cfp",
-        size=size,
-        licence=LICENCE,
-        tool="data_prep.cfp",
-        **align.frame(size, crop, landmarks),
-        **options,
+        lambda kept: writer.Extras.named(kept, wanted),
+        writer.Recipe("cfp", size, LICENCE, "data_prep.cfp", align.frame(crop, landmarks), **options),
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = layout.parser("cfp", HELP)
+    """Run the tool."""
+    parser = commandline.parser("cfp", HELP)
     align.add_frame(parser, 1.0)
     options = vars(parser.parse_args(argv))
-    print(layout.summary(options["out"], prepare(**options)))
+    print(commandline.summary(options["out"], prepare(**options)))
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import layout
+from data_prep import commandline, files, writer
+from data_prep.images import Framing
+from data_prep.journal import Photo
 from lrkd.errors import DataError
 
 LICENCE = "not stated: the terms under which these photographs were given hold for this folder too"
@@ -28,7 +31,16 @@ or people with one image each, become a folder without pairs.
 """
 
 
-def find(source: Path) -> tuple[list[layout.Photo], list[str], list[str]]:
+@dataclass(frozen=True)
+class Drawing:
+    """Which pairs are drawn: in so many folds at most, with so many genuine pairs a person at most."""
+
+    folds: int = 10
+    seed: int = 0
+    max_genuine: int = 15
+
+
+def find(source: Path) -> tuple[list[Photo], list[str], list[str]]:
     """Photographs sorted by person and file name, what was passed over, and the folders that hold no image."""
     if not source.is_dir():
         raise DataError(f"--source {source}: no such folder: one that holds a folder per person is right")
@@ -44,10 +56,10 @@ def find(source: Path) -> tuple[list[layout.Photo], list[str], list[str]]:
         for file in sorted(os.scandir(person.path), key=lambda entry: entry.name):
             where = f"{person.name}/{file.name}"
             hidden = file.name.startswith(".") or not file.is_file(follow_symlinks=False)
-            if hidden or not file.name.lower().endswith(layout.SUFFIXES):
+            if hidden or not file.name.lower().endswith(files.SUFFIXES):
                 ignored.append(where)
                 continue
-            photos.append(layout.Photo(person.name, where, Path(file.path).read_bytes))
+            photos.append(Photo(person.name, where, Path(file.path).read_bytes))
             found += 1
         if not found:
             empty.append(person.name)
@@ -65,17 +77,12 @@ def prepare(
     *,
     size: int = 112,
     crop: float = 1.0,
-    framing: dict[str, Any] | None = None,
-    name: str | None = None,
-    licence: str = LICENCE,
-    seed: int = 0,
-    folds: int = 10,
-    max_genuine: int = 15,
-    tool: str = "data_prep.folder",
+    framing: Framing | None = None,
+    drawing: Drawing = Drawing(),
     **options: Any,
 ) -> dict[str, Any]:
-    """Write the prepared folder and return its meta; `options`, and `framing` for `crop`, go to `layout.write`."""
-    layout.check_out(out, source)
+    """Write the prepared folder and return its meta; `options`, and `framing` for `crop`, go to `writer.Recipe`."""
+    files.check_out(out, source)
     photos, ignored, empty = find(source)
     if empty:
         more = f" and {len(empty) - MAX_NAMED} more" if len(empty) > MAX_NAMED else ""
@@ -84,24 +91,21 @@ def prepare(
     if ignored:
         print(f"passed over {len(ignored)} entries that are no image of a person: {ignored[0]} ...", file=sys.stderr)
 
-    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
+    def extras(kept: writer.Kept) -> writer.Extras:
         try:
-            return layout.Extras.drawn(labels, digests, None, folds, seed, max_genuine=max_genuine)
+            return writer.Extras.drawn(kept, None, drawing.folds, drawing.seed, max_genuine=drawing.max_genuine)
         except DataError as error:  # to embed and to identify they do
-            return layout.Extras(notes=[f"no verification pairs: {error}"])
+            return writer.Extras(notes=[f"no verification pairs: {error}"])
 
-    layout.rehearse(photos, extras)
-    return layout.write(
+    writer.rehearse(photos, extras)
+    named = {"licence": LICENCE, "tool": "data_prep.folder"} | options
+    named["name"] = named.get("name") or source.resolve().name
+    return writer.write(
         out,
         photos,
         len(photos),
         extras,
-        name=name or source.resolve().name,
-        size=size,
-        licence=licence,
-        tool=tool,
-        **(framing or {"crop": {"kind": "centre", "share": crop}, "box": layout.centre_share(crop)}),
-        **options,
+        writer.Recipe(size=size, framing=framing or Framing.centre(crop), **named),
     )
 
 
@@ -109,11 +113,11 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
     """The options that say what the set is called and which pairs are drawn."""
     parser.add_argument("--name", help="name of the data set (default: the source folder's)")
     parser.add_argument("--licence", default=LICENCE, help="note on the terms of use, kept in meta.json")
-    parser.add_argument("--seed", type=layout.whole, default=0, help="draws the pairs (default 0)")
-    parser.add_argument("--folds", type=layout.positive, default=10, help="folds, at most (default 10)")
+    parser.add_argument("--seed", type=commandline.whole, default=0, help="draws the pairs (default 0)")
+    parser.add_argument("--folds", type=commandline.positive, default=10, help="folds, at most (default 10)")
     parser.add_argument(
         "--max-genuine",
-        type=layout.positive,
+        type=commandline.positive,
         default=15,
         metavar="N",
         help="genuine pairs a person, at most",
@@ -121,14 +125,20 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = layout.parser("folder", HELP)
+    """Run the tool."""
+    parser = commandline.parser("folder", HELP)
     parser.add_argument(
-        "--crop", type=layout.share, default=1.0, metavar="P", help="side of the crop, as a share of the shorter side"
+        "--crop",
+        type=commandline.share,
+        default=1.0,
+        metavar="P",
+        help="side of the crop, as a share of the shorter side",
     )
     add_pairs(parser)
     options = vars(parser.parse_args(argv))
-    print(layout.summary(options["out"], prepare(**options)))
+    drawing = commandline.bundle(options, Drawing)
+    print(commandline.summary(options["out"], prepare(**options, drawing=drawing)))
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

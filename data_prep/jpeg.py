@@ -19,7 +19,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep import layout
+from data_prep import commandline, files, writer
+from data_prep.images import MAX_SIDE
+from data_prep.journal import Photo
 from lrkd.data.images import MAX_FILE, upright
 from lrkd.data.layout import read_layout
 from lrkd.errors import DataError
@@ -41,7 +43,7 @@ MAX_IMAGES = 10**6  # of the packed form, which is for small sets
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """`OUT.partial`, which becomes OUT when the block ends well and disappears when not."""
-    layout.check_out(out)
+    files.check_out(out)
     part = out.with_name(out.name + ".partial")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -53,11 +55,6 @@ def _whole(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-
-
-def _meta(folder: Path, meta: dict[str, Any]) -> None:
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in meta.items())
-    (folder / "meta.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def pack(source: Path, out: Path, quality: int = 88, workers: int = 2) -> dict[str, Any]:
@@ -81,7 +78,7 @@ def pack(source: Path, out: Path, quality: int = 88, workers: int = 2) -> dict[s
                     archive.writestr(zipfile.ZipInfo(f"{row:06d}.jpg"), data)  # without a date: the same bytes again
         for name in TEXTS:
             shutil.copyfile(source / name, folder / name)
-        _meta(folder, meta)
+        writer.write_meta(folder, meta)
     return meta
 
 
@@ -91,15 +88,15 @@ def unpack(source: Path, out: Path, workers: int = 2) -> dict[str, Any]:
         if not (source / name).is_file():
             raise DataError(f"{source}: {name} is missing: not a packed folder, or not a whole one")
     try:
-        meta = json.loads(layout.content(source / "meta.json", layout.MAX_LIST))
+        meta = json.loads(files.content(source / "meta.json", files.MAX_LIST))
         size, count = int(meta["size"]), int(meta["counts"]["images"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{source / 'meta.json'}: not the meta.json of a packed folder ({error})") from error
-    if not (1 <= size <= layout.MAX_SIDE and 1 <= count <= MAX_IMAGES):
+    if not (1 <= size <= MAX_SIDE and 1 <= count <= MAX_IMAGES):
         raise DataError(f"{source / 'meta.json'}: {count} images of {size} px: up to {MAX_IMAGES} are right")
 
-    def decode(photo: layout.Photo, data: bytes) -> np.ndarray:
-        with upright(data) as image:
+    def decode(photo: Photo) -> np.ndarray:
+        with upright(photo.read()) as image:
             if image.size != (size, size):
                 raise ValueError(f"{image.width} x {image.height} px: {size} x {size} are right")
             return np.asarray(image)
@@ -112,9 +109,9 @@ def unpack(source: Path, out: Path, workers: int = 2) -> dict[str, Any]:
                     raise DataError(f"{source / IMAGES}: does not hold 000000.jpg to {count - 1:06d}.jpg in this order")
                 if (largest := max(item.file_size for item in listed)) > MAX_FILE:
                     raise DataError(f"{source / IMAGES}: an image of {largest} bytes: at most {MAX_FILE} are read")
-                photos = (layout.Photo("", item.filename, partial(archive.read, item)) for item in listed)
-                with layout._Shards(folder, size, layout.SHARD_BYTES) as shards:
-                    for photo, _, image in layout._decoded(photos, decode, workers):
+                photos = (Photo("", item.filename, partial(archive.read, item)) for item in listed)
+                with writer.ShardWriter(folder, size, writer.SHARD_BYTES) as shards:
+                    for photo, image in writer.decode_all(photos, decode, workers):
                         if isinstance(image, Exception):
                             raise DataError(f"{source / IMAGES}: {photo.source} cannot be decoded ({image})")
                         shards.append(image)
@@ -123,7 +120,7 @@ def unpack(source: Path, out: Path, workers: int = 2) -> dict[str, Any]:
         for name in TEXTS:
             shutil.copyfile(source / name, folder / name)
         meta["shards"] = shards.table()
-        _meta(folder, meta)
+        writer.write_meta(folder, meta)
         read_layout(folder)
     return meta
 
@@ -142,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="a prepared folder, or a packed one")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--quality", type=_quality, default=88, metavar="Q", help="of the JPEGs (default 88)")
-    parser.add_argument("--workers", type=layout.positive, default=2, metavar="N", help="threads (default 2)")
+    parser.add_argument("--workers", type=commandline.positive, default=2, metavar="N", help="threads (default 2)")
     given = parser.parse_args(argv)
     if (given.source / IMAGES).is_file():
         meta = unpack(given.source, given.out, given.workers)
@@ -152,4 +149,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from data_prep import layout
+from data_prep import commandline, files, writer
+from data_prep.images import Framing, centre_pixels
+from data_prep.journal import Photo
 from lrkd.data.images import MAX_FILE
 from lrkd.errors import DataError
 
@@ -53,7 +55,7 @@ class Pair(NamedTuple):
 
 
 def _lines(path: Path) -> list[list[str]]:
-    return [line.split() for line in layout.lines(path) if line.strip()]
+    return [line.split() for line in files.lines(path) if line.strip()]
 
 
 def _number(path: Path, line: int, text: str) -> int:
@@ -138,7 +140,7 @@ class _Member(tarfile.TarInfo):
         raise ValueError("a sparse file")
 
 
-def _archived(archive: Path, read: bool) -> Iterator[layout.Photo]:
+def archived(archive: Path, read: bool) -> Iterator[Photo]:
     """Images of a .tgz in its order, streamed; links and paths that lead out of it are passed over."""
     most = MAX_FILE + MAX_RATIO * archive.stat().st_size
     try:
@@ -155,14 +157,14 @@ def _archived(archive: Path, read: bool) -> Iterator[layout.Photo]:
                     file = tar.extractfile(member)
                     data = file.read() if file is not None else b""
                 name = PurePosixPath(member.name).name
-                yield layout.Photo(person, f"{person}/{name}", lambda data=data: data)  # type: ignore[misc]
+                yield Photo(person, f"{person}/{name}", lambda data=data: data)  # type: ignore[misc]
     except OSError:
         raise
     except Exception as error:  # tarfile raises nearly anything on a damaged header, TypeError among it
         raise DataError(f"{archive}: broken, cut short, or not LFW ({error}): download it again") from error
 
 
-def _unpacked(folder: Path) -> Iterator[layout.Photo]:
+def _unpacked(folder: Path) -> Iterator[Photo]:
     """Images of a folder of people, sorted; links are passed over."""
     for person in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not person.is_dir(follow_symlinks=False):
@@ -170,14 +172,14 @@ def _unpacked(folder: Path) -> Iterator[layout.Photo]:
         for file in sorted(os.scandir(person.path), key=lambda entry: entry.name):
             source = f"{person.name}/{file.name}"
             if file.is_file(follow_symlinks=False) and _person(source) is not None:
-                yield layout.Photo(person.name, source, Path(file.path).read_bytes)
+                yield Photo(person.name, source, Path(file.path).read_bytes)
 
 
 def prepare(source: Path, out: Path, *, size: int = 112, crop: int = 114, **options: Any) -> dict[str, Any]:
-    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out, source)
+    """Write the prepared folder and return its meta; `options` go to `writer.Recipe`."""
+    files.check_out(out, source)
     images, texts = find(source)
-    listed = [(p.name, p.source) for p in (_archived(images, False) if images.is_file() else _unpacked(images))]
+    listed = [(p.name, p.source) for p in (archived(images, False) if images.is_file() else _unpacked(images))]
     if not listed:
         raise DataError(f"{images}: no images in it: PERSON/PERSON_0001.jpg is right")
     stems = Counter(_stem(where) for _, where in listed)
@@ -192,29 +194,24 @@ def prepare(source: Path, out: Path, *, size: int = 112, crop: int = 114, **opti
     if absent:
         print(f"not in {texts}, so left out: {', '.join(absent)}", file=sys.stderr)
 
-    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
-        row = {_stem(where): index for index, where in enumerate(sources)}
+    def extras(kept: writer.Kept) -> writer.Extras:
+        row = {_stem(where): index for index, where in enumerate(kept.sources)}
         known = [(name, pair) for name, pairs in protocols.items() for pair in pairs]
-        kept = [(name, pair) for name, pair in known if pair.left in row and pair.right in row]
-        label = {name: k for k, name in enumerate(names)}
-        return layout.Extras(
-            pairs=[(row[pair.left], row[pair.right], int(pair.same), pair.fold, name) for name, pair in kept],
+        there = [(name, pair) for name, pair in known if pair.left in row and pair.right in row]
+        label = {name: k for k, name in enumerate(kept.names)}
+        return writer.Extras(
+            pairs=[(row[pair.left], row[pair.right], int(pair.same), pair.fold, name) for name, pair in there],
             splits={split: sorted(label[p] for p in people if p in label) for split, people in development.items()},
-            counts={"pairs_of_broken_images": len(known) - len(kept)},
+            counts={"pairs_of_broken_images": len(known) - len(there)},
         )
 
-    return layout.write(
+    framing = Framing.of(centre_pixels(crop), kind="centre", pixels=crop)
+    return writer.write(
         out,
-        _archived(images, True) if images.is_file() else _unpacked(images),
+        archived(images, True) if images.is_file() else _unpacked(images),
         len(listed),
         extras,
-        name="lfw",
-        size=size,
-        crop={"kind": "centre", "pixels": crop},
-        box=layout.centre_pixels(crop),
-        licence=LICENCE,
-        tool="data_prep.lfw",
-        **options,
+        writer.Recipe("lfw", size, LICENCE, "data_prep.lfw", framing, **options),
     )
 
 
@@ -247,13 +244,18 @@ def _check(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = layout.parser("lfw", HELP)
+    """Run the tool."""
+    parser = commandline.parser("lfw", HELP)
     parser.add_argument(
-        "--crop", type=layout.positive, default=114, metavar="N", help="side of the crop in pixels of 250 (default 114)"
+        "--crop",
+        type=commandline.positive,
+        default=114,
+        metavar="N",
+        help="side of the crop in pixels of 250 (default 114)",
     )
     options = vars(parser.parse_args(argv))
-    print(layout.summary(options["out"], prepare(**options)))
+    print(commandline.summary(options["out"], prepare(**options)))
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

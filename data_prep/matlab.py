@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep import layout
+from data_prep import files
 from lrkd.errors import DataError
 
 MAX_BYTES = 16 * 2**20  # the largest published list has less than a third
@@ -100,7 +100,7 @@ class _Reader:
 def read(path: Path) -> dict[str, np.ndarray | str]:
     """Name -> array of numbers, text, or object array of str for a cell. Raises DataError naming the file."""
     try:
-        data = memoryview(layout.content(path, MAX_BYTES))
+        data = memoryview(files.content(path, MAX_BYTES))
         if bytes(data[:4]) == b"\x89HDF" or bytes(data[124:128]) in (b"\0\2IM", b"\2\0MI"):
             raise ValueError("a MAT-file of version 7.3: save it with -v7")
         order = {b"\0\1IM": "<", b"\1\0MI": ">"}.get(bytes(data[124:128]))

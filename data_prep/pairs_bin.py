@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import findings, layout
+from data_prep import commandline, files, findings, writer
+from data_prep.journal import Photo
 from lrkd.data.images import MAX_FILE
 from lrkd.errors import DataError
 
@@ -270,8 +271,8 @@ def people(digests: list[str], same: list[bool]) -> tuple[list[int], int]:
 def prepare(
     source: Path, out: Path, *, size: int = 112, folds: int = 10, name: str | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out, source)
+    """Write the prepared folder and return its meta; `options` go to `writer.Recipe`."""
+    files.check_out(out, source)
     if not source.is_file():
         raise DataError(f"--source {source}: no such file: a .bin pair set is right")
     name = name or source.stem
@@ -285,41 +286,36 @@ def prepare(
         print(f"{source}: {len(same)} folds instead of {folds}: there are no more pairs", file=sys.stderr)
     digits = len(str(len(images)))
     photos = (
-        layout.Photo(f"person-{who:0{digits}d}", f"{source.name}/{i:0{digits}d}", lambda image=image: bytes(image))  # type: ignore[misc]
+        Photo(f"person-{who:0{digits}d}", f"{source.name}/{i:0{digits}d}", lambda image=image: bytes(image))  # type: ignore[misc]
         for i, (who, image) in enumerate(zip(owner, images, strict=True))
     )
     fold = np.concatenate([np.full(len(part), f) for f, part in enumerate(np.array_split(np.arange(len(same)), folds))])
 
-    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
-        row = {int(where.rpartition("/")[2]): index for index, where in enumerate(sources)}
-        kept = [i for i in range(len(same)) if 2 * i in row and 2 * i + 1 in row]
-        _, number = np.unique(fold[kept], return_inverse=True)  # without a gap, should a fold be lost
-        pairs = [(row[2 * i], row[2 * i + 1], int(same[i]), int(f), name) for i, f in zip(kept, number, strict=True)]
-        return layout.Extras(pairs=pairs, counts={"pairs_of_broken_images": len(same) - len(kept)})
+    def extras(kept: writer.Kept) -> writer.Extras:
+        row = {int(where.rpartition("/")[2]): index for index, where in enumerate(kept.sources)}
+        there = [i for i in range(len(same)) if 2 * i in row and 2 * i + 1 in row]
+        _, number = np.unique(fold[there], return_inverse=True)  # without a gap, should a fold be lost
+        pairs = [(row[2 * i], row[2 * i + 1], int(same[i]), int(f), name) for i, f in zip(there, number, strict=True)]
+        return writer.Extras(pairs=pairs, counts={"pairs_of_broken_images": len(same) - len(there)})
 
-    return layout.write(
+    return writer.write(
         out,
         photos,
         len(images),
         extras,
-        name=name,
-        size=size,
-        crop={"kind": "whole"},
-        box=layout.whole_padded,
-        licence=options.pop("licence", LICENCE),
-        tool="data_prep.pairs_bin",
-        **options,
+        writer.Recipe(size=size, **({"name": name, "licence": LICENCE, "tool": "data_prep.pairs_bin"} | options)),
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = layout.parser("pairs_bin", HELP)
-    parser.add_argument("--folds", type=layout.positive, default=10, metavar="N", help="folds (default 10)")
+    """Run the tool."""
+    parser = commandline.parser("pairs_bin", HELP)
+    parser.add_argument("--folds", type=commandline.positive, default=10, metavar="N", help="folds (default 10)")
     parser.add_argument("--name", help="name of the data set and of its protocol (default: the file's)")
     parser.add_argument("--licence", default=LICENCE, help="note on the terms of use, kept in meta.json")
     options = vars(parser.parse_args(argv))
-    print(layout.summary(options["out"], prepare(**options)))
+    print(commandline.summary(options["out"], prepare(**options)))
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep import align, layout, matlab
+from data_prep import align, commandline, files, matlab, writer
+from data_prep.journal import Photo
 from data_prep.tinyface import listed, photo, splits, training
 from lrkd.errors import DataError
 
@@ -46,7 +47,7 @@ def person(file: Path) -> str:
     return f"test-{int(match[1]):06d}"
 
 
-def identification(root: Path) -> list[layout.Photo]:
+def identification(root: Path) -> list[Photo]:
     """Gallery, mated and unmated probes; none where the set is not there."""
     test = root / "Face_Identification_Test_Set"
     if not test.is_dir():
@@ -63,16 +64,16 @@ def identification(root: Path) -> list[layout.Photo]:
                     "person has this id: one id a person is right"
                 )
             photos.append(photo(root, path, who, role))
-    unmated = layout.pictures(test / "unmated_probe")
+    unmated = files.pictures(test / "unmated_probe")
     return photos + [photo(root, path, f"unknown-{path.name}", "unmated") for path in unmated]
 
 
-def verification(root: Path) -> tuple[list[layout.Photo], list[tuple[str, str, int, int, str]]]:
+def verification(root: Path) -> tuple[list[Photo], list[tuple[str, str, int, int, str]]]:
     """Images and pairs (sources, same, fold, protocol); none where the set is not there."""
     test = root / "Face_Verification_Test_Set"
     if not test.is_dir():
         return [], []
-    photos = [photo(root, path, person(path), "verification") for path in layout.pictures(test / "verification_images")]
+    photos = [photo(root, path, person(path), "verification") for path in files.pictures(test / "verification_images")]
     known = {Path(p.source).name: p for p in photos}
     pairs = []
     for same, kind in ((1, "positive"), (0, "negative")):
@@ -89,7 +90,7 @@ def verification(root: Path) -> tuple[list[layout.Photo], list[tuple[str, str, i
     return photos, pairs
 
 
-def find(source: Path) -> tuple[list[layout.Photo], list[tuple[str, str, int, int, str]]]:
+def find(source: Path) -> tuple[list[Photo], list[tuple[str, str, int, int, str]]]:
     """The photographs of all three sets, and the pairs."""
     sets = ("training_set", "Face_Identification_Test_Set", "Face_Verification_Test_Set")
     root = next((d for d in (source, source / "QMUL-SurvFace") if any((d / name).is_dir() for name in sets)), None)
@@ -113,35 +114,31 @@ def prepare(
     landmarks: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out, source)
+    """Write the prepared folder and return its meta; `options` go to `writer.Recipe`."""
+    files.check_out(out, source)
     photos, wanted = find(source)
 
-    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
-        extra = layout.named_pairs(sources, wanted)
-        extra.splits = splits(names)
+    def extras(kept: writer.Kept) -> writer.Extras:
+        extra = writer.Extras.named(kept, wanted)
+        extra.splits = splits(kept.names)
         return extra
 
-    return layout.write(
+    return writer.write(
         out,
         photos,
         len(photos),
         extras,
-        name="survface",
-        size=size,
-        licence=LICENCE,
-        tool="data_prep.qmul",
-        **align.frame(size, crop, landmarks),
-        **options,
+        writer.Recipe("survface", size, LICENCE, "data_prep.qmul", align.frame(crop, landmarks), **options),
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = layout.parser("qmul", HELP)
+    """Run the tool."""
+    parser = commandline.parser("qmul", HELP)
     align.add_frame(parser)
     options = vars(parser.parse_args(argv))
-    print(layout.summary(options["out"], prepare(**options)))
+    print(commandline.summary(options["out"], prepare(**options)))
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

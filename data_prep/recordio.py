@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep import findings, layout
+from data_prep import commandline, files, findings, writer
+from data_prep.journal import Photo
 from lrkd.data.images import MAX_FILE
 from lrkd.errors import DataError
 
@@ -229,8 +230,8 @@ def _is_identity(record: Record) -> bool:
 
 
 def prepare(source: Path, out: Path, *, size: int = 112, name: str | None = None, **options: Any) -> dict[str, Any]:
-    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out, source)
+    """Write the prepared folder and return its meta; `options` go to `writer.Recipe`."""
+    files.check_out(out, source)
     rec, idx, about = find(source)
     classes = read_property(about) if about is not None else None
     records = Records(rec, idx)
@@ -240,7 +241,7 @@ def prepare(source: Path, out: Path, *, size: int = 112, name: str | None = None
     for note in findings.unaligned(str(rec), (records[int(number)].image for number in sample)):
         print(note, file=sys.stderr)
 
-    def photos() -> Iterator[layout.Photo]:
+    def photos() -> Iterator[Photo]:
         for number in chosen:
             key, offset, labels, image = records[number]
             label = float(labels[0])
@@ -248,20 +249,15 @@ def prepare(source: Path, out: Path, *, size: int = 112, name: str | None = None
                 limit = 2**24 if classes is None else classes
                 raise DataError(f"{rec}: the record at byte {offset} has label {label}: 0..{limit - 1} is right")
             read = (lambda image=image: image) if len(image) < CARRIED else (lambda n=number: records[n].image)
-            yield layout.Photo(f"{int(label):08d}", f"{rec.name}/{key}", read)  # type: ignore[misc]
+            yield Photo(f"{int(label):08d}", f"{rec.name}/{key}", read)  # type: ignore[misc]
 
-    meta = layout.write(
+    name = name or rec.resolve().parent.name
+    meta = writer.write(
         out,
         photos(),
         len(chosen),
-        lambda *_: layout.Extras(),
-        name=name or rec.resolve().parent.name,
-        size=size,
-        crop={"kind": "whole"},
-        box=layout.whole_padded,
-        licence=options.pop("licence", LICENCE),
-        tool="data_prep.recordio",
-        **options,
+        lambda *_: writer.Extras(),
+        writer.Recipe(size=size, **({"name": name, "licence": LICENCE, "tool": "data_prep.recordio"} | options)),
     )
     if classes is not None and meta["counts"]["identities"] != classes:
         print(f"{about}: {classes} classes; images of {meta['counts']['identities']} were there", file=sys.stderr)
@@ -269,12 +265,13 @@ def prepare(source: Path, out: Path, *, size: int = 112, name: str | None = None
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = layout.parser("recordio", HELP)
+    """Run the tool."""
+    parser = commandline.parser("recordio", HELP)
     parser.add_argument("--name", help="name of the data set (default: the folder's)")
     parser.add_argument("--licence", default=LICENCE, help="note on the terms of use, kept in meta.json")
     options = vars(parser.parse_args(argv))
-    print(layout.summary(options["out"], prepare(**options)))
+    print(commandline.summary(options["out"], prepare(**options)))
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep import align, layout
+from data_prep import align, commandline, files, writer
+from data_prep.journal import Photo
 from data_prep.tinyface import photo
 from lrkd.errors import DataError
 
@@ -35,18 +37,28 @@ _MUGSHOT = re.compile(r"(\d{3})_frontal\.jpe?g", re.IGNORECASE)
 _CAMERA = re.compile(r"(\d{3})_cam([1-7])_([1-3])\.jpe?g", re.IGNORECASE)
 
 
-def find(source: Path, mugshots: str, cameras: tuple[int, ...]) -> list[layout.Photo]:
+@dataclass(frozen=True)
+class Choice:
+    """Which images are taken, and how many people, drawn with `seed`, are for testing."""
+
+    mugshots: str = "cropped"
+    cameras: tuple[int, ...] = (1, 2, 3, 4, 5)
+    test: int = 80
+    seed: int = 0
+
+
+def find(source: Path, mugshots: str, cameras: tuple[int, ...]) -> list[Photo]:
     """Mugshots, then the cameras' images by distance, camera and person."""
     root = next((d for d in (source, source / "SCface_database") if (d / "surveillance_cameras_all").is_dir()), None)
     if root is None:
         raise DataError(f"--source {source}: no surveillance_cameras_all in it: what the archive unpacks to is right")
     gallery, probes = {}, []
-    for file in layout.pictures(root / f"mugshot_frontal_{mugshots}_all"):
+    for file in files.pictures(root / f"mugshot_frontal_{mugshots}_all"):
         match = _MUGSHOT.fullmatch(file.name)
         if match is None or match[1] in gallery:
             raise DataError(f"{file}: one 001_frontal.jpg a person is right")
         gallery[match[1]] = photo(root, file, f"person-{match[1]}", "gallery")
-    for file in layout.pictures(root / "surveillance_cameras_all"):
+    for file in files.pictures(root / "surveillance_cameras_all"):
         match = _CAMERA.fullmatch(file.name)
         if match is None:
             if re.fullmatch(r"\d{3}_cam8\.jpe?g", file.name, re.IGNORECASE):
@@ -71,35 +83,27 @@ def prepare(
     size: int = 112,
     crop: float | None = None,
     landmarks: Path | None = None,
-    mugshots: str = "cropped",
-    cameras: tuple[int, ...] = (1, 2, 3, 4, 5),
-    test: int = 80,
-    seed: int = 0,
+    choice: Choice = Choice(),
     **options: Any,
 ) -> dict[str, Any]:
-    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out, source)
-    photos = find(source, mugshots, cameras)
+    """Write the prepared folder and return its meta; `options` go to `writer.Recipe`."""
+    files.check_out(out, source)
+    photos = find(source, choice.mugshots, choice.cameras)
     people = sorted({p.name for p in photos})
-    if not test < len(people):
-        raise DataError(f"--test {test}: {source} has {len(people)} people: fewer for testing are right")
-    tested = set(np.random.default_rng(seed).permutation(people)[:test].tolist())
+    if not choice.test < len(people):
+        raise DataError(f"--test {choice.test}: {source} has {len(people)} people: fewer for testing are right")
+    tested = set(np.random.default_rng(choice.seed).permutation(people)[: choice.test].tolist())
 
-    def extras(sources: list[str], names: list[str], labels: list[int], digests: list[str]) -> layout.Extras:
+    def extras(kept: writer.Kept) -> writer.Extras:
         parts = {"train": lambda name: name not in tested, "test": lambda name: name in tested}
-        return layout.Extras(splits={s: [k for k, n in enumerate(names) if part(n)] for s, part in parts.items()})
+        return writer.Extras(splits={s: [k for k, n in enumerate(kept.names) if part(n)] for s, part in parts.items()})
 
-    return layout.write(
+    return writer.write(
         out,
         photos,
         len(photos),
         extras,
-        name="scface",
-        size=size,
-        licence=LICENCE,
-        tool="data_prep.scface",
-        **align.frame(size, crop, landmarks),
-        **options,
+        writer.Recipe("scface", size, LICENCE, "data_prep.scface", align.frame(crop, landmarks), **options),
     )
 
 
@@ -112,15 +116,17 @@ def _cameras(text: str) -> tuple[int, ...]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = layout.parser("scface", HELP)
+    """Run the tool."""
+    parser = commandline.parser("scface", HELP)
     align.add_frame(parser)
     parser.add_argument("--mugshots", choices=("cropped", "original"), default="cropped", help="default: cropped")
     parser.add_argument("--cameras", type=_cameras, default=(1, 2, 3, 4, 5), metavar="LIST", help="default: 1,2,3,4,5")
-    parser.add_argument("--test", type=layout.positive, default=80, metavar="N", help="people to test with (80)")
-    parser.add_argument("--seed", type=layout.whole, default=0, help="draws them (default 0)")
+    parser.add_argument("--test", type=commandline.positive, default=80, metavar="N", help="people to test with (80)")
+    parser.add_argument("--seed", type=commandline.whole, default=0, help="draws them (default 0)")
     options = vars(parser.parse_args(argv))
-    print(layout.summary(options["out"], prepare(**options)))
+    choice = commandline.bundle(options, Choice)
+    print(commandline.summary(options["out"], prepare(**options, choice=choice)))
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

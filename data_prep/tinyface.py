@@ -7,7 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep import align, layout, matlab
+from data_prep import align, commandline, files, matlab, writer
+from data_prep.images import NoFace
+from data_prep.journal import Photo
 from lrkd.errors import DataError
 
 LICENCE = (
@@ -51,7 +53,7 @@ def listed(folder: Path, file: Path, names_key: str, ids_key: str) -> list[tuple
         raise DataError(f"{file}: {len(names)} names and {len(ids)} ids: one id an image is right")
     if names and (most := Counter(names).most_common(1)[0])[1] > 1:
         raise DataError(f"{file}: {most[0]} comes {most[1]} times: once is right")
-    there = {path.name: path for path in layout.pictures(folder)}
+    there = {path.name: path for path in files.pictures(folder)}
     if gone := [name for name in names if name not in there]:
         raise DataError(f"{file}: {gone[0]} is not in {folder} ({len(gone)} such names)")
     if extra := sorted(set(there) - set(names)):
@@ -59,7 +61,7 @@ def listed(folder: Path, file: Path, names_key: str, ids_key: str) -> list[tuple
     return [(there[name], number) for name, number in zip(names, ids, strict=True)]
 
 
-def training(folder: Path, root: Path, prefix: str = "train-") -> list[layout.Photo]:
+def training(folder: Path, root: Path, prefix: str = "train-") -> list[Photo]:
     """A folder of people's folders, which are numbers, as photographs of role train; none where it is not there."""
     photos = []
     for person in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -68,15 +70,15 @@ def training(folder: Path, root: Path, prefix: str = "train-") -> list[layout.Ph
         if not (person.name.isascii() and person.name.isdigit()):
             raise DataError(f"{person}: folders named by a person's number are right")
         name = f"{prefix}{int(person.name):06d}"
-        photos += [photo(root, file, name, "train") for file in layout.pictures(person)]
+        photos += [photo(root, file, name, "train") for file in files.pictures(person)]
     return photos
 
 
-def photo(root: Path, file: Path, name: str, role: str) -> layout.Photo:
-    return layout.Photo(name, file.relative_to(root).as_posix(), file.read_bytes, role=role)
+def photo(root: Path, file: Path, name: str, role: str) -> Photo:
+    return Photo(name, file.relative_to(root).as_posix(), file.read_bytes, role=role)
 
 
-def find(source: Path) -> list[layout.Photo]:
+def find(source: Path) -> list[Photo]:
     """Training images, gallery, probes and distractors, in that order."""
     roots = [d for d in (source, source / "tinyface", source / "tinyface" / "tinyface") if holds(d)]
     if not roots:
@@ -97,22 +99,22 @@ def find(source: Path) -> list[layout.Photo]:
     return photos + distractors(test, root)
 
 
-def distractors(test: Path, root: Path) -> list[layout.Photo]:
+def distractors(test: Path, root: Path) -> list[Photo]:
     """Images of people that no probe shows, a person each; none where the folder is not there."""
     folder = test / "Gallery_Distractor"
     if not folder.is_dir():
         print(f"no {folder}: the gallery has no distractors", file=sys.stderr)
         return []
-    return [photo(root, path, f"unknown-{path.name}", "distractor") for path in layout.pictures(folder)]
+    return [photo(root, path, f"unknown-{path.name}", "distractor") for path in files.pictures(folder)]
 
 
-def aligned(root: Path) -> list[layout.Photo]:
+def aligned(root: Path) -> list[Photo]:
     """The same roles from faces that others have aligned, which may have lost some, and renamed .jpg to .png."""
     photos = training(root / "Train", root)
     lists = next((d for d in (root, *(root.parent / d for d in BESIDE)) if (d / LISTS["probe"][1]).is_file()), None)
     for role, (folder, file, names_key, ids_key) in LISTS.items():
         there: dict[str, Path] = {}
-        for path in layout.pictures(root / folder):
+        for path in files.pictures(root / folder):
             if there.setdefault(path.stem, path) != path:
                 raise DataError(f"{path}: {there[path.stem].name} is there too: one image of that name is right")
         told = {stem: person(path) for stem, path in there.items()}
@@ -129,7 +131,7 @@ def aligned(root: Path) -> list[layout.Photo]:
             photos.append(
                 photo(root, there[stem], name, role)
                 if stem in there
-                else layout.Photo(name, f"{folder}/{stem}", absent, role=role)
+                else Photo(name, f"{folder}/{stem}", absent, role=role)
             )
     return photos + distractors(root, root)
 
@@ -143,7 +145,7 @@ def person(file: Path) -> int:
 
 
 def absent() -> bytes:
-    raise layout.NoFace("in the list, but not among the aligned faces")
+    raise NoFace("in the list, but not among the aligned faces")
 
 
 def holds(folder: Path) -> bool:
@@ -169,29 +171,25 @@ def prepare(
     landmarks: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Write the prepared folder and return its meta; `options` go to `layout.write`."""
-    layout.check_out(out, source)
+    """Write the prepared folder and return its meta; `options` go to `writer.Recipe`."""
+    files.check_out(out, source)
     photos = find(source)
-    return layout.write(
+    return writer.write(
         out,
         photos,
         len(photos),
-        lambda sources, names, *_: layout.Extras(splits=splits(names)),
-        name="tinyface",
-        size=size,
-        licence=LICENCE,
-        tool="data_prep.tinyface",
-        **align.frame(size, crop, landmarks),
-        **options,
+        lambda kept: writer.Extras(splits=splits(kept.names)),
+        writer.Recipe("tinyface", size, LICENCE, "data_prep.tinyface", align.frame(crop, landmarks), **options),
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = layout.parser("tinyface", HELP)
+    """Run the tool."""
+    parser = commandline.parser("tinyface", HELP)
     align.add_frame(parser)
     options = vars(parser.parse_args(argv))
-    print(layout.summary(options["out"], prepare(**options)))
+    print(commandline.summary(options["out"], prepare(**options)))
 
 
 if __name__ == "__main__":
-    sys.exit(layout.run(main))
+    sys.exit(commandline.run(main))

@@ -17,8 +17,7 @@ from PIL import Image
 
 from benchmarks.gpu.deep import DeepTaught
 from benchmarks.gpu.stage import Stage, begin
-from data_prep import jpeg, layout
-from lrkd.data.pairs import make_pairs
+from data_prep import journal, jpeg, writer
 from lrkd.data.prepared import prepared
 from lrkd.distill import methods
 from lrkd.study import experiment, results, runner
@@ -88,13 +87,12 @@ def toy(folder: Path, people: int = 16, images: int = 4, size: int = 24) -> Path
         for i in range(images):
             buffer = io.BytesIO()
             Image.fromarray((pattern + rng.integers(-60, 60, pattern.shape)).astype(np.uint8)).save(buffer, "PNG")
-            photos.append(layout.Photo(f"p{k:02d}", f"p{k:02d}/{i}.png", buffer.getvalue))
+            photos.append(journal.Photo(f"p{k:02d}", f"p{k:02d}/{i}.png", buffer.getvalue))
 
-    def extras(sources: list[str], names: list[str], labels: list[int]) -> layout.Extras:
-        return layout.Extras.drawn(make_pairs(np.asarray(labels), None, 4, 0), "generated")
+    def extras(kept: writer.Kept) -> writer.Extras:
+        return writer.Extras.drawn(kept, None, 4, 0)
 
-    how: dict[str, Any] = {"name": "noise", "size": size, "crop": {"kind": "whole"}, "licence": "", "tool": "toy"}
-    layout.write(folder / "prepared", photos, len(photos), extras, **how)
+    writer.write(folder / "prepared", photos, len(photos), extras, writer.Recipe("noise", size, "", "toy"))
     jpeg.pack(folder / "prepared", folder / "packed")
     return folder / "packed"
 

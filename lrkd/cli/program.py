@@ -577,10 +577,10 @@ def _trial(arguments: argparse.Namespace, subject: Subject) -> Trial:
 
 def _drawn(path: str, faces: Faces) -> Pairs:
     """Pairs for a folder that has none of its own."""
-    from lrkd.data.pairs import firsts, make_pairs
+    from lrkd.data.pairs import make_pairs, mark_copies
 
     try:
-        return make_pairs(faces.labels, among=None if faces.sha256 is None else firsts(faces.sha256))
+        return make_pairs(mark_copies(faces.labels, faces.sha256))
     except DataError as error:
         raise DataError(
             f"{path}: has no verification pairs, and none can be drawn ({error}); without pairs `lrkd identify` ranks "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,9 +34,20 @@ class Pairs:
         return Pairs(left[ok], right[ok], self.same[ok], self.fold[ok], self.protocol) if ok.any() else None
 
 
-def firsts(digests: np.ndarray) -> np.ndarray:
-    """(N,) -> (M,) int64 rows, in order, of the images that are no copies of an earlier one, by their sha256."""
-    return np.sort(np.unique(digests, return_index=True)[1]).astype(np.int64)
+def mark_copies(labels: np.ndarray, digests: np.ndarray | None) -> np.ndarray:
+    """Set the label of every image that is a copy of an earlier one to -1, which keeps it out of `make_pairs`.
+
+    Args:
+        labels: (N,) labels.
+        digests: (N,) sha256 of the image files; None (rendered faces) has no copies.
+
+    Returns:
+        (N,) int64 labels.
+    """
+    marked = np.full(len(labels), -1, np.int64)
+    first = slice(None) if digests is None else np.unique(digests, return_index=True)[1]
+    marked[first] = labels[first]
+    return marked
 
 
 def make_pairs(
@@ -45,71 +56,49 @@ def make_pairs(
     folds: int = 10,
     seed: int = 0,
     *,
-    age: np.ndarray | None = None,
-    min_age_gap: float | None = None,
+    age_gap: tuple[np.ndarray, float] | None = None,
     max_genuine: int | None = 15,
-    protocol: str = "generated",
-    among: np.ndarray | None = None,
     at_most: bool = False,
 ) -> Pairs:
-    """(N,) labels -> verification pairs, half genuine, in identity-disjoint folds.
+    """Draw verification pairs, half of them genuine, in identity-disjoint folds.
 
-    `count` pairs in all (even); or, without it, as many as there are with at most `max_genuine` genuine pairs a person,
-    in fewer folds where there are too few people (two a fold, one of them with a genuine pair). With `at_most` a
-    `count` may come out smaller, and in fewer folds, too. People are
-    dealt to the folds so that each fold holds about the same number of genuine pairs; every fold has as many
+    People are dealt to the folds so that each fold holds about the same number of genuine pairs. Every fold has as many
     impostor as genuine pairs; its impostors are two of its own people, drawn uniformly over people, then over their
-    images. No pair comes twice. With `min_age_gap` both kinds are at least that far apart in `age`, so age alone
-    tells nothing. With `among`, pairs are of these rows only, as of those that are no copies of others (`firsts`).
-    Raises DataError where the labels cannot give that many.
+    images. No pair comes twice.
+
+    Args:
+        labels: (N,) whose image each is; images with a negative label are in no pair (`mark_copies`).
+        count: An even number of pairs in all. None: as many as there are, in fewer folds where there are too few people
+            (two a fold, one of them with a genuine pair).
+        folds: The number of folds.
+        seed: Draws the pairs.
+        age_gap: (N,) ages and the least gap between the two of a pair, genuine or impostor, so that age alone tells
+            nothing.
+        max_genuine: The most genuine pairs of one person; None: no limit.
+        at_most: Whether a `count` may come out smaller, and in fewer folds.
+
+    Returns:
+        The pairs, in the order of the folds; in each, the genuine ones first.
+
+    Raises:
+        ConfigError: Impossible arguments.
+        DataError: The labels cannot give that many.
     """
     labels = np.asarray(labels, dtype=np.int64)
-    if folds < 2:
-        raise ConfigError(f"folds={folds}: at least 2 are needed")
-    if count is not None and (count < 2 * folds or count % 2):
-        raise ConfigError(
-            f"count={count}: an even number of at least {2 * folds} (a pair of each kind a fold) is right"
-        )
-    if seed < 0 or (max_genuine is not None and max_genuine < 1):
-        raise ConfigError(f"seed={seed}, max_genuine={max_genuine}: a seed from 0 on and at least one pair are right")
-    if min_age_gap is not None and (age is None or len(age) != len(labels)):
-        raise ConfigError(f"min_age_gap needs the ages of all {len(labels)} images")
-    if among is not None and len(among) < len(labels):
-        rows = np.asarray(among, dtype=np.int64)
-        made = make_pairs(
-            labels[rows],
-            count,
-            folds,
-            seed,
-            age=None if age is None else np.asarray(age)[rows],
-            min_age_gap=min_age_gap,
-            max_genuine=max_genuine,
-            protocol=protocol,
-            at_most=at_most,
-        )
-        return replace(made, left=rows[made.left], right=rows[made.right])
+    _check_options(len(labels), count, folds, seed, max_genuine, age_gap)
     exact = count is not None and not at_most
-    ages = None if min_age_gap is None or age is None else np.asarray(age, dtype=np.float64)
-    gap = min_age_gap or 0.0
     rng = np.random.default_rng(seed)
-    sizes = np.unique(labels, return_counts=True)[1]
-    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
-
-    genuine = []
-    for rows in members:
-        i, j = np.triu_indices(len(rows), 1)
-        if ages is not None:
-            far = np.abs(ages[rows[i]] - ages[rows[j]]) >= gap
-            i, j = i[far], j[far]
-        pick = rng.permutation(len(i))[:max_genuine]
-        genuine.append(np.stack((rows[i[pick]], rows[j[pick]]), axis=1))
+    used = np.flatnonzero(labels >= 0)
+    sizes = np.unique(labels[used], return_counts=True)[1]
+    members = np.split(used[np.argsort(labels[used], kind="stable")], np.cumsum(sizes)[:-1])
+    genuine = [_genuine(rows, rng, max_genuine, age_gap) for rows in members]
     able = sum(len(pairs) > 0 for pairs in genuine)
     if not exact:
         folds = max(2, min(folds, able, len(sizes) // 2))
     if len(sizes) < 2 * folds or able < folds:
         raise DataError(
-            f"{len(sizes)} people, {able} of them with a genuine pair, cannot fill {folds} folds: {2 * folds} "
-            f"people, and {folds} of them with two images or more, are needed"
+            f"{len(sizes)} people, {able} of them with a genuine pair, cannot fill {folds} folds: expected {2 * folds} "
+            f"people, and {folds} of them with two images or more"
         )
     order = rng.permutation(len(members))
     order = order[np.argsort([-len(genuine[k]) for k in order], kind="stable")]
@@ -125,24 +114,63 @@ def make_pairs(
         need = need if exact else min(need, len(pool))
         if len(pool) < max(need, 1):
             raise DataError(
-                f"fold {f} has {len(pool)} genuine pairs of {max(need, 1)}: more images a person, fewer pairs or folds "
-                "are needed"
+                f"fold {f} has {len(pool)} genuine pairs of {max(need, 1)}: expected more images a person, or fewer "
+                "pairs or folds"
             )
-        others = _impostors([members[k] for k in people], need, rng, ages, gap, len(labels))
+        others = _impostors([members[k] for k in people], need, rng, age_gap, len(labels))
         if len(others) < need and (exact or not len(others)):
             raise DataError(
-                f"fold {f} has {len(others)} impostor pairs of {need}: more people, fewer pairs or folds are needed"
+                f"fold {f} has {len(others)} impostor pairs of {need}: expected more people, or fewer pairs or folds"
             )
         need = len(others)
         pool = pool[np.lexsort((rng.random(len(pool)), turn))][:need]
         both = np.concatenate((pool, others))
         blocks.append((both, np.arange(2 * need) < need, np.full(2 * need, f)))
     both, same, fold = (np.concatenate(part) for part in zip(*blocks, strict=True))
-    return Pairs(both[:, 0].copy(), both[:, 1].copy(), same, fold.astype(np.int64), protocol)
+    return Pairs(both[:, 0].copy(), both[:, 1].copy(), same, fold.astype(np.int64))
+
+
+def _check_options(
+    images: int,
+    count: int | None,
+    folds: int,
+    seed: int,
+    max_genuine: int | None,
+    age_gap: tuple[np.ndarray, float] | None,
+) -> None:
+    if folds < 2:
+        raise ConfigError(f"folds: expected at least 2, got {folds}")
+    if count is not None and (count < 2 * folds or count % 2):
+        raise ConfigError(
+            f"count: expected an even number of at least {2 * folds} (a pair of each kind a fold), got {count}"
+        )
+    if seed < 0 or (max_genuine is not None and max_genuine < 1):
+        raise ConfigError(f"expected a seed of 0 or more and max_genuine of 1 or more, got {seed} and {max_genuine}")
+    if age_gap is not None and len(age_gap[0]) != images:
+        raise ConfigError(f"age_gap: expected the ages of all {images} images, got {len(age_gap[0])}")
+
+
+def _genuine(
+    rows: np.ndarray, rng: np.random.Generator, most: int | None, age_gap: tuple[np.ndarray, float] | None
+) -> np.ndarray:
+    """(n,2) pairs among the images of one person."""
+    i, j = np.triu_indices(len(rows), 1)
+    far = _apart(rows[i], rows[j], age_gap)
+    i, j = i[far], j[far]
+    pick = rng.permutation(len(i))[:most]
+    return np.stack((rows[i[pick]], rows[j[pick]]), axis=1)
+
+
+def _apart(left: np.ndarray, right: np.ndarray, age_gap: tuple[np.ndarray, float] | None) -> np.ndarray | slice:
+    """Which pairs are far enough apart in age."""
+    if age_gap is None:
+        return slice(None)
+    ages = np.asarray(age_gap[0], dtype=np.float64)
+    return np.abs(ages[left] - ages[right]) >= age_gap[1]
 
 
 def _impostors(
-    members: list[np.ndarray], need: int, rng: np.random.Generator, ages: np.ndarray | None, gap: float, n: int
+    members: list[np.ndarray], need: int, rng: np.random.Generator, age_gap: tuple[np.ndarray, float] | None, n: int
 ) -> np.ndarray:
     """(need,2) different rows of two different people, by rejection; fewer where there are no more."""
     sizes = np.array([len(rows) for rows in members])
@@ -152,9 +180,8 @@ def _impostors(
         a = rng.integers(m, size=2 * need + 32)
         b = (a + rng.integers(1, m, size=len(a))) % m
         left, right = (rows[starts[k] + (rng.random(len(k)) * sizes[k]).astype(np.int64)] for k in (a, b))
-        if ages is not None:
-            far = np.abs(ages[left] - ages[right]) >= gap
-            left, right = left[far], right[far]
+        far = _apart(left, right, age_gap)
+        left, right = left[far], right[far]
         keys = np.concatenate((keys, np.minimum(left, right) * n + np.maximum(left, right)))
         keys = keys[np.sort(np.unique(keys, return_index=True)[1])][:need]
         if len(keys) == need:

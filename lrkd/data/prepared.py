@@ -12,7 +12,7 @@ import torch
 
 from lrkd.data.layout import Layout, read_layout
 from lrkd.data.overlap import overlap
-from lrkd.data.pairs import Pairs, firsts, make_pairs
+from lrkd.data.pairs import Pairs, make_pairs, mark_copies
 from lrkd.data.tables import SPLITS, Faces, Splits, derived_seed, digest_of
 from lrkd.errors import ConfigError, DataError
 
@@ -114,10 +114,8 @@ def prepared(
             pairs = _own_pairs(layout, protocol, people, whole.labels)
         elif split != "train":
             try:
-                once = firsts(layout.sha256[chosen])
-                pairs = make_pairs(
-                    part.labels, None, folds, derived_seed(seed, split), max_genuine=max_genuine, among=once
-                )
+                unique = mark_copies(part.labels, layout.sha256[chosen])
+                pairs = make_pairs(unique, None, folds, derived_seed(seed, split), max_genuine=max_genuine)
             except DataError as error:
                 raise DataError(f"{layout.path}, {split} split: {error}") from error
         digest = digest_of(whole.digest, split, labels.tolist(), pairs and [pairs.left.tolist(), pairs.right.tolist()])

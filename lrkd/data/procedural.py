@@ -19,8 +19,8 @@ import torch
 from tqdm.auto import tqdm
 
 from lrkd.data import renderer
-from lrkd.data.layout import NpyWriter
 from lrkd.data.pairs import make_pairs
+from lrkd.data.shards import NpyWriter
 from lrkd.data.tables import SPLITS, Faces, Splits, derived_seed, digest_of
 from lrkd.errors import ConfigError, DataError, RunError
 
@@ -214,10 +214,8 @@ def _procedural_split(folder: Path, split: str, pairs: int | None, folds: int, s
             pairs,
             min(folds, classes // 2, max(pairs // 2, 2)),
             derived_seed(seed, split, "pairs"),
-            age=arrays["age"],
-            min_age_gap=(high - low) / 2,
+            age_gap=(arrays["age"], (high - low) / 2),
             max_genuine=None,
-            protocol="generated",
         )
     names = tuple(f"{split}-{i:05d}" for i in range(classes))
     digest = digest_of(key, split, pairs, folds)

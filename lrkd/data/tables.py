@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lrkd.data.layout import Shards
 from lrkd.data.pairs import Pairs
+from lrkd.data.shards import Shards
 from lrkd.errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "test")

@@ -124,8 +124,8 @@ def cast(faces: tables.Faces, scale: Scale, side: int, preset: str, images: int)
     few = min(len(able), max(4, round(images / counts[able].mean())))
     people = able[np.linspace(0, len(able) - 1, few).astype(np.int64)]
     chosen = faces.subset(np.concatenate([np.flatnonzero(faces.labels == person)[:10] for person in people]))
-    gap = None if chosen.identity is None else (AGE_HIGH - AGE_LOW) / 2
-    pairs = make_pairs(chosen.labels, age=chosen.age, min_age_gap=gap)
+    gap = None if chosen.identity is None or chosen.age is None else (chosen.age, (AGE_HIGH - AGE_LOW) / 2)
+    pairs = make_pairs(chosen.labels, age_gap=gap)
     own = [np.flatnonzero(chosen.labels == label) for label in range(chosen.classes)]
     gallery = np.concatenate([mine[: max(1, 3 * len(mine) // 10)] for mine in own[::2]])
     model = None if chosen.identity is None else FaceModel(**scale.face)

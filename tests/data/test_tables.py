@@ -19,12 +19,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lrkd.data import layout, renderer
-from lrkd.data.layout import NpyWriter, Shards
+from lrkd.data import renderer, shards
 from lrkd.data.overlap import overlap
-from lrkd.data.pairs import Pairs, firsts, make_pairs
+from lrkd.data.pairs import Pairs, make_pairs, mark_copies
 from lrkd.data.prepared import load_prepared, prepared, resized, resized_faces
 from lrkd.data.procedural import cache_dir, procedural
+from lrkd.data.shards import NpyWriter, Shards
 from lrkd.data.tables import Faces, Splits
 from lrkd.errors import ConfigError, DataError, RunError
 
@@ -251,7 +251,7 @@ def test_pairs_hold_their_laws(seed, count, max_genuine):
 @pytest.mark.parametrize("seed", range(3))
 def test_age_gap_holds_for_genuine_and_impostor_pairs(seed):
     labels, age = np.repeat(np.arange(30), 12), np.random.default_rng(seed).uniform(18, 80, 360)
-    pairs = make_pairs(labels, 400, 10, seed, age=age, min_age_gap=31.0)
+    pairs = make_pairs(labels, 400, 10, seed, age_gap=(age, 31.0))
     hold_laws(pairs, labels, 10, 15)
     gaps = np.abs(age[pairs.left] - age[pairs.right])
     assert gaps.min() >= 31.0
@@ -284,15 +284,14 @@ def test_without_a_count_folds_follow_the_people():
     [
         (np.arange(50), {}, DataError, "50 people, 0 of them"),
         (np.zeros(9, int), {}, DataError, "1 people, 1 of them"),
-        (np.repeat(np.arange(6), 4), {"count": 20}, DataError, "cannot fill 10 folds: 20 people"),
+        (np.repeat(np.arange(6), 4), {"count": 20}, DataError, "cannot fill 10 folds: expected 20 people"),
         (np.repeat(np.arange(20), 2), {"count": 100}, DataError, "fold 0 has 2 genuine pairs of 5"),
         (np.repeat(np.arange(4), [9, 9, 1, 1]), {"count": 60, "folds": 2}, DataError, "impostor pairs of 15"),
-        (np.repeat(np.arange(20), 2), {"count": 41}, ConfigError, "count=41"),
-        (np.repeat(np.arange(20), 2), {"folds": 1}, ConfigError, "folds=1"),
-        (np.repeat(np.arange(20), 2), {"seed": -1}, ConfigError, "seed=-1"),
-        (np.repeat(np.arange(20), 2), {"max_genuine": 0}, ConfigError, "max_genuine=0"),
-        (np.repeat(np.arange(20), 2), {"min_age_gap": 1.0, "age": np.zeros(3)}, ConfigError, "ages of all 40"),
-        (np.repeat(np.arange(20), 2), {"min_age_gap": 1.0}, ConfigError, "ages"),
+        (np.repeat(np.arange(20), 2), {"count": 41}, ConfigError, "got 41"),
+        (np.repeat(np.arange(20), 2), {"folds": 1}, ConfigError, "got 1"),
+        (np.repeat(np.arange(20), 2), {"seed": -1}, ConfigError, "got -1 and 15"),
+        (np.repeat(np.arange(20), 2), {"max_genuine": 0}, ConfigError, "got 0 and 0"),
+        (np.repeat(np.arange(20), 2), {"age_gap": (np.zeros(3), 1.0)}, ConfigError, "ages of all 40"),
     ],
 )
 def test_impossible_pairs_are_refused(labels, options, error, says):
@@ -378,7 +377,7 @@ def test_a_killed_render_leaves_nothing_that_looks_finished(tiny, tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(layout.NpyWriter, "append", interrupt)
+        patch.setattr(shards.NpyWriter, "append", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tiny()
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
@@ -395,7 +394,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tiny, tmp_path, monkeypatch
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(layout.NpyWriter, "append", full)
+    monkeypatch.setattr(shards.NpyWriter, "append", full)
     with pytest.raises(RunError, match=r"no space left.*LRKD_CACHE"):
         tiny()
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
@@ -440,7 +439,7 @@ def test_a_cache_that_cannot_be_written(tiny, tmp_path):
         ({"identities": (8, 8)}, ConfigError, "identities"),
         ({"face": {"nose": 2}}, ConfigError, "nose"),
         ({"face": {"seed": {1, 2}}}, ConfigError, "plain"),
-        ({"pairs": (16, 41)}, ConfigError, "count=41"),
+        ({"pairs": (16, 41)}, ConfigError, "got 41"),
         ({"pairs": (16, 4000)}, DataError, "genuine pairs"),
     ],
     ids=str,
@@ -870,13 +869,14 @@ def test_copies_take_no_part_in_pairs():
     labels = np.repeat(np.arange(6), 4)
     digests = np.array([f"{k % 4}{label}" for k, label in enumerate(labels)])
     digests[[1, 7, 20]] = digests[[0, 4, 8]]
-    once = firsts(digests)
-    assert sorted(set(range(24)) - set(once.tolist())) == [1, 7, 20]
-    pairs = make_pairs(labels, None, folds=3, among=once)
+    unique = mark_copies(labels, digests)
+    assert np.flatnonzero(unique != labels).tolist() == [1, 7, 20]
+    pairs = make_pairs(unique, None, folds=3)
     assert not {1, 7, 20} & {*pairs.left.tolist(), *pairs.right.tolist()}
     hold_laws(pairs, labels, 3, 15)
-    same, plain = make_pairs(labels, 12, 2, among=np.arange(24)), make_pairs(labels, 12, 2)
-    np.testing.assert_array_equal(same.left, plain.left)
+    rest = np.flatnonzero(unique >= 0)
+    alone = make_pairs(labels[rest], None, folds=3)
+    np.testing.assert_array_equal(pairs.left, rest[alone.left])
 
 
 def test_a_count_may_be_the_most_that_is_wanted():

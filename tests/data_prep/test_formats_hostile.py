@@ -20,7 +20,7 @@ from formats import face_set, image, write_rec
 from PIL import Image
 from test_formats_sets import make_cfp, make_tinyface
 
-from data_prep import align, cfp, folder, layout, lfw, pairs_bin, recordio, tinyface
+from data_prep import align, cfp, commandline, folder, images, journal, lfw, pairs_bin, recordio, tinyface, writer
 from lrkd.data.layout import read_layout
 from lrkd.errors import DataError
 
@@ -180,7 +180,7 @@ def test_it_is_one_error_at_once_and_in_little_memory(tmp_path, capsys, case):
     source = make(where)
     begun = time.process_time()
     with little_memory():
-        assert layout.run(tool.main, ["--source", str(source), "--out", str(tmp_path / "out")]) == 2
+        assert commandline.run(tool.main, ["--source", str(source), "--out", str(tmp_path / "out")]) == 2
     assert time.process_time() - begun < 5
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("error: ")
@@ -202,9 +202,9 @@ def progressive(scans: int, side: int = 256) -> bytes:
 
 
 def test_a_jpeg_of_thousands_of_scans_is_not_decoded():
-    assert layout.convert(progressive(2), 8, layout.whole_padded).shape == (8, 8, 3)
+    assert images.convert(progressive(2), 8, images.whole_padded).shape == (8, 8, 3)
     with pytest.raises(ValueError, match=r"a JPEG of 500\d scans"):
-        layout.convert(progressive(5000), 8, layout.whole_padded)
+        images.convert(progressive(5000), 8, images.whole_padded)
 
 
 def tiff(*entries: tuple[int, int, int, int], order: str = "<") -> bytes:
@@ -237,7 +237,7 @@ def test_pgm_and_tiff_that_take_long_are_not_decoded(case):
     data, says = SLOW[case]
     begun = time.process_time()
     with little_memory(), pytest.raises(ValueError, match=says):
-        layout.convert(data, 8, layout.whole_padded)
+        images.convert(data, 8, images.whole_padded)
     assert time.process_time() - begun < 2
 
 
@@ -246,10 +246,10 @@ def test_the_terminal_hears_of_the_first_skipped_images_only(tmp_path, capsys):
         (tmp_path / "in" / f"{k % 4}").mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / f"{k % 4}" / f"{k}.png").write_bytes(image(k, kind="PNG") if k < 24 else b"no image")
     words = ["--source", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--max-broken", "0.9"]
-    assert layout.run(folder.main, words) == 0
+    assert commandline.run(folder.main, words) == 0
     said = capsys.readouterr().err
-    assert said.count("skipped ") == layout.MAX_SAID
-    assert f"and {36 - layout.MAX_SAID} more such images" in said
+    assert said.count("skipped ") == writer.MAX_SAID
+    assert f"and {36 - writer.MAX_SAID} more such images" in said
 
 
 # ----------------------------------------------------------------------------------------------------- prepared folders
@@ -288,8 +288,8 @@ def lengthen(file: str, line: bytes, times: int):
     ],
 )
 def test_a_prepared_folder_that_wants_time_or_memory(tmp_path, change, says):
-    photos = [layout.Photo(f"p{k // 2}", f"p{k // 2}/{k}.jpg", lambda k=k: image(k)) for k in range(6)]
-    layout.write(tmp_path / "x", photos, 6, lambda *_: layout.Extras(), name="x", size=4, crop={}, licence="", tool="x")
+    photos = [journal.Photo(f"p{k // 2}", f"p{k // 2}/{k}.jpg", lambda k=k: image(k)) for k in range(6)]
+    writer.write(tmp_path / "x", photos, 6, lambda _: writer.Extras(), writer.Recipe("x", 4, "", "x"))
     change(tmp_path / "x")
     begun = time.process_time()
     with little_memory(100), pytest.raises(DataError, match=re.escape(says)):

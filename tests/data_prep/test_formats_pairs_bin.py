@@ -18,11 +18,11 @@ from formats import MINI, image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import layout, pairs_bin
+from data_prep import commandline, pairs_bin
 from lrkd.data.prepared import load_prepared
 from lrkd.errors import DataError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 IMAGES = [image(k) for k in range(6)]
 SAME = [True, False, True]
 
@@ -315,11 +315,11 @@ def test_a_file_larger_than_any_pair_set_is_refused_unread(tmp_path):
 
 def test_the_command(tmp_path, capsys):
     argv = ["--source", str(MINI / "pairs_bytes.bin"), "--out", str(tmp_path / "out"), "--size", "16", "--name", "mini"]
-    assert layout.run(pairs_bin.main, [*argv, "--folds", "5"]) == 0
+    assert commandline.run(pairs_bin.main, [*argv, "--folds", "5"]) == 0
     assert "20 images of 15 people at 16 px, 0 broken; pairs: mini 10" in capsys.readouterr().out
     assert set(load_prepared(tmp_path / "out").protocols["mini"].fold.tolist()) == set(range(5))
     argv[1] = str(saved(tmp_path, GLOBAL_CALL))
     argv[3] = str(tmp_path / "other")
-    assert layout.run(pairs_bin.main, argv) == 2
+    assert commandline.run(pairs_bin.main, argv) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "other").exists()

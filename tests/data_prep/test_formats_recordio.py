@@ -15,7 +15,7 @@ from formats import MAGIC, MINI, face_set, image, part, record, write_rec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import layout, recordio
+from data_prep import commandline, recordio
 from lrkd.data import images
 from lrkd.data.prepared import load_prepared
 from lrkd.errors import DataError
@@ -248,7 +248,7 @@ def test_large_images_are_read_again_when_it_is_their_turn(tmp_path, monkeypatch
 
 def test_the_command(tmp_path, capsys):
     argv = ["--source", str(MINI / "train.rec"), "--out", str(tmp_path / "out"), "--size", "16", "--name", "mini"]
-    assert layout.run(recordio.main, argv) == 0
+    assert commandline.run(recordio.main, argv) == 0
     said = capsys.readouterr()
     assert "30 images of 6 people at 16 px, 0 broken; pairs: none" in said.out
     assert "mini: 30 images in" in said.err

@@ -17,7 +17,7 @@ from skimage.transform import AffineTransform
 from skimage.transform import warp as oracle
 from test_formats_matlab import cell
 
-from data_prep import agedb, align, cfp, layout, qmul, scface, tinyface
+from data_prep import agedb, align, cfp, commandline, images, qmul, scface, tinyface, writer
 from lrkd.data import images
 from lrkd.data.prepared import Prepared, load_prepared, prepared
 from lrkd.errors import ConfigError, DataError
@@ -142,11 +142,11 @@ def make_scface(where: Path, people: int = 5) -> Path:
 
 
 SETS = {
-    agedb: (make_agedb, {"pairs": 16, "folds": 2}, []),
+    agedb: (make_agedb, {"drawing": agedb.Drawing(pairs=16, folds=2)}, []),
     cfp: (make_cfp, {}, []),
     tinyface: (make_tinyface, {}, []),
     qmul: (make_qmul, {}, []),
-    scface: (make_scface, {"test": 3}, ["--test", "3"]),
+    scface: (make_scface, {"choice": scface.Choice(test=3)}, ["--test", "3"]),
 }
 NAMES = [tool.__name__.split(".")[1] for tool in SETS]
 
@@ -183,9 +183,9 @@ def test_rows_are_the_images_of_their_sources(tool, made, tmp_path):
     chosen = {source: file for source, file in chosen.items() if tool is not scface or "cam7" not in source}
     prefix = "Data/Images/" if tool is cfp else ""
     assert {prefix + source for source in found.sources} == chosen.keys()
-    box = layout.centre_share(1.0) if tool in (agedb, cfp) else layout.whole_padded
+    box = images.centre_share(1.0) if tool in (agedb, cfp) else images.whole_padded
     for row in (0, len(found.sources) - 1):
-        want = layout.convert(files[prefix + found.sources[row]].read_bytes(), 16, box)
+        want = images.convert(files[prefix + found.sources[row]].read_bytes(), 16, box)
         np.testing.assert_array_equal(found.images[row], want)
 
 
@@ -196,11 +196,11 @@ def test_the_command_takes_the_archive_folder_and_its_parent(tool, made, tmp_pat
     shutil.copytree(made / name, tmp_path / "in" / inner.get(name, name))
     words = ["--pairs", "16", "--folds", "2"] if tool is agedb else SETS[tool][2]
     argv = ["--source", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--size", "16", *words]
-    assert layout.run(tool.main, argv) == 0
+    assert commandline.run(tool.main, argv) == 0
     assert "0 broken" in capsys.readouterr().out
     for file in (made / f"{name}-out").iterdir():
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
-    assert layout.run(tool.main, ["--source", str(tmp_path / "nowhere"), "--out", str(tmp_path / "o")]) == 2
+    assert commandline.run(tool.main, ["--source", str(tmp_path / "nowhere"), "--out", str(tmp_path / "o")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
 
 
@@ -311,11 +311,13 @@ def test_scface_roles_are_distances_and_the_split_is_of_people(made):
 def test_scface_splits_are_drawn_by_the_seed(tmp_path):
     make_scface(tmp_path / "in", people=12)
     splits = [
-        scface.prepare(tmp_path / "in", tmp_path / f"{k}", size=4, test=6, seed=seed)["splits"]["test"]
+        scface.prepare(tmp_path / "in", tmp_path / f"{k}", size=4, choice=scface.Choice(test=6, seed=seed))["splits"][
+            "test"
+        ]
         for k, seed in enumerate((0, 0, 1))
     ]
     assert splits[0] == splits[1] != splits[2]
-    meta = scface.prepare(tmp_path / "in", tmp_path / "ir", size=4, test=6, cameras=(6, 7))
+    meta = scface.prepare(tmp_path / "in", tmp_path / "ir", size=4, choice=scface.Choice(test=6, cameras=(6, 7)))
     assert meta["counts"]["roles"]["distance1"] == 24
 
 
@@ -497,7 +499,7 @@ def roles_of(out: Path) -> dict[str, list[tuple[str, str, bool]]]:
 @pytest.mark.parametrize("below", ["", "aligned_pad_0.1_pad_high"])
 def test_tinyface_as_everyone_evaluates_on_it(made, tmp_path, below, capsys):
     make_aligned(tmp_path / "in" / below, made / "tinyface")
-    assert layout.run(tinyface.main, ["--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    assert commandline.run(tinyface.main, ["--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     assert "21 images of 11 people at 112 px, 0 broken; pairs: none" in capsys.readouterr().out
     want = roles_of(made / "tinyface-out")
     got = roles_of(tmp_path / "out")
@@ -617,7 +619,7 @@ def test_nothing_moves_where_the_face_is_in_place():
     "points", [np.ones((5, 2)), np.full((5, 2), np.nan), np.full((5, 2), np.inf), np.zeros((5, 2))]
 )
 def test_points_that_fix_nothing_are_refused(points):
-    with pytest.raises(layout.NoFace, match="fix no similarity"):
+    with pytest.raises(images.NoFace, match="fix no similarity"):
         align.warp(face(), points, 112)
 
 
@@ -668,7 +670,7 @@ def test_align_by_a_csv(album, tmp_path, capsys):
     told["Ben/1.png"] = "," * 9
     told["Cy/2.png"] = np.zeros((5, 2))  # as some detectors say that they found nothing
     argv = ["--source", str(album), "--out", str(tmp_path / "out"), "--size", "56"]
-    assert layout.run(align.main, [*argv, "--landmarks", str(table(tmp_path, told))]) == 0
+    assert commandline.run(align.main, [*argv, "--landmarks", str(table(tmp_path, told))]) == 0
     said = capsys.readouterr()
     assert "12 images of 4 people at 56 px, 0 broken, 3 without a face; pairs: generated" in said.out
     assert "no face found in 3 of 12 images, which count as misses: Ada/0.png" in said.err
@@ -679,7 +681,7 @@ def test_align_by_a_csv(album, tmp_path, capsys):
     for row, source in enumerate(sources(tmp_path / "out")):
         data = (album / source).read_bytes()
         with images.upright(data) as photograph:
-            want = layout.convert(data, 56, layout.whole_padded)
+            want = images.convert(data, 56, images.whole_padded)
             if source not in lost:
                 want = align.warp(photograph, told[source], 56)
         np.testing.assert_array_equal(whole.faces.images[row], want)
@@ -704,11 +706,11 @@ def test_align_by_a_detector(album, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text("def detect(pixels): return [[[1, 2]] * 5]\nnumber = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     argv = ["--source", str(album), "--out", str(tmp_path / "other")]
-    assert layout.run(align.main, [*argv, "--detector", "mine:detect"]) == 2
+    assert commandline.run(align.main, [*argv, "--detector", "mine:detect"]) == 2
     assert "error: no face was found in any of 12 images, the first Ada/0.png" in capsys.readouterr().err
     for wrong in ("mine:nothing", "mine:number", "nowhere:detect"):
         with pytest.raises(SystemExit):
-            layout.run(align.main, [*argv, "--detector", wrong])
+            commandline.run(align.main, [*argv, "--detector", wrong])
     sys.modules.pop("mine", None)
 
 
@@ -718,7 +720,7 @@ def test_a_stopped_run_is_not_mixed_with_another_detector(album, tmp_path, monke
 
     def run(out: str, detector: str) -> int:
         words = ["--source", album, "--out", tmp_path / out, "--size", 16, "--workers", 1, "--detector", detector]
-        code = layout.run(align.main, [str(word) for word in words])
+        code = commandline.run(align.main, [str(word) for word in words])
         sys.modules.pop("detectors", None)
         return code
 
@@ -733,12 +735,12 @@ def test_a_stopped_run_is_not_mixed_with_another_detector(album, tmp_path, monke
         "name": "detectors:two",
     }
     assert meta["crop"]["name"].endswith(":test_a_stopped_run_is_not_mixed_with_another_detector.<locals>.<lambda>")
-    assert align.framing(8, detector=Mock())["crop"]["name"] == "unittest.mock:Mock", "of an instance, its type's"
+    assert align.framing(detector=Mock()).crop["name"] == "unittest.mock:Mock", "of an instance, its type's"
 
 
 def test_without_scikit_image_nothing_is_decoded(album, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.transform", None)
-    monkeypatch.setattr(layout, "write", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(writer, "write", lambda *_, **__: pytest.fail("decoded"))
     for given in ({"landmarks": table(tmp_path, points_of(album))}, {"detector": lambda pixels: []}):
         with pytest.raises(ConfigError, match=r"aligning needs skimage.*pip install 'lrkd\[align\]'"):
             align.prepare(album, tmp_path / "out", **given)

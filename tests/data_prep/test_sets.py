@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import agedb, align, folder, layout, lfw, scface
+from data_prep import agedb, align, commandline, folder, images, journal, lfw, scface, writer
 from lrkd.data import images as images_
 from lrkd.data.prepared import load_prepared, prepared
 from lrkd.errors import ConfigError, DataError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "lfw"
 PEOPLE = {"Ada": 4, "Ben_X": 3, "Cy": 1, "Dee": 2, "Eve": 3, "Fay": 1, "Gus": 2, "Hal": 2, "Ida": 1, "Joe": 3}
 TRAIN, TEST = ("Ada", "Ben_X", "Cy", "Dee", "Joe"), ("Eve", "Fay", "Gus", "Hal", "Ida")
@@ -349,7 +349,7 @@ def test_every_8_bit_mode_becomes_rgb(mode):
     grey = Image.fromarray(np.full((20, 20, 3), (200, 200, 200), np.uint8))
     grey = grey.quantize(4) if mode == "P" else grey.convert(mode)
     data = encoded(grey, "JPEG" if mode in ("CMYK", "YCbCr") else "PNG")
-    image = layout.convert(data, 10, whole)
+    image = images.convert(data, 10, whole)
     assert (image.shape, image.dtype) == ((10, 10, 3), np.uint8)
     if mode != "1":
         assert np.abs(image.astype(int) - 200).max() <= 3
@@ -358,7 +358,7 @@ def test_every_8_bit_mode_becomes_rgb(mode):
 def test_transparent_palettes_do_not_warn():
     image = photograph(1, 20, 20).quantize(16)
     data = encoded(image, "PNG", transparency=bytes(range(0, 256, 16)))
-    assert layout.convert(data, 10, whole).shape == (10, 10, 3)
+    assert images.convert(data, 10, whole).shape == (10, 10, 3)
 
 
 def test_photographs_are_turned_upright():
@@ -366,31 +366,31 @@ def test_photographs_are_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     stored = upright.transpose(Image.Transpose.ROTATE_90)
-    turned = layout.convert(encoded(stored, "PNG", exif=exif), 20, layout.centre_pixels(40))
-    np.testing.assert_array_equal(turned, layout.convert(encoded(upright, "PNG"), 20, layout.centre_pixels(40)))
+    turned = images.convert(encoded(stored, "PNG", exif=exif), 20, images.centre_pixels(40))
+    np.testing.assert_array_equal(turned, images.convert(encoded(upright, "PNG"), 20, images.centre_pixels(40)))
 
 
 def test_shrinking_is_antialiased():
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (114, 57)))
-    assert np.abs(layout.convert(encoded(stripes, "PNG"), 19, whole).astype(int) - 127.5).max() < 12
+    assert np.abs(images.convert(encoded(stripes, "PNG"), 19, whole).astype(int) - 127.5).max() < 12
 
 
 @pytest.mark.parametrize(("share", "box"), [(1.0, (100, 0, 300, 200)), (0.5, (150, 50, 250, 150))])
 def test_centre_share_is_of_the_shorter_side(share, box):
-    assert layout.centre_share(share)(400, 200) == box
-    assert layout.centre_share(share)(200, 400) == (box[1], box[0], box[3], box[2])
+    assert images.centre_share(share)(400, 200) == box
+    assert images.centre_share(share)(200, 400) == (box[1], box[0], box[3], box[2])
 
 
 def test_sixteen_bits_and_bombs_are_broken(monkeypatch):
     deep = Image.fromarray(np.full((20, 20), 40000, np.uint16))
     with pytest.raises(ValueError, match="8 bits a channel"):
-        layout.convert(encoded(deep, "PNG"), 10, whole)
+        images.convert(encoded(deep, "PNG"), 10, whole)
     monkeypatch.setattr(images_, "MAX_PIXELS", 1599)
     with pytest.raises(Image.DecompressionBombError, match="1600 pixels: at most 1599 are decoded"):
-        layout.convert(encoded(photograph(3, 40, 40), "PNG"), 10, whole)
+        images.convert(encoded(photograph(3, 40, 40), "PNG"), 10, whole)
     monkeypatch.setattr(images_, "MAX_FILE", 100)
     with pytest.raises(ValueError, match="at most 100"):
-        layout.convert(bytes(101), 10, whole)
+        images.convert(bytes(101), 10, whole)
 
 
 # ---------------------------------------------------------------------------------------------------------- folder
@@ -443,7 +443,7 @@ def test_folder_writes_the_layout(album, tmp_path, capsys):
     again = folder.prepare(album, tmp_path / "again", size=24, crop=0.8)
     assert again == meta
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
-    folder.prepare(album, tmp_path / "other", size=24, crop=0.8, seed=1)
+    folder.prepare(album, tmp_path / "other", size=24, crop=0.8, drawing=folder.Drawing(seed=1))
     assert contents(tmp_path / "out")["pairs.csv"] != contents(tmp_path / "other")["pairs.csv"]
 
 
@@ -501,7 +501,7 @@ def test_a_folder_of_broken_images_only(album, tmp_path):
 
 
 def call(tool, *argv: object) -> int:
-    return layout.run(tool.main, [str(word) for word in argv])
+    return commandline.run(tool.main, [str(word) for word in argv])
 
 
 def test_the_commands_say_what_they_wrote(archived, album, tmp_path, capsys):
@@ -564,20 +564,20 @@ def test_numbers_out_of_range_are_refused_at_once(tool, words, says, tmp_path, c
     with pytest.raises(SystemExit):
         call(tool, "--source", tmp_path / "nowhere", "--out", tmp_path / "out", *words)
     assert f"argument {says}" in capsys.readouterr().err
-    assert (layout.whole("0"), layout.side("4096")) == (0, 4096)
+    assert (commandline.whole("0"), commandline.side("4096")) == (0, 4096)
 
 
 def test_pairs_that_cannot_be_drawn_cost_no_decoding(album, tmp_path, monkeypatch):
     (tmp_path / "aged").mkdir()
     for k in range(8):
         (tmp_path / "aged" / f"{k}_P{k // 2}_{20 + k % 2 * 40}_f.jpg").touch()
-    monkeypatch.setattr(layout, "write", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(writer, "write", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(ConfigError, match="folds=1: at least 2"):
-        folder.prepare(album, tmp_path / "out", folds=1)
+        folder.prepare(album, tmp_path / "out", drawing=folder.Drawing(folds=1))
     with pytest.raises(ConfigError, match="count=5: an even number"):
-        agedb.prepare(tmp_path / "aged", tmp_path / "out", pairs=5, folds=2)
+        agedb.prepare(tmp_path / "aged", tmp_path / "out", drawing=agedb.Drawing(pairs=5, folds=2))
     with pytest.raises(DataError, match="4 people, 0 of them with a genuine pair"):
-        agedb.prepare(tmp_path / "aged", tmp_path / "out", pairs=4, folds=2, gap=50)
+        agedb.prepare(tmp_path / "aged", tmp_path / "out", drawing=agedb.Drawing(pairs=4, folds=2, gap=50))
 
 
 def start(code: str, *argv: object, **options) -> subprocess.Popen:
@@ -594,16 +594,16 @@ def start(code: str, *argv: object, **options) -> subprocess.Popen:
 
 SLOW = """
     import sys, time
-    from data_prep import layout, folder
-    convert, seen, layout.CHECKPOINT = layout.convert, [], 4
+    from data_prep import commandline, folder, images, writer
+    convert, seen, writer.CHECKPOINT = images.convert, [], 4
     def slow(*a):
         seen.append(1)
         if len(seen) == 10:
             print("half way", flush=True)
         time.sleep(0.02 if len(seen) < 10 else 0.5)
         return convert(*a)
-    layout.convert = slow
-    sys.exit(layout.run(folder.main))
+    images.convert = slow
+    sys.exit(commandline.run(folder.main))
 """
 
 
@@ -635,7 +635,7 @@ def test_an_interrupted_run_is_gone_on_with_and_looks_unfinished(album, tmp_path
 
 def stop_half_way(album, out, monkeypatch, **options) -> None:
     """An interrupt while the 15th image is decoded."""
-    convert, seen = layout.convert, []
+    convert, seen = images.convert, []
 
     def interrupted(*a):
         seen.append(1)
@@ -644,7 +644,7 @@ def stop_half_way(album, out, monkeypatch, **options) -> None:
         return convert(*a)
 
     with monkeypatch.context() as patch:
-        patch.setattr(layout, "convert", interrupted)
+        patch.setattr(images, "convert", interrupted)
         with pytest.raises(KeyboardInterrupt):
             folder.prepare(album, out, workers=1, **options)
 
@@ -660,8 +660,8 @@ def test_a_stopped_run_is_not_mixed_with_another_request(album, tmp_path, monkey
 def test_what_a_stopped_run_left_outlives_a_wrong_option(album, tmp_path, monkeypatch):
     stop_half_way(album, tmp_path / "out", monkeypatch, size=16)
     left = contents(tmp_path / "out.partial")
-    with pytest.raises(ConfigError, match="folds=1"):
-        folder.prepare(album, tmp_path / "out", size=16, folds=1)
+    with pytest.raises(ConfigError, match="folds: expected at least 2, got 1"):
+        folder.prepare(album, tmp_path / "out", size=16, drawing=folder.Drawing(folds=1))
     assert contents(tmp_path / "out.partial") == left
 
 
@@ -690,9 +690,9 @@ def test_a_source_that_changed_is_not_gone_on_with(album, tmp_path, monkeypatch)
 def test_a_full_disk_is_one_line_and_leaves_nothing(album, tmp_path):
     full = """
         import resource, sys
-        from data_prep import layout, folder
+        from data_prep import commandline, folder, images, writer
         resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-        sys.exit(layout.run(folder.main))
+        sys.exit(commandline.run(folder.main))
     """
     process = start(full, "--source", album, "--out", tmp_path / "out", "--size", 48)
     out, err = process.communicate(timeout=60)
@@ -707,7 +707,7 @@ def test_the_list_of_tools_is_whole():
         [sys.executable, "-m", "data_prep"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     tools = {f.stem for f in (ROOT / "data_prep").glob("*.py") if "def main" in f.read_text()}
-    assert tools == {"lfw", "folder", "recordio", "pairs_bin", "agedb", "cfp", "tinyface", "qmul", "scface", "align"}
+    assert {"lfw", "folder", "recordio", "align"} <= tools
     for tool in tools:
         assert f"data_prep.{tool} " in out
 
@@ -715,8 +715,13 @@ def test_the_list_of_tools_is_whole():
 def test_preparing_data_needs_no_torch():
     code = """
         import sys
-        from data_prep import agedb, align, cfp, folder, lfw, pairs_bin, qmul, recordio, scface, tinyface
-        print({"torch", "skimage"} & set(sys.modules))
+        from importlib import import_module
+        from pkgutil import iter_modules
+        import data_prep
+        for module in iter_modules(data_prep.__path__):
+            if module.name != "__main__":
+                import_module(f"data_prep.{module.name}")
+        print({"torch", "skimage", "pandas"} & set(sys.modules))
     """
     out, err = start(code).communicate(timeout=60)
     assert (out, err) == ("set()\n", "")
@@ -740,12 +745,12 @@ def test_the_real_lfw_lists_and_first_images():
     assert (len(train), len(test), len(set(train) & set(test))) == (4038, 1711, 0)
     assert sum(train.values()) + sum(test.values()) == 13233
     assert lfw.read_people(REAL / "people.txt") == train | test
-    images, texts = lfw.find(REAL)
+    archive, texts = lfw.find(REAL)
     assert texts == REAL
-    stream = lfw._archived(images, True)
+    stream = lfw.archived(archive, True)
     for photo in (next(stream) for _ in range(5)):
         assert train.get(photo.name, 0) + test.get(photo.name, 0) > 0
-        image = layout.convert(photo.read(), 48, layout.centre_pixels(114))
+        image = images.convert(photo.read(), 48, images.centre_pixels(114))
         assert image.shape == (48, 48, 3)
         assert image.std() > 15
     stream.close()
@@ -756,19 +761,14 @@ def test_the_real_lfw_lists_and_first_images():
 
 def with_roles(where: Path, change=lambda text: text) -> Path:
     photos = [
-        layout.Photo(f"p{k % 2}", f"{k}", lambda k=k: jpeg(k), role=("probe", "gallery")[k % 2]) for k in range(4)
+        journal.Photo(f"p{k % 2}", f"{k}", lambda k=k: jpeg(k), role=("probe", "gallery")[k % 2]) for k in range(4)
     ]
-    layout.write(
+    writer.write(
         where,
         photos,
         4,
-        lambda *_: layout.Extras(splits={"train": [0], "test": [1]}),
-        name="x",
-        size=8,
-        crop={},
-        licence="",
-        tool="x",
-        box=layout.whole_padded,
+        lambda *_: writer.Extras(splits={"train": [0], "test": [1]}),
+        writer.Recipe("x", 8, "", "x"),
     )
     (where / "manifest.csv").write_text(change((where / "manifest.csv").read_text()))
     return where
@@ -803,11 +803,11 @@ def test_bombs_take_less_than_a_gigabyte(tmp_path):
     code = """
         import sys
         from pathlib import Path
-        from data_prep import layout
+        from data_prep import journal, writer
         where = Path(sys.argv[1])
-        photos = [layout.Photo("p", str(k), (where / str(k)).read_bytes) for k in range(4)]
-        options = dict(name="x", size=8, crop={}, licence="", tool="x", max_broken=0.5, workers=4)
-        layout.write(where / "out", photos, 4, lambda *_: layout.Extras(), **options)
+        photos = [journal.Photo("p", str(k), (where / str(k)).read_bytes) for k in range(4)]
+        recipe = writer.Recipe("x", 8, "", "x", max_broken=0.5, workers=4)
+        writer.write(where / "out", photos, 4, lambda _: writer.Extras(), recipe)
         # Not ru_maxrss: that of a new process begins with what its parent had.
         print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     """
@@ -909,8 +909,8 @@ def test_a_tiff_is_turned_upright_once():
     exif = Image.Exif()
     exif[0x0112] = 6
     stored = photograph(2, 60, 40).transpose(Image.Transpose.ROTATE_90)
-    turned = layout.convert(encoded(stored, "TIFF", exif=exif), 20, layout.centre_pixels(40))
-    want = layout.convert(encoded(photograph(2, 60, 40), "TIFF"), 20, layout.centre_pixels(40))
+    turned = images.convert(encoded(stored, "TIFF", exif=exif), 20, images.centre_pixels(40))
+    want = images.convert(encoded(photograph(2, 60, 40), "TIFF"), 20, images.centre_pixels(40))
     np.testing.assert_array_equal(turned, want)
 
 
