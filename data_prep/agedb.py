@@ -48,10 +48,10 @@ def find(source: Path) -> list[Photo]:
     for file in files.pictures(inner if inner.is_dir() else source):
         match = _FILE.fullmatch(file.name)
         if match is None:
-            raise DataError(f"{file}: NUMBER_NAME_AGE_SEX.jpg, as in 0_MariaCallas_35_f.jpg, is right")
+            raise DataError(f"{file}: expected NUMBER_NAME_AGE_SEX.jpg, as in 0_MariaCallas_35_f.jpg")
         photos.append((int(match["number"]), Photo(match["name"], file.name, file.read_bytes, int(match["age"]))))
     if not photos:
-        raise DataError(f"{source}: no images in it: a folder of NUMBER_NAME_AGE_SEX.jpg is right")
+        raise DataError(f"{source}: no images in it: expected a folder of NUMBER_NAME_AGE_SEX.jpg")
     return [photo for _, photo in sorted(photos, key=lambda item: (item[0], item[1].source))]
 
 

@@ -57,7 +57,7 @@ def similarity(points: np.ndarray, size: int) -> np.ndarray:
 
     found = SimilarityTransform.from_estimate(points, template(size)) if np.isfinite(points).all() else None
     if not found or not np.isfinite(found.params).all() or not 1e-4 < found.scale < 1e4:
-        raise NoFace("these landmarks fix no similarity: five points that are not all one are right")
+        raise NoFace("these landmarks fix no similarity: expected five points that are not all the same")
     return np.linalg.inv(found.params)[:2]
 
 
@@ -78,7 +78,7 @@ def warp(image: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
 def read_landmarks(path: Path) -> dict[str, np.ndarray | None]:
     """source -> (5,2), or None where the fields are empty. Raises DataError naming the line."""
     if not path.is_file():
-        raise DataError(f"--landmarks {path}: no such file: a CSV with {','.join(COLUMNS)} is right")
+        raise DataError(f"--landmarks {path}: no such file: expected a CSV with {','.join(COLUMNS)}")
     try:
         text = files.content(path, MAX_FILE).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -89,22 +89,24 @@ def read_landmarks(path: Path) -> dict[str, np.ndarray | None]:
         for row in rows:
             if rows.line_num == 1:
                 if tuple(row) != COLUMNS:
-                    raise DataError(f"{path} line 1: {','.join(row)[:80]!r}: {','.join(COLUMNS)} is right")
+                    raise DataError(f"{path} line 1: expected {','.join(COLUMNS)}, got {','.join(row)[:80]!r}")
                 continue
             if len(row) != len(COLUMNS) or row[0] in found:
                 wrong = f"{len(row)} fields" if len(row) != len(COLUMNS) else f"{row[0]!r} comes twice"
-                raise DataError(f"{path} line {rows.line_num}: {wrong}: one line of {len(COLUMNS)} an image is right")
+                raise DataError(
+                    f"{path} line {rows.line_num}: expected one line of {len(COLUMNS)} fields an image, got {wrong}"
+                )
             try:
                 points = np.array(row[1:], dtype=np.float64).reshape(5, 2) if any(row[1:]) else None
             except ValueError:
                 points = np.full((5, 2), np.nan)
             if points is not None and not (np.abs(points) < 1e6).all():
-                raise DataError(f"{path} line {rows.line_num}: {','.join(row[1:])[:80]!r}: ten numbers are right")
+                raise DataError(f"{path} line {rows.line_num}: expected ten numbers, got {','.join(row[1:])[:80]!r}")
             found[row[0]] = points
     except csv.Error as error:
         raise DataError(f"{path} line {rows.line_num}: cannot be read as CSV: {error}") from error
     if not found:
-        raise DataError(f"{path}: no landmarks: {','.join(COLUMNS)} and a line an image are right")
+        raise DataError(f"{path}: no landmarks: expected {','.join(COLUMNS)} and a line an image")
     return found
 
 
@@ -114,14 +116,14 @@ def nearest(faces: Any, height: int, width: int) -> np.ndarray:
     if found.size == 0:
         raise NoFace("the detector found no face")
     if found.ndim != 3 or found.shape[1:] != (5, 2):
-        raise ValueError(f"the detector returned {found.shape}: landmarks (n,5,2) are right")
+        raise ValueError(f"the detector: expected landmarks (n,5,2), got {found.shape}")
     return found[np.argmin(np.linalg.norm(found.mean(1) - ((width - 1) / 2, (height - 1) / 2), axis=1))]
 
 
 def framing(landmarks: Mapping[str, np.ndarray | None] | None = None, detector: Detector | None = None) -> Framing:
     """Align faces instead of cropping them: by the landmarks of each source, or by a detector."""
     if (landmarks is None) == (detector is None):
-        raise ConfigError("landmarks, or a detector: one of the two is right")
+        raise ConfigError("expected landmarks or a detector, got both or neither")
     with needed("aligning", "align"):
         import skimage.transform  # noqa: F401
 
@@ -188,7 +190,7 @@ def _named(text: str) -> Detector:
     try:
         found = pkgutil.resolve_name(text)
     except (ImportError, AttributeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}: MODULE:FUNCTION is right") from error
+        raise argparse.ArgumentTypeError(f"{text}: expected MODULE:FUNCTION, got {error}") from error
     if not callable(found):
         raise argparse.ArgumentTypeError(f"{text}: not a function")
 

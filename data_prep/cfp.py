@@ -37,7 +37,9 @@ def read_list(path: Path, pose: str) -> dict[int, str]:
             continue
         match = _LINE.fullmatch(line.strip())
         if match is None or match[3].lower() != pose or int(match[1]) in found:
-            raise DataError(f"{path} line {number}: {line[:80]!r}: NUMBER .../Images/001/{pose}/01.jpg, once, is right")
+            raise DataError(
+                f"{path} line {number}: expected NUMBER .../Images/001/{pose}/01.jpg, once, got {line[:80]!r}"
+            )
         found[int(match[1])] = f"{match[2]}/{pose}/{match[4]}.jpg"
     return found
 
@@ -50,7 +52,7 @@ def read_pairs(path: Path, left: dict[int, str], right: dict[int, str]) -> list[
             continue
         match = _PAIR.fullmatch(line)
         if match is None or int(match[1]) not in left or int(match[2]) not in right:
-            raise DataError(f"{path} line {number}: {line[:80]!r}: two numbers of the lists, as in 3,14, are right")
+            raise DataError(f"{path} line {number}: expected two numbers of the lists, as in 3,14, got {line[:80]!r}")
         found.append((left[int(match[1])], right[int(match[2])]))
     return found
 
@@ -59,7 +61,7 @@ def find(source: Path) -> tuple[Path, list[Photo]]:
     """The folder of Data and Protocol, and the photographs sorted by person, pose and number."""
     root = next((d for d in (source, source / "cfp-dataset") if (d / "Data" / "Images").is_dir()), None)
     if root is None:
-        raise DataError(f"--source {source}: no Data/Images in it: what CFP's archive unpacks to is right")
+        raise DataError(f"--source {source}: no Data/Images in it: expected what CFP's archive unpacks to")
     photos = []
     for person in sorted((root / "Data" / "Images").iterdir()):
         if person.is_symlink() or not person.is_dir() or person.name.startswith("."):
@@ -69,7 +71,7 @@ def find(source: Path) -> tuple[Path, list[Photo]]:
                 where = f"{person.name}/{pose}/{file.name}"
                 photos.append(Photo(person.name, where, file.read_bytes, role=pose))
     if not photos:
-        raise DataError(f"{root}: no images in it: Data/Images/001/frontal/01.jpg is right")
+        raise DataError(f"{root}: no images in it: expected Data/Images/001/frontal/01.jpg")
     return root, photos
 
 
@@ -92,7 +94,7 @@ def prepare(
         folder = root / "Protocol" / "Split" / protocol
         parts = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
         if not parts:
-            raise DataError(f"{folder}: no folds in it: 01/same.txt, 01/diff.txt, ... are right")
+            raise DataError(f"{folder}: no folds in it: expected 01/same.txt, 01/diff.txt, ...")
         for fold, part in enumerate(parts):
             for same in (1, 0):
                 file = part / ("same.txt" if same else "diff.txt")

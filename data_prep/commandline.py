@@ -23,7 +23,7 @@ def positive(text: str) -> int:
     """argparse type: a whole number of 1 or more."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: 1 or more is right")
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return value
 
 
@@ -31,7 +31,7 @@ def whole(text: str) -> int:
     """argparse type: a whole number of 0 or more."""
     value = int(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text}: 0 or more is right")
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {text}")
     return value
 
 
@@ -39,7 +39,7 @@ def side(text: str) -> int:
     """argparse type: a whole number from 1 to MAX_SIDE."""
     value = positive(text)
     if value > MAX_SIDE:
-        raise argparse.ArgumentTypeError(f"{text}: at most {MAX_SIDE} is right")
+        raise argparse.ArgumentTypeError(f"expected at most {MAX_SIDE}, got {text}")
     return value
 
 
@@ -47,7 +47,7 @@ def share(text: str) -> float:
     """argparse type: a number in (0,1]."""
     value = float(text)
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: above 0 and at most 1 is right")
+        raise argparse.ArgumentTypeError(f"expected above 0 and at most 1, got {text}")
     return value
 
 

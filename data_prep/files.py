@@ -23,7 +23,7 @@ def pictures(folder: Path) -> list[Path]:
     Raises DataError where there is no such folder.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder: one with images is right")
+        raise DataError(f"{folder}: expected a folder with images, got none")
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     return [
         Path(entry.path)
@@ -57,11 +57,11 @@ def check_out(out: Path, source: Path | None = None) -> None:
     """DataError unless `out` does not exist or is an empty folder, and lies outside of the folder `source`."""
     if source is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise DataError(
-            f"--out {out}: is inside --source {source}, where the next run would take it for photographs: a folder "
-            "outside is right"
+            f"--out {out}: expected a folder outside --source {source}, where the next run would take it for "
+            "photographs"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"--out {out}: exists and is not an empty folder: a new name is right")
+        raise DataError(f"--out {out}: expected a new name or an empty folder, got one that holds something")
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Drawing:
 def find(source: Path) -> tuple[list[Photo], list[str], list[str]]:
     """Photographs sorted by person and file name, what was passed over, and the folders that hold no image."""
     if not source.is_dir():
-        raise DataError(f"--source {source}: no such folder: one that holds a folder per person is right")
+        raise DataError(f"--source {source}: no such folder: expected one that holds a folder per person")
     photos, ignored, empty = [], [], []
     for person in sorted(os.scandir(source), key=lambda entry: entry.name):
         if person.name.startswith(".") or not person.is_dir(follow_symlinks=False):
@@ -65,7 +65,7 @@ def find(source: Path) -> tuple[list[Photo], list[str], list[str]]:
             empty.append(person.name)
     if not photos:
         raise DataError(
-            f"--source {source}: no folders of people with images in it: DIR/PERSON/IMAGE.jpg is right"
+            f"--source {source}: no folders of people with images in it: expected DIR/PERSON/IMAGE.jpg"
             + (f"; without an image are {', '.join(empty[:MAX_NAMED])}" if empty else "")
         )
     return photos, ignored, empty

@@ -93,12 +93,12 @@ def unpack(source: Path, out: Path, workers: int = 2) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{source / 'meta.json'}: not the meta.json of a packed folder ({error})") from error
     if not (1 <= size <= MAX_SIDE and 1 <= count <= MAX_IMAGES):
-        raise DataError(f"{source / 'meta.json'}: {count} images of {size} px: up to {MAX_IMAGES} are right")
+        raise DataError(f"{source / 'meta.json'}: expected up to {MAX_IMAGES} images, got {count} images of {size} px")
 
     def decode(photo: Photo) -> np.ndarray:
         with upright(photo.read()) as image:
             if image.size != (size, size):
-                raise ValueError(f"{image.width} x {image.height} px: {size} x {size} are right")
+                raise ValueError(f"expected {size} x {size} px, got {image.width} x {image.height}")
             return np.asarray(image)
 
     with _whole(out) as folder:
@@ -127,7 +127,7 @@ def unpack(source: Path, out: Path, workers: int = 2) -> dict[str, Any]:
 
 def _quality(text: str) -> int:
     if not 1 <= (value := int(text)) <= 95:
-        raise argparse.ArgumentTypeError(f"{text}: 1 to 95 is right")
+        raise argparse.ArgumentTypeError(f"expected 1 to 95, got {text}")
     return value
 
 

@@ -60,7 +60,7 @@ def _lines(path: Path) -> list[list[str]]:
 
 def _number(path: Path, line: int, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
-        raise DataError(f"{path} line {line}: {text!r}: a whole number is right")
+        raise DataError(f"{path} line {line}: expected a whole number, got {text!r}")
     return int(text)
 
 
@@ -68,17 +68,17 @@ def read_pairs(path: Path) -> list[Pair]:
     """pairs.txt ("10 300": folds, pairs of a kind a fold) and pairsDev*.txt ("1100"): genuine first in each fold."""
     lines = _lines(path)
     if not lines or len(lines[0]) > 2:
-        raise DataError(f"{path} line 1: the number of folds and of pairs, as in '10 300', or of pairs is right")
+        raise DataError(f"{path} line 1: expected the number of folds and of pairs, as in '10 300', or of pairs")
     header = [_number(path, 1, text) for text in lines[0]]
     folds, each = header if len(header) == 2 else (1, header[0])
     if len(lines) - 1 != 2 * folds * each:
-        raise DataError(f"{path}: {len(lines) - 1} pairs: {2 * folds * each} are right by its first line")
+        raise DataError(f"{path}: expected {2 * folds * each} pairs by its first line, got {len(lines) - 1}")
     pairs = []
     for i, words in enumerate(lines[1:]):
         same = i % (2 * each) < each
         if len(words) != (3 if same else 4):
-            kind = "NAME I J, a genuine pair," if same else "NAME I NAME J, an impostor pair,"
-            raise DataError(f"{path} line {i + 2}: {' '.join(words)!r}: {kind} is right")
+            kind = "NAME I J, a genuine pair" if same else "NAME I NAME J, an impostor pair"
+            raise DataError(f"{path} line {i + 2}: expected {kind}, got {' '.join(words)!r}")
         left, i1, right, i2 = (words[0], words[1], words[0], words[2]) if same else words
         a, b = (_number(path, i + 2, text) for text in (i1, i2))
         pairs.append(Pair(f"{left}_{a:04d}", f"{right}_{b:04d}", same, i // (2 * each)))
@@ -92,7 +92,7 @@ def read_people(path: Path) -> dict[str, int]:
         if len(words) == 1 and words[0].isdigit():
             continue
         if len(words) != 2:
-            raise DataError(f"{path} line {number}: {' '.join(words)!r}: NAME COUNT is right")
+            raise DataError(f"{path} line {number}: expected NAME COUNT, got {' '.join(words)!r}")
         if words[0] in people:
             raise DataError(f"{path} line {number}: {words[0]} comes twice")
         people[words[0]] = _number(path, number, words[1])
@@ -105,7 +105,7 @@ def find(source: Path) -> tuple[Path, Path]:
         return source, source.parent
     if not source.is_dir():
         raise DataError(
-            f"--source {source}: no such folder: one with lfw-deepfunneled.tgz or the unpacked folder is right"
+            f"--source {source}: no such folder: expected one with lfw-deepfunneled.tgz or the unpacked folder"
         )
     for name in FOLDERS:
         if (source / name).is_dir():
@@ -181,10 +181,10 @@ def prepare(source: Path, out: Path, *, size: int = 112, crop: int = 114, **opti
     images, texts = find(source)
     listed = [(p.name, p.source) for p in (archived(images, False) if images.is_file() else _unpacked(images))]
     if not listed:
-        raise DataError(f"{images}: no images in it: PERSON/PERSON_0001.jpg is right")
+        raise DataError(f"{images}: no images in it: expected PERSON/PERSON_0001.jpg")
     stems = Counter(_stem(where) for _, where in listed)
     if (twice := stems.most_common(1)[0])[1] > 1:
-        raise DataError(f"{images}: {twice[0]} comes twice: one image of that name is right")
+        raise DataError(f"{images}: {twice[0]} comes twice: expected one image of that name")
 
     protocols = {name: read_pairs(texts / f) for name, f in PROTOCOLS.items() if (texts / f).is_file()}
     development = {split: read_people(texts / f) for split, f in DEVELOPMENT.items() if (texts / f).is_file()}
@@ -229,9 +229,9 @@ def _check(
 ) -> None:
     """The text files and the images tell the same story; found out before an hour of decoding, not after."""
     if len(development) == 1:
-        raise DataError(f"{texts}: {DEVELOPMENT['train']} and {DEVELOPMENT['test']}: both or none are right")
+        raise DataError(f"{texts}: expected both or neither of {' and '.join(DEVELOPMENT.values())}, got one")
     if development and (both := sorted(set(development["train"]) & set(development["test"]))):
-        raise DataError(f"{texts}: {both[0]} is in both {' and '.join(DEVELOPMENT.values())}: one of them is right")
+        raise DataError(f"{texts}: {both[0]} is in both {' and '.join(DEVELOPMENT.values())}: expected one of them")
     for name, pairs in protocols.items():
         for i, pair in enumerate(pairs):
             for image in (pair.left, pair.right):

@@ -81,7 +81,7 @@ class _Reader:
                 value[number], place = text, item.end
             return title, value.reshape(shape, order="F")
         if kind not in (CHAR, *NUMERIC):
-            raise ValueError(f"an array of class {kind}: text, numbers and cells of text are right")
+            raise ValueError(f"expected text, numbers or cells of text, got an array of class {kind}")
         values = self.element(data, place)
         if kind == CHAR:
             if shape[0] > 1 or values.kind not in TEXTS:
@@ -136,11 +136,11 @@ def names(path: Path, key: str, columns: int = 1) -> list[tuple[str, ...]]:
     """A cell of plain file names as rows of `columns`. Raises DataError for anything else, paths among it."""
     value = _get(path, key)
     if value.dtype != object or value.size % columns or (columns > 1 and value.shape[-1] != columns):
-        raise DataError(f"{path}: {key} is {value.dtype} {value.shape}: a cell of file names (n, {columns}) is right")
+        raise DataError(f"{path}: {key}: expected a cell of file names (n, {columns}), got {value.dtype} {value.shape}")
     flat = value.reshape(-1, columns)
     for name in flat.flat:
         if not name or name.startswith(".") or not name.isprintable() or "/" in name or "\\" in name:
-            raise DataError(f"{path}: {key} holds {name[:80]!r}: plain file names are right")
+            raise DataError(f"{path}: {key} holds {name[:80]!r}: expected plain file names")
     return [tuple(row) for row in flat.tolist()]
 
 
@@ -149,7 +149,7 @@ def numbers(path: Path, key: str) -> list[int]:
     value = _get(path, key)
     flat = value.reshape(-1, order="F")
     if value.dtype == object:
-        raise DataError(f"{path}: {key} holds text: whole numbers are right")
+        raise DataError(f"{path}: {key} holds text: expected whole numbers")
     whole = flat.astype(np.float64)
     if not ((whole >= 0) & (whole < 2**31)).all() or (whole % 1).any():
         raise DataError(f"{path}: {key} holds other numbers than whole ones of 0 or more")
@@ -160,8 +160,8 @@ def numbers(path: Path, key: str) -> list[int]:
 def _get(path: Path, key: str) -> np.ndarray:
     found = read(path)
     if key not in found:
-        raise DataError(f"{path}: holds {', '.join(found)[:80] or 'nothing'}: {key} is right")
+        raise DataError(f"{path}: holds {', '.join(found)[:80] or 'nothing'}: expected {key}")
     value = found[key]
     if isinstance(value, str):
-        raise DataError(f"{path}: {key} is one text: a cell of file names, or an array of numbers, is right")
+        raise DataError(f"{path}: {key} is one text: expected a cell of file names, or an array of numbers")
     return value

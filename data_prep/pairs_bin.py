@@ -110,7 +110,7 @@ class _Array:
             raise ValueError("an array of something else than numbers")
         count = len(kind.read(data))
         if shape not in ((count,), (count, 1), (1, count)):
-            raise ValueError(f"an array {shape!s:.40} of {count} numbers: (k,) or (k,1), the bytes of a file, is right")
+            raise ValueError(f"expected an array (k,) or (k,1), got shape {shape!s:.40} for {count} numbers")
         self.data, self.kind = data, kind
 
 
@@ -190,7 +190,7 @@ def _truths(same: Any) -> list[bool]:
         told += value.kind.read(value.data).tolist() if isinstance(value, _Array) else [value]
     for number, value in enumerate(told):
         if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise ValueError(f"truth {number} is {value!s:.40}: 0 or 1, of any type, is right")
+            raise ValueError(f"truth {number}: expected 0 or 1, of any type, got {value!s:.40}")
     return [bool(value) for value in told]
 
 
@@ -201,7 +201,7 @@ def _images(images: Any) -> list[Any]:
     for number, image in enumerate(found):
         if not isinstance(image, bytes | bytearray):
             what = f"an array of {image.kind.name}" if isinstance(image, _Array) else f"a {type(image).__name__}"
-            raise ValueError(f"image {number} is {what}: the bytes of an image file are right")
+            raise ValueError(f"image {number}: expected the bytes of an image file, got {what}")
     return found
 
 
@@ -274,7 +274,7 @@ def prepare(
     """Write the prepared folder and return its meta; `options` go to `writer.Recipe`."""
     files.check_out(out, source)
     if not source.is_file():
-        raise DataError(f"--source {source}: no such file: a .bin pair set is right")
+        raise DataError(f"--source {source}: no such file: expected a .bin pair set")
     name = name or source.stem
     images, same = read(source)
     owner, wrong = people([hashlib.sha256(image).hexdigest() for image in images], same)

@@ -43,7 +43,7 @@ def person(file: Path) -> str:
     """test-001234 for 1234_cam1_1.jpg."""
     match = _FILE.fullmatch(file.name)
     if match is None:
-        raise DataError(f"{file}: PERSON_CAMERA_NUMBER.jpg, as in 1234_cam1_1.jpg, is right")
+        raise DataError(f"{file}: expected PERSON_CAMERA_NUMBER.jpg, as in 1234_cam1_1.jpg")
     return f"test-{int(match[1]):06d}"
 
 
@@ -61,7 +61,7 @@ def identification(root: Path) -> list[Photo]:
             if id_of.setdefault(who, number) != number or person_of.setdefault(number, who) != who:
                 raise DataError(
                     f"{file}: {path.name} has id {number}, another image of the person has {id_of[who]}, or another "
-                    "person has this id: one id a person is right"
+                    "person has this id: expected one id a person"
                 )
             photos.append(photo(root, path, who, role))
     unmated = files.pictures(test / "unmated_probe")
@@ -95,13 +95,13 @@ def find(source: Path) -> tuple[list[Photo], list[tuple[str, str, int, int, str]
     sets = ("training_set", "Face_Identification_Test_Set", "Face_Verification_Test_Set")
     root = next((d for d in (source, source / "QMUL-SurvFace") if any((d / name).is_dir() for name in sets)), None)
     if root is None:
-        raise DataError(f"--source {source}: none of {', '.join(sets)} in it: what the archive unpacks to is right")
+        raise DataError(f"--source {source}: none of {', '.join(sets)} in it: expected what the archive unpacks to")
     if absent := [name for name in sets if not (root / name).is_dir()]:
         print(f"not in {root}, so left out: {', '.join(absent)}", file=sys.stderr)
     photos, pairs = verification(root)
     photos, trained = photos + identification(root), training(root / "training_set", root)
     if both := sorted({p.name[-6:] for p in trained} & {p.name[-6:] for p in photos if p.name.startswith("test-")}):
-        raise DataError(f"{root}: person {int(both[0])} is in training_set and in a test set: one of them is right")
+        raise DataError(f"{root}: person {int(both[0])} is in training_set and in a test set: expected one of them")
     return trained + photos, pairs
 
 

@@ -73,14 +73,14 @@ class Records:
             with rec.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:
-            raise DataError(f"{rec}: empty: a RecordIO file is right") from error
+            raise DataError(f"{rec}: empty: expected a RecordIO file") from error
         self._size = len(self._map)
         if idx is None:
             self.keys, self._starts = self._scan()
         else:
             self.keys, self._starts = _read_idx(idx, self._size)
             if self._starts[0] != 0:
-                raise DataError(f"{idx}: the first record begins at byte {self._starts[0]} of {rec.name}: 0 is right")
+                raise DataError(f"{idx}: the first record begins at byte {self._starts[0]} of {rec.name}: expected 0")
         self._ends = np.append(self._starts[1:], self._size)
 
     def __len__(self) -> int:
@@ -122,8 +122,8 @@ class Records:
             total += length
             if place > self._size or total > MAX_FILE or len(spans) == MAX_PARTS:
                 raise DataError(
-                    f"{self.path}: the record at byte {offset} claims {total} bytes in {len(spans) + 1} parts: at "
-                    f"most {MAX_FILE} in {MAX_PARTS}, inside the file's {self._size}, are right: damaged "
+                    f"{self.path}: the record at byte {offset} claims {total} bytes in {len(spans) + 1} parts: "
+                    f"expected at most {MAX_FILE} in {MAX_PARTS}, inside the file's {self._size}: damaged "
                     "or cut short"
                 )
             spans.append((end - length, end))
@@ -156,18 +156,18 @@ def _read_idx(path: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
             good = len(words) == 2 and all(w.isdigit() and len(w) < 19 for w in words) and len(line) < 64
             if not good or int(words[1]) >= size or len(keys) * 32 > size:
                 raise DataError(
-                    f"{path} line {len(keys) + 1}: {line[:40]!r}: KEY, a tab and OFFSET, below the {size} bytes of the "
-                    ".rec file, are right"
+                    f"{path} line {len(keys) + 1}: expected KEY, a tab and OFFSET, below the {size} bytes of "
+                    f"the .rec file, got {line[:40]!r}"
                 )
             keys.append(int(words[0]))
             offsets.append(int(words[1]))
     if not keys:
-        raise DataError(f"{path}: empty: a line for each record is right; without the file the .rec file is scanned")
+        raise DataError(f"{path}: empty: expected a line for each record; without the file the .rec file is scanned")
     order = np.argsort(np.array(offsets, dtype=np.int64), kind="stable")
     found, starts = np.array(keys, dtype=np.int64)[order], np.array(offsets, dtype=np.int64)[order]
     for what, values in (("key", np.sort(found)), ("offset", starts)):
         if (twice := values[1:][values[1:] == values[:-1]]).size:
-            raise DataError(f"{path}: {what} {twice[0]} comes twice: once is right")
+            raise DataError(f"{path}: {what} {twice[0]} comes twice: expected each once")
     return found, starts
 
 
@@ -177,7 +177,7 @@ def read_property(path: Path) -> int:
         text = file.read(100).strip()
     words = text.split(b",")
     if len(words) != 3 or not all(word.isdigit() and 0 < int(word) < 2**31 for word in words):
-        raise DataError(f"{path}: {text!r}: CLASSES,HEIGHT,WIDTH, as in 10572,112,112, is right")
+        raise DataError(f"{path}: expected CLASSES,HEIGHT,WIDTH, as in 10572,112,112, got {text!r}")
     return int(words[0])
 
 
@@ -185,7 +185,7 @@ def find(source: Path) -> tuple[Path, Path | None, Path | None]:
     """The .rec file, and its .idx and property where they are there."""
     rec = source / "train.rec" if source.is_dir() else source
     if not rec.is_file():
-        raise DataError(f"--source {source}: no such folder or no train.rec in it: one with train.rec is right")
+        raise DataError(f"--source {source}: no such folder or no train.rec in it: expected one with train.rec")
     idx, about = rec.with_suffix(".idx"), rec.with_name("property")
     return rec, idx if idx.is_file() else None, about if about.is_file() else None
 
@@ -208,8 +208,8 @@ def images(records: Records) -> np.ndarray:
     slack = max(1, int(rounded))
     if not 1 <= first <= last <= len(records) + 1 + slack or first % 1:
         raise DataError(
-            f"{records.path}: record 0 says that identities are the records {first} to {last}: whole numbers up to "
-            f"{len(records)} are right"
+            f"{records.path}: record 0 says that identities are the records {first} to {last}: expected whole "
+            f"numbers up to {len(records)}"
         )
     near = np.flatnonzero(np.abs(records.keys - first) <= slack)
     near = near[np.argsort(records.keys[near])]
@@ -247,7 +247,7 @@ def prepare(source: Path, out: Path, *, size: int = 112, name: str | None = None
             label = float(labels[0])
             if not 0 <= label < 2**24 or label != int(label) or (classes is not None and label >= classes):
                 limit = 2**24 if classes is None else classes
-                raise DataError(f"{rec}: the record at byte {offset} has label {label}: 0..{limit - 1} is right")
+                raise DataError(f"{rec}: the record at byte {offset} has label {label}: expected 0..{limit - 1}")
             read = (lambda image=image: image) if len(image) < CARRIED else (lambda n=number: records[n].image)
             yield Photo(f"{int(label):08d}", f"{rec.name}/{key}", read)  # type: ignore[misc]
 

@@ -51,19 +51,19 @@ def find(source: Path, mugshots: str, cameras: tuple[int, ...]) -> list[Photo]:
     """Mugshots, then the cameras' images by distance, camera and person."""
     root = next((d for d in (source, source / "SCface_database") if (d / "surveillance_cameras_all").is_dir()), None)
     if root is None:
-        raise DataError(f"--source {source}: no surveillance_cameras_all in it: what the archive unpacks to is right")
+        raise DataError(f"--source {source}: no surveillance_cameras_all in it: expected what the archive unpacks to")
     gallery, probes = {}, []
     for file in files.pictures(root / f"mugshot_frontal_{mugshots}_all"):
         match = _MUGSHOT.fullmatch(file.name)
         if match is None or match[1] in gallery:
-            raise DataError(f"{file}: one 001_frontal.jpg a person is right")
+            raise DataError(f"{file}: expected one 001_frontal.jpg a person")
         gallery[match[1]] = photo(root, file, f"person-{match[1]}", "gallery")
     for file in files.pictures(root / "surveillance_cameras_all"):
         match = _CAMERA.fullmatch(file.name)
         if match is None:
             if re.fullmatch(r"\d{3}_cam8\.jpe?g", file.name, re.IGNORECASE):
                 continue  # infrared mugshots, in some copies of the set
-            raise DataError(f"{file}: PERSON_CAMERA_DISTANCE.jpg, as in 001_cam1_1.jpg, is right")
+            raise DataError(f"{file}: expected PERSON_CAMERA_DISTANCE.jpg, as in 001_cam1_1.jpg")
         if match[1] not in gallery:
             raise DataError(f"{file}: person {match[1]} has no mugshot")
         if int(match[2]) in cameras:
@@ -91,7 +91,7 @@ def prepare(
     photos = find(source, choice.mugshots, choice.cameras)
     people = sorted({p.name for p in photos})
     if not choice.test < len(people):
-        raise DataError(f"--test {choice.test}: {source} has {len(people)} people: fewer for testing are right")
+        raise DataError(f"--test {choice.test}: {source} has {len(people)} people: expected fewer to test with")
     tested = set(np.random.default_rng(choice.seed).permutation(people)[: choice.test].tolist())
 
     def extras(kept: writer.Kept) -> writer.Extras:
@@ -111,7 +111,7 @@ def _cameras(text: str) -> tuple[int, ...]:
     """argparse type: 1,2,3."""
     words = text.split(",")
     if not all(word in tuple("1234567") for word in words):
-        raise argparse.ArgumentTypeError(f"{text}: numbers of cameras from 1 to 7, as in 1,2,3, are right")
+        raise argparse.ArgumentTypeError(f"expected numbers of cameras from 1 to 7, as in 1,2,3, got {text}")
     return tuple(sorted({int(word) for word in words}))
 
 

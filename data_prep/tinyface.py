@@ -50,9 +50,9 @@ def listed(folder: Path, file: Path, names_key: str, ids_key: str) -> list[tuple
     names = [name for (name,) in matlab.names(file, names_key)]
     ids = matlab.numbers(file, ids_key)
     if len(names) != len(ids):
-        raise DataError(f"{file}: {len(names)} names and {len(ids)} ids: one id an image is right")
+        raise DataError(f"{file}: expected one id an image, got {len(names)} names and {len(ids)} ids")
     if names and (most := Counter(names).most_common(1)[0])[1] > 1:
-        raise DataError(f"{file}: {most[0]} comes {most[1]} times: once is right")
+        raise DataError(f"{file}: {most[0]} comes {most[1]} times: expected each name once")
     there = {path.name: path for path in files.pictures(folder)}
     if gone := [name for name in names if name not in there]:
         raise DataError(f"{file}: {gone[0]} is not in {folder} ({len(gone)} such names)")
@@ -68,7 +68,7 @@ def training(folder: Path, root: Path, prefix: str = "train-") -> list[Photo]:
         if person.is_symlink() or not person.is_dir() or person.name.startswith("."):
             continue
         if not (person.name.isascii() and person.name.isdigit()):
-            raise DataError(f"{person}: folders named by a person's number are right")
+            raise DataError(f"{person}: expected folders named by a person's number")
         name = f"{prefix}{int(person.name):06d}"
         photos += [photo(root, file, name, "train") for file in files.pictures(person)]
     return photos
@@ -87,8 +87,8 @@ def find(source: Path) -> list[Photo]:
         ) is not None:
             return aligned(found)
         raise DataError(
-            f"--source {source}: no Testing_Set in it, and no Probe with Gallery_Match: what TinyFace's archive "
-            "unpacks to, or aligned_pad_0.1_pad_high, is right"
+            f"--source {source}: no Testing_Set in it, and no Probe with Gallery_Match: expected what TinyFace's "
+            "archive unpacks to, or aligned_pad_0.1_pad_high"
         )
     root = roots[0]
     photos = training(root / "Training_Set", root)
@@ -116,13 +116,15 @@ def aligned(root: Path) -> list[Photo]:
         there: dict[str, Path] = {}
         for path in files.pictures(root / folder):
             if there.setdefault(path.stem, path) != path:
-                raise DataError(f"{path}: {there[path.stem].name} is there too: one image of that name is right")
+                raise DataError(f"{path}: {there[path.stem].name} is there too: expected one image of that name")
         told = {stem: person(path) for stem, path in there.items()}
         if lists is not None:
             names = [name for (name,) in matlab.names(lists / file, names_key)]
             numbers = matlab.numbers(lists / file, ids_key)
             if len(names) != len(numbers):
-                raise DataError(f"{lists / file}: {len(names)} names and {len(numbers)} ids: one id an image is right")
+                raise DataError(
+                    f"{lists / file}: expected one id an image, got {len(names)} names and {len(numbers)} ids"
+                )
             told = {Path(name).stem: number for name, number in zip(names, numbers, strict=True)}
             if extra := sorted(set(there) - set(told)):
                 raise DataError(f"{there[extra[0]]}: is not in {lists / file} ({len(extra)} such images)")
@@ -140,7 +142,7 @@ def person(file: Path) -> int:
     """12 for 12_3.jpg."""
     number = file.name.partition("_")[0]
     if not (number.isascii() and number.isdigit() and len(number) < 10):
-        raise DataError(f"{file}: PERSON_NUMBER.jpg, as in 12_3.jpg, is right where no list says who it is")
+        raise DataError(f"{file}: expected PERSON_NUMBER.jpg, as in 12_3.jpg, where no list says who it is")
     return int(number)
 
 

@@ -125,7 +125,7 @@ class Extras:
 
     @classmethod
     def named(cls, kept: Kept, wanted: list[tuple[str, str, int, int, str]]) -> Extras:
-        """Turn pairs (source, source, same, fold, protocol) into rows; those of broken images, and repeated ones, count."""
+        """Turn pairs (source, source, same, fold, protocol) into rows; count those of broken images, and repeats."""
         row = {where: index for index, where in enumerate(kept.sources)}
         seen: set[tuple[int, int, str]] = set()
         pairs, repeated = [], 0

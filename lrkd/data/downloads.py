@@ -13,7 +13,7 @@ def how_to_prepare(path: Path) -> str:
     """Say what a path seems to hold and which command prepares it.
 
     Args:
-        path: A file or folder that was given where a prepared folder is right.
+        path: A file or folder that was given in place of a prepared folder.
 
     Returns:
         The end of a sentence about the path, or "" where nothing is recognised.

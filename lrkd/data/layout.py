@@ -53,11 +53,11 @@ class Layout:
 def read_layout(path: str | os.PathLike[str], checksum: bool = False) -> Layout:
     """Open a prepared folder; images stay on disk. With `checksum` every pixel is read and compared with meta.json.
 
-    Raises DataError naming the file, the line, the value and what would be right.
+    Raises DataError naming the file, the line, the value and what is expected.
     """
     folder = Path(path)
     if not folder.is_dir():
-        told = how_to_prepare(folder) or "one written by `python -m data_prep.lfw` or `.folder` is right"
+        told = how_to_prepare(folder) or "expected one written by `python -m data_prep.lfw` or `.folder`"
         raise DataError(f"{folder}: no such folder: {told}")
     for needed in ("meta.json", "manifest.csv", "pairs.csv"):
         if not (folder / needed).is_file():
@@ -94,7 +94,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or (missing := [key for key in META if key not in meta]):
         raise DataError(f"{path}: {missing if isinstance(meta, dict) else 'an object'} is missing: {META} are needed")
     if not isinstance(meta["size"], int) or isinstance(meta["size"], bool) or meta["size"] < 1:
-        raise DataError(f"{path}: size is {meta['size']!r}: the height of the images in pixels is right")
+        raise DataError(f"{path}: size: expected the height of the images in pixels, got {meta['size']!r}")
     return meta
 
 
@@ -107,13 +107,13 @@ def _read_images(folder: Path, meta: dict[str, Any], checksum: bool) -> Shards:
     side, parts = meta["size"], []
     for file in files:
         if not file.is_file():  # a pipe would be waited for
-            raise DataError(f"{file}: no plain file: an array as data_prep writes it is right")
+            raise DataError(f"{file}: expected an array as data_prep writes it, got no plain file")
         try:
             part = np.lib.format.open_memmap(file, mode="r")
         except Exception as error:  # numpy's reader of headers raises nearly anything
             raise DataError(f"{file}: cannot be read as .npy, broken or cut short: {error}") from error
         if part.dtype != np.uint8 or part.ndim != 4 or part.shape[1:] != (side, side, 3):
-            raise DataError(f"{file}: {part.dtype} {part.shape}: uint8 (n, {side}, {side}, 3) is right by meta.json")
+            raise DataError(f"{file}: expected uint8 (n,{side},{side},3) by meta.json, got {part.dtype} {part.shape}")
         parts.append(part)
     shards = meta.get("shards")
     if shards is not None:
@@ -136,10 +136,10 @@ def _read_csv(path: Path, columns: Sequence[str], most: int) -> tuple[dict[str, 
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             if missing := [c for c in columns if c not in header]:
-                raise DataError(f"{path}: no column {', '.join(missing)}: the header {','.join(columns)} is right")
+                raise DataError(f"{path}: no column {', '.join(missing)}: expected the header {','.join(columns)}")
             for row in reader:
                 if len(row) != len(header):
-                    raise DataError(f"{path} line {reader.line_num}: {len(row)} fields: {len(header)} are right")
+                    raise DataError(f"{path} line {reader.line_num}: expected {len(header)} fields, got {len(row)}")
                 rows.append(row)
                 lines.append(reader.line_num)
                 if len(rows) > most:
@@ -153,7 +153,7 @@ def _integers(path: Path, name: str, values: list[str], lines: list[int]) -> np.
     """(N,) int64; the first value that is no whole number is an error."""
     for value, line in zip(values, lines, strict=True):
         if not (value.isascii() and value.removeprefix("-").isdigit() and len(value) < 19):
-            raise DataError(f"{path} line {line}: {name} is {value!r}: a whole number is right")
+            raise DataError(f"{path} line {line}: {name}: expected a whole number, got {value!r}")
     return np.array(values, dtype=np.int64) if values else np.empty(0, np.int64)
 
 
@@ -187,31 +187,31 @@ def _read_manifest(path: Path, images: int) -> _Rows:
     columns, lines = _read_csv(path, MANIFEST, images)
     if len(lines) != images:
         count = f"{len(lines)}{' or more' if len(lines) > images else ''}"
-        raise DataError(f"{path}: {count} rows for {images} images in the .npy files: one row an image is right")
+        raise DataError(f"{path}: expected one row an image, got {count} rows for {images} images in the .npy files")
     index = _integers(path, "index", columns["index"], lines)
     _refuse(
-        path, lines, index != np.arange(images), lambda r: f"index {index[r]}: {r} is right, rows are numbered from 0"
+        path, lines, index != np.arange(images), lambda r: f"index: expected {r} (rows count from 0), got {index[r]}"
     )
     labels = _integers(path, "label", columns["label"], lines)
-    _refuse(path, lines, labels < 0, lambda r: f"label {labels[r]}: 0 or more is right")
+    _refuse(path, lines, labels < 0, lambda r: f"label: expected 0 or more, got {labels[r]}")
     person, source, digest = columns["name"], columns["source"], columns["sha256"]
     hexadecimal = set("0123456789abcdef")
     _refuse(
         path,
         lines,
         np.array([len(d) != 64 or not hexadecimal.issuperset(d) for d in digest], dtype=bool),
-        lambda r: f"sha256 is {digest[r]!r}: 64 lower-case hexadecimal digits are right",
+        lambda r: f"sha256: expected 64 lower-case hexadecimal digits, got {digest[r]!r}",
     )
-    _refuse(path, lines, _repeats(source), lambda r: f"source {source[r]!r} comes twice: one row an image is right")
+    _refuse(path, lines, _repeats(source), lambda r: f"source {source[r]!r} comes twice: expected one row an image")
 
     classes = int(labels.max()) + 1
     if classes > images:
-        raise DataError(f"{path}: label {classes - 1} for {images} images: labels 0..C-1 without a gap are right")
+        raise DataError(f"{path}: expected labels 0..C-1 without a gap, got label {classes - 1} for {images} images")
     missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
     if missing.size:
         raise DataError(
             f"{path}: no image has label {missing[0]} (of 0..{classes - 1}; {missing.size} such empty identities): "
-            "labels without a gap are right"
+            "expected labels without a gap"
         )
     first = np.unique(labels, return_index=True)[1]
     names = tuple(person[row] for row in first)
@@ -219,32 +219,32 @@ def _read_manifest(path: Path, images: int) -> _Rows:
         path,
         lines,
         np.array([person[r] != names[labels[r]] for r in range(images)], dtype=bool),
-        lambda r: f"label {labels[r]} is {person[r]!r} here and {names[labels[r]]!r} above: one name a label is right",
+        lambda r: f"label {labels[r]}: expected one name, got {person[r]!r} here and {names[labels[r]]!r} above",
     )
     for label in range(1, classes):
         if names[label] <= names[label - 1]:
             raise DataError(
-                f"{path} line {lines[first[label]]}: label {label} is {names[label]!r}, label {label - 1} is "
-                f"{names[label - 1]!r}: labels that follow the sorted names are right"
+                f"{path} line {lines[first[label]]}: expected labels in the order of the names, got "
+                f"{names[label - 1]!r} for {label - 1} and {names[label]!r} for {label}"
             )
     age = None
     if "age" in columns:
         try:
             age = np.array(columns["age"], dtype=np.float32)
         except ValueError as error:
-            raise DataError(f"{path}: column age: {error}: numbers are right") from error
-        _refuse(path, lines, ~np.isfinite(age), lambda r: f"age is {columns['age'][r]!r}: a finite number is right")
+            raise DataError(f"{path}: column age: expected numbers ({error})") from error
+        _refuse(path, lines, ~np.isfinite(age), lambda r: f"age: expected a finite number, got {columns['age'][r]!r}")
     roles = {}
     if "role" in columns:
         role = np.array(columns["role"], dtype=object)
         odd = np.array([ROLE.fullmatch(value) is None for value in columns["role"]], dtype=bool)
-        _refuse(path, lines, odd, lambda r: f"role is {role[r]!r}: a word of a-z, 0-9 and _ is right, as in 'probe'")
+        _refuse(path, lines, odd, lambda r: f"role: expected a word of a-z, 0-9 and _, as in 'probe', got {role[r]!r}")
         roles = {name: np.flatnonzero(role == name) for name in sorted(set(columns["role"]))}
     missing = np.zeros(images, dtype=bool)
     if "missing" in columns:
         told = columns["missing"]
         odd = np.array([value not in ("0", "1") for value in told], dtype=bool)
-        _refuse(path, lines, odd, lambda r: f"missing is {told[r]!r}: 1 where no face was found, else 0, is right")
+        _refuse(path, lines, odd, lambda r: f"missing: expected 1 where no face was found, else 0, got {told[r]!r}")
         missing = np.array(told) == "1"
     return _Rows(labels, missing, np.array(digest, dtype="S64"), age, roles, names, tuple(source))
 
@@ -252,23 +252,23 @@ def _read_manifest(path: Path, images: int) -> _Rows:
 def _read_pairs(path: Path, labels: np.ndarray) -> dict[str, Pairs]:
     columns, lines = _read_csv(path, PAIRS, MAX_PAIRS)
     if len(lines) > MAX_PAIRS:
-        raise DataError(f"{path}: more than {MAX_PAIRS} pairs: fewer are right")
+        raise DataError(f"{path}: expected at most {MAX_PAIRS} pairs, got more")
     left, right, same, fold = (_integers(path, name, columns[name], lines) for name in PAIRS[:4])
     protocol = columns["protocol"]
     n = len(labels)
     for name, value in (("left", left), ("right", right)):
         bad = (value < 0) | (value >= n)
-        _refuse(path, lines, bad, lambda r, name=name, value=value: f"{name} is {value[r]}: 0..{n - 1} is right")  # type: ignore[misc]
-    _refuse(path, lines, (same != 0) & (same != 1), lambda r: f"same is {same[r]}: 0 or 1 is right")
-    _refuse(path, lines, fold < 0, lambda r: f"fold is {fold[r]}: 0 or more is right")
-    _refuse(path, lines, left == right, lambda r: f"image {left[r]} is paired with itself: two images are right")
+        _refuse(path, lines, bad, lambda r, name=name, value=value: f"{name}: expected 0..{n - 1}, got {value[r]}")  # type: ignore[misc]
+    _refuse(path, lines, (same != 0) & (same != 1), lambda r: f"same: expected 0 or 1, got {same[r]}")
+    _refuse(path, lines, fold < 0, lambda r: f"fold: expected 0 or more, got {fold[r]}")
+    _refuse(path, lines, left == right, lambda r: f"image {left[r]} is paired with itself: expected two images")
     equal = labels[left] == labels[right]
     _refuse(
         path,
         lines,
         equal != (same == 1),
         lambda r: (
-            f"same is {same[r]} but the labels are {labels[left[r]]} and {labels[right[r]]}: {int(equal[r])} is right"
+            f"same: expected {int(equal[r])}, as the labels are {labels[left[r]]} and {labels[right[r]]}, got {same[r]}"
         ),
     )
     low, high = np.minimum(left, right), np.maximum(left, right)
@@ -285,20 +285,20 @@ def _read_pairs(path: Path, labels: np.ndarray) -> dict[str, Pairs]:
 def _read_splits(path: Path, meta: dict[str, Any], names: tuple[str, ...]) -> dict[str, np.ndarray]:
     splits = meta.get("splits") or {}
     if not isinstance(splits, dict) or not all(isinstance(labels, list) for labels in splits.values()):
-        raise DataError(f"{path}: splits is no object of lists: {{'train': [labels], 'test': [labels]}} is right")
+        raise DataError(f"{path}: splits is no object of lists: expected {{'train': [labels], 'test': [labels]}}")
     if splits and not {"train", "test"} <= set(splits) <= {"train", "validation", "test"}:
-        raise DataError(f"{path}: splits are {sorted(splits)}: train and test, and maybe validation, are right")
+        raise DataError(f"{path}: splits: expected train and test, and maybe validation, got {sorted(splits)}")
     owner: dict[int, str] = {}
     for split, labels in splits.items():
         for label in labels:
             if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < len(names):
-                raise DataError(f"{path}: splits.{split} holds {label!r}: labels 0..{len(names) - 1} are right")
+                raise DataError(f"{path}: splits.{split} holds {label!r}: expected labels 0..{len(names) - 1}")
             if label in owner:
                 raise DataError(
                     f"{path}: label {label} ({names[label]}) is in splits.{owner[label]} and splits.{split}: "
-                    "identities in one split only are right"
+                    "expected identities in one split only"
                 )
             owner[label] = split
         if not labels:
-            raise DataError(f"{path}: splits.{split} is empty: at least one label is right")
+            raise DataError(f"{path}: splits.{split} is empty: expected at least one label")
     return {split: np.array(sorted(labels), dtype=np.int64) for split, labels in splits.items()}

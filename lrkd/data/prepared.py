@@ -87,7 +87,7 @@ def prepared(
     whose people are not all in the test split.
     """
     if not 0 < validation < 1:
-        raise ConfigError(f"validation={validation}: a share of the training people between 0 and 1 is right")
+        raise ConfigError(f"validation: expected a share of the training people between 0 and 1, got {validation}")
     layout = read_layout(path)
     whole = _faces(layout)
     people = _deal(layout, validation, seed)

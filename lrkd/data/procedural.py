@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,56 +28,108 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROCEDURAL = 1  # part of the cache key: raise it when what `_render` writes changes
 
 
-# ------------------------------------------------------------------------------------------------------ procedural
-
-
 def cache_dir(cache: str | os.PathLike[str] | None = None) -> Path:
-    """`cache`, else the environment's LRKD_CACHE, else `.cache/lrkd` under the working directory."""
+    """Name the cache: `cache`, else the environment's LRKD_CACHE, else `.cache/lrkd` under the working directory."""
     return Path(cache or os.environ.get("LRKD_CACHE") or Path(".cache") / "lrkd")
 
 
-def procedural(
-    size: int = 48,
-    identities: tuple[int, int, int] = (500, 100, 200),
-    images: int = 20,
-    pairs: tuple[int, int] = (3000, 6000),
-    *,
-    folds: int = 10,
-    seed: int = 0,
-    cache: str | os.PathLike[str] | None = None,
-    device: str | torch.device = "cpu",
-    face: Mapping[str, Any] | None = None,
-    progress: bool | None = None,
-) -> Splits:
-    """Rendered faces: `identities` = people in (train, validation, test), `images` of each, at `size` px.
+@dataclass(frozen=True)
+class RenderedSplits:
+    """Three splits of rendered people, known by their parameters before anything is rendered.
 
-    Ages are spread evenly over their range for each person (one image a stratum); the `pairs` = (validation, test) are
-    at least half the range apart, genuine and impostor alike, in `folds` folds or as
-    many as there are people for. The three splits have random streams of their own, so
-    the test faces do not change with the number of training identities. `seed` draws people and nuisance; `face` goes
-    to `FaceModel` (its own seed, amplitudes, ...). Rendered once into `cache_dir(cache)` under a hash of the parameters
-    and of `RENDERER_VERSION`, and memory-mapped; a second process waits for the first.
-    Raises ConfigError on impossible parameters, RunError on a full disk, DataError on a broken cache.
+    Ages are spread evenly over their range for each person (one image a stratum); both images of a pair are at least
+    half the range apart, genuine and impostor alike. The splits have random streams of their own, so the test faces do
+    not change with the number of training identities.
+
+    Attributes:
+        size: Side of the images in pixels.
+        identities: People to train, validate and test with.
+        images: Images of each person.
+        pairs: Verification pairs of the validation and the test split.
+        folds: Folds of the pairs, or as many as there are people for.
+        seed: Draws people and nuisance.
+        face: Plain keyword arguments of `FaceModel` (its own seed, amplitudes, ...).
+        device: Where they are rendered; a GPU rounds otherwise, and gives other data.
     """
-    if size < 8 or images < 2 or len(identities) != 3 or min(identities) < 4:
+
+    size: int = 48
+    identities: tuple[int, int, int] = (500, 100, 200)
+    images: int = 20
+    pairs: tuple[int, int] = (3000, 6000)
+    folds: int = 10
+    seed: int = 0
+    face: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def _parameters(self) -> dict[str, Any]:
+        """What determines the pixels."""
+        return {
+            "version": _PROCEDURAL,
+            "size": self.size,
+            "identities": list(self.identities),
+            "images": self.images,
+            "seed": self.seed,
+            "device": torch.device(self.device).type,
+            "face": dict(self.face),
+            "renderer": renderer.RENDERER_VERSION,
+        }
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digest of each split, without rendering anything."""
+        key = _key(self._parameters)
+        pairs = dict(zip(SPLITS, (None, *self.pairs), strict=True))
+        return {split: digest_of(key, split, count, self.folds) for split, count in pairs.items()}
+
+    def splits(self, cache: str | os.PathLike[str] | None = None, progress: bool | None = None) -> Splits:
+        """Render the splits at the first call and memory-map them.
+
+        They lie in `cache_dir(cache)` under a hash of the parameters and of `RENDERER_VERSION`; a second process waits
+        for the first.
+
+        Args:
+            cache: The folder of the cache; None for the usual one.
+            progress: Whether a bar is shown; None: on a terminal only.
+
+        Raises:
+            ConfigError: Impossible parameters.
+            RunError: The cache cannot be written.
+            DataError: The cache is broken.
+        """
+        if len(self.identities) != 3:
+            raise ConfigError(f"identities: expected three counts, got {self.identities}")
+        for classes in self.identities:
+            _check_size(self.size, classes, self.images)
+        sizes = {split: (classes, self.images) for split, classes in zip(SPLITS, self.identities, strict=True)}
+        folder, key = _rendered(self._parameters, sizes, cache, self.device, progress)
+        pairs = dict(zip(SPLITS, (None, *self.pairs), strict=True))
+        return Splits(*(_procedural_split(folder, split, pairs[split], self.folds, self.seed, key) for split in SPLITS))
+
+
+def _check_size(size: int, identities: int, images: int) -> None:
+    if size < 8 or identities < 4 or images < 2:
         raise ConfigError(
-            f"size={size}, identities={identities}, images={images}: a size of 8 or more, three counts of "
-            "identities of 4 or more, and 2 or more images are right"
+            f"expected a size of 8 px or more, 4 identities or more and 2 images or more of each, got size={size}, "
+            f"identities={identities}, images={images}"
         )
-    parameters = _parameters(size, identities, images, seed, device, face)
-    sizes = {split: (classes, images) for split, classes in zip(SPLITS, identities, strict=True)}
-    folder, key = _rendered(parameters, sizes, cache, device, progress)
-    wanted = dict(zip(SPLITS, (None, *pairs), strict=True))
-    return Splits(*(_procedural_split(folder, split, wanted[split], folds, seed, key) for split in SPLITS))
 
 
 @dataclass(frozen=True)
 class People:
     """One set of rendered people, known by its parameters before anything is rendered: `digest` now, `faces()` later.
 
-    name: of the set, which draws its own people and nuisance from `seed`: sets of other names or seeds share nobody.
-    identities, images: how many people, and images of each. pairs: verification pairs, or None. face: plain keyword
-    arguments of `FaceModel`, as pairs. device: where it is rendered; a GPU rounds otherwise, and gives other data.
+    Attributes:
+        name: Of the set, which draws its own people and nuisance from `seed`: sets of other names or seeds share
+            nobody.
+        size: Side of the images in pixels.
+        identities: How many people.
+        images: Images of each.
+        pairs: Verification pairs, or None.
+        seed: Draws people and nuisance.
+        face: Plain keyword arguments of `FaceModel`, as pairs.
+        device: Where they are rendered; a GPU rounds otherwise, and gives other data.
+        folds: Folds of the pairs.
     """
 
     name: str
@@ -91,11 +143,7 @@ class People:
     folds: int = 10
 
     def __post_init__(self) -> None:
-        if self.size < 8 or self.images < 2 or self.identities < 4:
-            raise ConfigError(
-                f"size={self.size}, identities={self.identities}, images={self.images}: a size of 8 or more, 4 people "
-                "or more and 2 images or more of each are right"
-            )
+        _check_size(self.size, self.identities, self.images)
 
     @property
     def _parameters(self) -> dict[str, Any]:
@@ -113,13 +161,16 @@ class People:
 
     @property
     def digest(self) -> str:
-        """What `faces().digest` is, without rendering them."""
+        """The digest of `faces()`, without rendering them."""
         return digest_of(_key(self._parameters), self.name, self.pairs, self.folds)
 
     def faces(self, cache: str | os.PathLike[str] | None = None, progress: bool | None = None) -> Faces:
-        """The table itself, rendered at the first call into `cache_dir(cache)` and memory-mapped, as `procedural`'s.
+        """Render the table at the first call into `cache_dir(cache)` and memory-map it.
 
-        Raises ConfigError on a face that `FaceModel` does not take, DataError on a full disk or a broken cache.
+        Raises:
+            ConfigError: A face that `FaceModel` does not take.
+            RunError: The cache cannot be written.
+            DataError: The cache is broken.
         """
         sizes = {self.name: (self.identities, self.images)}
         folder, key = _rendered(self._parameters, sizes, cache, self.device, progress)
@@ -131,7 +182,7 @@ def _key(parameters: Mapping[str, Any]) -> str:
         text = json.dumps(parameters, sort_keys=True)
     except TypeError as error:
         face = parameters["face"]
-        raise ConfigError(f"face={face}: {error}: plain keyword arguments of FaceModel are right") from error
+        raise ConfigError(f"face: expected plain keyword arguments of FaceModel, got {face} ({error})") from error
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -147,51 +198,13 @@ def _rendered(
     try:
         model = renderer.FaceModel(**face)
     except TypeError as error:
-        raise ConfigError(f"face={face}: {error}: plain keyword arguments of FaceModel are right") from error
+        raise ConfigError(f"face: expected plain keyword arguments of FaceModel, got {face} ({error})") from error
     folder = cache_dir(cache) / f"procedural-{parameters['size']}px-{key}"
     if not folder.is_dir():
         with _making(folder) as temporary:
             if temporary is not None:
                 _render(temporary, model, parameters, sizes, torch.device(device), progress)
     return folder, key
-
-
-def procedural_digests(
-    size: int,
-    identities: tuple[int, int, int],
-    images: int,
-    pairs: tuple[int, int],
-    *,
-    folds: int = 10,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    face: Mapping[str, Any] | None = None,
-) -> dict[str, str]:
-    """The digest of each split that `procedural` makes of these arguments, without rendering anything."""
-    key = _key(_parameters(size, identities, images, seed, device, face))
-    wanted = dict(zip(SPLITS, (None, *pairs), strict=True))
-    return {split: digest_of(key, split, count, folds) for split, count in wanted.items()}
-
-
-def _parameters(
-    size: int,
-    identities: tuple[int, int, int],
-    images: int,
-    seed: int,
-    device: str | torch.device,
-    face: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """What determines the pixels of rendered faces."""
-    return {
-        "version": _PROCEDURAL,
-        "size": size,
-        "identities": list(identities),
-        "images": images,
-        "seed": seed,
-        "device": torch.device(device).type,
-        "face": dict(face or {}),
-        "renderer": renderer.RENDERER_VERSION,
-    }
 
 
 def _procedural_split(folder: Path, split: str, pairs: int | None, folds: int, seed: int, key: str) -> Faces:

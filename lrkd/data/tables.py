@@ -54,18 +54,20 @@ class Faces:
     def __post_init__(self) -> None:
         shape, n = tuple(self.images.shape), len(self.labels)
         if len(shape) != 4 or shape[3] != 3 or self.images.dtype != np.uint8:
-            raise DataError(f"{self.name}: images are {self.images.dtype} {shape}: uint8 (N,H,W,3) is right")
+            raise DataError(f"{self.name}: images: expected uint8 (N,H,W,3), got {self.images.dtype} {shape}")
         if shape[0] != n:
-            raise DataError(f"{self.name}: {shape[0]} images but {n} labels: one label an image is right")
+            raise DataError(f"{self.name}: expected one label an image, got {shape[0]} images but {n} labels")
         if n == 0:
-            raise DataError(f"{self.name}: no images: at least one is needed")
+            raise DataError(f"{self.name}: expected at least one image, got none")
         if (bad := np.flatnonzero((self.labels < 0) | (self.labels >= self.classes))).size:
-            raise DataError(f"{self.name}: label {self.labels[bad[0]]} in row {bad[0]}: 0..{self.classes - 1} is right")
+            raise DataError(
+                f"{self.name}: label in row {bad[0]}: expected 0..{self.classes - 1}, got {self.labels[bad[0]]}"
+            )
         if self.pairs is not None and len(self.pairs):
             low = min(self.pairs.left.min(), self.pairs.right.min())
             high = max(self.pairs.left.max(), self.pairs.right.max())
             if low < 0 or high >= n:
-                raise DataError(f"{self.name}: pairs name rows {low}..{high}: 0..{n - 1} is right")
+                raise DataError(f"{self.name}: rows of pairs: expected 0..{n - 1}, got {low}..{high}")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -184,7 +184,7 @@ def _splits(size: int, source: str, cache: str | None, rendered: tuple[Any, ...]
     """`splits` of what it depends on. rendered: identities, images, pairs, the face's settings and the device."""
     if rendered is not None:
         identities, images, pairs, face, place = rendered
-        return procedural.procedural(size, identities, images, pairs, face=dict(face), device=place)
+        return procedural.RenderedSplits(size, identities, images, pairs, face=dict(face), device=place).splits()
     return prepared.resized(_prepared(source), size)
 
 
@@ -193,7 +193,8 @@ def digests(scale: Scale, source: str = PROCEDURAL) -> tuple[str, dict[str, str]
     if source == PROCEDURAL:
         place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
         counts = scale.identities, scale.images, scale.pairs
-        return PROCEDURAL, procedural.procedural_digests(scale.size, *counts, face=dict(scale.face), device=place)
+        made = procedural.RenderedSplits(scale.size, *counts, face=dict(scale.face), device=place)
+        return PROCEDURAL, made.digests
     faces = _prepared(str(source))
     found = {part: prepared.resized_digest(getattr(faces, part), scale.size) for part in tables.SPLITS}
     return faces.train.name.split("/")[0], found

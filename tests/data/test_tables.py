@@ -23,7 +23,7 @@ from lrkd.data import renderer, shards
 from lrkd.data.overlap import overlap
 from lrkd.data.pairs import Pairs, make_pairs, mark_copies
 from lrkd.data.prepared import load_prepared, prepared, resized, resized_faces
-from lrkd.data.procedural import cache_dir, procedural
+from lrkd.data.procedural import RenderedSplits, cache_dir
 from lrkd.data.shards import NpyWriter, Shards
 from lrkd.data.tables import Faces, Splits
 from lrkd.errors import ConfigError, DataError, RunError
@@ -60,10 +60,14 @@ class TinyModel:
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """`procedural` over the stand-in, cached in a folder of this test."""
+    """`RenderedSplits` over the stand-in, cached in a folder of this test."""
     monkeypatch.setattr(renderer, "FaceModel", TinyModel)
     monkeypatch.setattr(TinyModel, "renders", 0)
-    return lambda **more: procedural(**{**TINY, "cache": tmp_path / "cache", **more})
+
+    def made(cache=tmp_path / "cache", **more):
+        return RenderedSplits(**{**TINY, **more}).splits(cache)
+
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------------- arrays
@@ -426,7 +430,7 @@ def test_cache_dir_comes_from_argument_then_environment(monkeypatch):
 
 def test_a_cache_that_cannot_be_written(tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="LRKD_CACHE"):
+    with pytest.raises(RunError, match="LRKD_CACHE"):
         tiny(cache=tmp_path / "file" / "cache")
 
 
@@ -457,7 +461,7 @@ def test_values_that_are_not_finite_are_refused(tiny, monkeypatch, tmp_path):
 
 
 def test_the_real_renderer_fits(tmp_path):
-    splits = procedural(16, (4, 4, 4), 4, (4, 4), folds=2, cache=tmp_path, face={"nuisance_scale": 0.5})
+    splits = RenderedSplits(16, (4, 4, 4), 4, (4, 4), folds=2, face={"nuisance_scale": 0.5}).splits(tmp_path)
     assert splits.train.images.std() > 10
     assert splits.train.nuisance.shape == (16, len(renderer.FaceModel().nuisance_names))
     assert splits.train.identity.shape == (4, 64)

@@ -231,9 +231,9 @@ def test_endless_parts_are_refused(tmp_path):
 
 
 def test_parts_that_claim_more_than_an_image_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_FILE", 1000)
+    monkeypatch.setattr(recordio, "MAX_FILE", 1000)
     (tmp_path / "train.rec").write_bytes(part(1, bytes(600)) + part(3, bytes(600)))
-    with pytest.raises(DataError, match="claims 1200 bytes in 2 parts: at most 1000"):
+    with pytest.raises(DataError, match="claims 1200 bytes in 2 parts: expected at most 1000"):
         recordio.Records(tmp_path / "train.rec")
 
 

@@ -18,7 +18,7 @@ from skimage.transform import warp as oracle
 from test_formats_matlab import cell
 
 from data_prep import agedb, align, cfp, commandline, images, qmul, scface, tinyface, writer
-from lrkd.data import images
+from lrkd.data.images import upright
 from lrkd.data.prepared import Prepared, load_prepared, prepared
 from lrkd.errors import ConfigError, DataError
 
@@ -680,7 +680,7 @@ def test_align_by_a_csv(album, tmp_path, capsys):
     assert [whole.faces.sources[row] for row in np.flatnonzero(whole.faces.missing)] == lost
     for row, source in enumerate(sources(tmp_path / "out")):
         data = (album / source).read_bytes()
-        with images.upright(data) as photograph:
+        with upright(data) as photograph:
             want = images.convert(data, 56, images.whole_padded)
             if source not in lost:
                 want = align.warp(photograph, told[source], 56)
@@ -781,6 +781,6 @@ def test_a_set_is_aligned_by_landmarks_too(made, tmp_path):
     meta = cfp.prepare(made / "cfp", tmp_path / "out", size=32, landmarks=file)
     assert meta["no_face"] == [names[-1]]
     assert meta["crop"]["kind"] == "five points"
-    with images.upright((made / "cfp" / "Data" / "Images" / names[0]).read_bytes()) as face:
+    with upright((made / "cfp" / "Data" / "Images" / names[0]).read_bytes()) as face:
         want = align.warp(face, placed(0.2, 5, 1, 1), 32)
     np.testing.assert_array_equal(opened(tmp_path / "out").faces.images[0], want)
