@@ -492,7 +492,7 @@ def test_embed_equals_one_by_one(side, batch):
     found = embed(model, images, side=side, batch=batch)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    single = embed(model, images, side=side, batch=batch, mirror=False, channels_last=True)
+    single = embed(model, images, side=side, batch=batch, mirror=False)
     np.testing.assert_allclose(single, expected[:, :5], atol=1e-5)
 
 
@@ -505,12 +505,12 @@ def test_embed_of_mirror_images_swaps_the_halves():
 def test_embed_mirrors_before_or_after_it_degrades():
     model, images = Small(), faces()
     kwargs = {"side": 4, "preset": "askd-compat"}
-    after, before = embed(model, images, **kwargs), embed(model, images, mirror_first=True, **kwargs)
+    after, before = embed(model, images, **kwargs), embed(model, images, mirror="first", **kwargs)
     mirrored = embed(model, images[:, :, ::-1], mirror=False, **kwargs)
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
     np.testing.assert_allclose(before[:, 5:], mirrored, atol=1e-5)
     assert np.abs(before[:, 5:] - after[:, 5:]).max() > 0.01, "nearest is not symmetric"
-    area = embed(model, images, side=4, mirror_first=True)
+    area = embed(model, images, side=4, mirror="first")
     np.testing.assert_allclose(area, embed(model, images, side=4), atol=1e-5)
 
 
@@ -526,7 +526,7 @@ def test_embed_puts_every_mode_back_and_changes_nothing():
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_embed_reads_memory_maps_and_sliceables(tmp_path, capsys):
+def test_embed_reads_memory_maps_and_sliceables(tmp_path):
     images = faces()
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
@@ -542,8 +542,7 @@ def test_embed_reads_memory_maps_and_sliceables(tmp_path, capsys):
     model = Small()
     expected = embed(model, images, batch=4)
     np.testing.assert_array_equal(embed(model, mapped, batch=4), expected)
-    np.testing.assert_array_equal(embed(model, Sliced(), batch=4, progress=True), expected)
-    assert "embed" in capsys.readouterr().err
+    np.testing.assert_array_equal(embed(model, Sliced(), batch=4), expected)
 
 
 def test_embed_draws_from_its_seed():
@@ -588,7 +587,7 @@ def test_embed_refuses_images(images, message):
 
 
 def test_embed_refuses_options():
-    with pytest.raises(ConfigError, match="batch: 0"):
+    with pytest.raises(ConfigError, match="batch: expected at least 1, got 0"):
         embed(Small(), faces(), batch=0)
     with pytest.raises(ConfigError, match="side: 17"):
         embed(Small(), faces(), side=17)
@@ -608,7 +607,7 @@ def test_bootstrap_equals_resampling_by_hand():
     random = rng(0)
     left, right, same = identity_pairs(9, 3, 40, random)
     value = random.random(len(left))
-    found = bootstrap_identities(value, left + 100, right + 100, same, resamples=50, generator=3)
+    found = bootstrap_identities(value, left + 100, right + 100, resamples=50, generator=3)
     counts = np.random.default_rng(3).multinomial(9, np.full(9, 1 / 9), size=50)
     for draw, m in zip(found.draws, counts, strict=True):
         total = weight = 0.0
@@ -626,13 +625,13 @@ def test_bootstrap_pairs_two_methods():
     hard = random.random(40)[left] < 0.4
     one = ~hard | (random.random(800) < 0.5)
     two = one & (random.random(800) < 0.97)
-    paired = bootstrap_identities(one, left, right, same, other=two)
-    direct = bootstrap_identities(one.astype(float) - two, left, right, same)
+    paired = bootstrap_identities(one, left, right, other=two)
+    direct = bootstrap_identities(one.astype(float) - two, left, right)
     np.testing.assert_array_equal(paired.draws, direct.draws)
     assert paired.estimate == pytest.approx(one.mean() - two.mean())
-    alone = bootstrap_identities(one, left, right, same)
+    alone = bootstrap_identities(one, left, right)
     assert paired.high - paired.low < (alone.high - alone.low) / 2
-    none = bootstrap_identities(one, left, right, same, other=one)
+    none = bootstrap_identities(one, left, right, other=one)
     assert none[:3] == (0, 0, 0)
 
 
@@ -640,7 +639,7 @@ def test_bootstrap_sees_the_person_not_the_pair():
     """All pairs of a person are right or wrong together: the error is that of 40 people, not of 800 pairs."""
     left, right, same = identity_pairs(40, 20, 0, rng(2))
     correct = (np.arange(40) % 4 != 0)[left]
-    found = bootstrap_identities(correct, left, right, same)
+    found = bootstrap_identities(correct, left, right)
     assert found.draws.std() == pytest.approx(np.sqrt(0.75 * 0.25 / 40), rel=0.05)
 
 
@@ -652,7 +651,7 @@ def test_bootstrap_covers(by_person):
         left, right, same = identity_pairs(50, 4, 200, random)
         ability = random.normal(0, 1 if by_person else 0, 50)
         value = 0.5 * (ability[left] + ability[right]) + random.normal(0, 0.3, len(left))
-        found = bootstrap_identities(value, left, right, same, level=0.9, resamples=300, generator=study)
+        found = bootstrap_identities(value, left, right, level=0.9, resamples=300, generator=study)
         hits += found.low <= 0 <= found.high
     assert hits / 150 >= 0.83
     assert hits / 150 <= (0.965 if by_person else 1)
@@ -661,15 +660,13 @@ def test_bootstrap_covers(by_person):
 def test_bootstrap_refuses():
     left, right, same = identity_pairs(5, 2, 10, rng(0))
     value = np.ones(20)
-    with pytest.raises(DataError, match="score 1 is not finite"):
-        bootstrap_identities(np.where(np.arange(20) == 1, np.nan, value), left, right, same)
-    with pytest.raises(DataError, match=r"left, right: shapes \(19,\)"):
-        bootstrap_identities(value, left[1:], right[1:], same)
-    with pytest.raises(DataError, match="pair 10 is True"):
-        bootstrap_identities(value, left, right, np.arange(20) <= 10)
-    with pytest.raises(DataError, match="1 identity"):
-        bootstrap_identities(value[:2], left[:2], right[:2], same[:2])
+    with pytest.raises(DataError, match="values: expected finite numbers, got nan in row 1"):
+        bootstrap_identities(np.where(np.arange(20) == 1, np.nan, value), left, right)
+    with pytest.raises(DataError, match=r"left, right: expected \(20,\) each, one a pair, got \(19,\)"):
+        bootstrap_identities(value, left[1:], right[1:])
+    with pytest.raises(DataError, match="2 or more identities"):
+        bootstrap_identities(value[:2], left[:2], right[:2])
+    with pytest.raises(DataError, match=r"other: expected \(20,\)"):
+        bootstrap_identities(value, left, right, other=value[1:])
     with pytest.raises(ConfigError, match="level"):
-        bootstrap_identities(value, left, right, same, level=95)
-    with pytest.raises(DataError, match="not bool"):
-        bootstrap_identities(value, left, right, same.astype(int))
+        bootstrap_identities(value, left, right, level=95)
