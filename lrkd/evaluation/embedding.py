@@ -88,7 +88,7 @@ def _check_finite(out: Tensor, model: nn.Module, start: int, count: int) -> None
     if not finite.all():
         bad = start + int((~finite).nonzero()[0, 0]) % count
         raise TrainingError(
-            f"{type(model).__name__}: expected finite embeddings, got one that is not for image {bad}; the network has "
+            f"{type(model).__name__}: image {bad}: expected a finite embedding, got one that is not: the network has "
             "diverged (lower the learning rate or a term's weight)"
         )
 

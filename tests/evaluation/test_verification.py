@@ -14,7 +14,7 @@ from torch import nn
 from lrkd.data.degradation import degrade
 from lrkd.errors import ConfigError, DataError, TrainingError
 from lrkd.evaluation.embedding import embed
-from lrkd.evaluation.identification import cmc, probe_ranks, rank_k
+from lrkd.evaluation.identification import probe_ranks, rank_k
 from lrkd.evaluation.separation import bootstrap_identities, d_prime, eer, roc, separation, tar_at_far
 from lrkd.evaluation.verification import (
     best_threshold,
@@ -162,16 +162,16 @@ def bad_kfold(**change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"right": np.ones((119, 6))}, r"right.*\(119, 6\).*\(120, 6\)"),
+        ({"right": np.ones((119, 6))}, r"right.*\(120, 6\), got \(119, 6\)"),
         ({"left": np.ones(120)}, r"left.*\(120,\)"),
         ({"same": np.ones(119, dtype=bool)}, r"same.*\(119,\)"),
-        ({"same": np.ones(120, dtype=np.int64)}, "same: int64 is not bool"),
+        ({"same": np.ones(120, dtype=np.int64)}, r"same: expected bool \(120,\).* got int64"),
         ({"same": np.ones(120, dtype=bool)}, "all pairs are True"),
-        ({"same": np.arange(120) == 0, "folds": np.arange(120) % 10}, "outside fold 0 all pairs are False"),
-        ({"folds": np.zeros(120, dtype=int)}, "all 120 pairs are in fold 0; at least 2.*--threshold"),
+        ({"same": np.arange(120) == 0, "folds": np.arange(120) % 10}, "outside fold 0, but all pairs are False"),
+        ({"folds": np.zeros(120, dtype=int)}, "expected at least 2, but all 120 pairs are in fold 0.*--threshold"),
         ({"folds": np.arange(120) % 10 - 1}, "-1"),
-        ({"same": np.arange(120) < 60, "folds": np.arange(120) // 60}, "outside fold 0 all pairs are False.*elsewhere"),
-        ({"missing": np.arange(120) % 10 != 3, "folds": np.arange(120) % 10}, "outside fold 3 there are no pairs"),
+        ({"same": np.arange(120) < 60, "folds": np.arange(120) // 60}, "outside fold 0, but all pairs are False.*elsewhere"),
+        ({"missing": np.arange(120) % 10 != 3, "folds": np.arange(120) % 10}, "outside fold 3, but there are no pairs"),
         ({"missing": np.zeros(119, dtype=bool)}, r"missing: expected bool \(120,\), one a pair, got bool \(119,\)"),
         ({"missing": np.zeros(120)}, r"missing: expected bool .* got float64"),
         ({"folds": np.zeros(119, dtype=int)}, r"\(119,\)"),
@@ -243,7 +243,7 @@ def test_one_pair_is_scored_at_a_given_threshold():
         assert fixed_verification([[1.0, 0.0]], [[0.6, 0.8]], np.array([same]), 0.6 + 1e-9).mean == (not same)
     with pytest.raises(ConfigError, match=r"threshold: expected a cosine, from -1 to 1, got 62"):
         fixed_verification([[1.0]], [[1.0]], np.array([True]), 62)
-    with pytest.raises(DataError, match=r"same: 1 genuine and 0 impostor pairs; both kinds are needed"):
+    with pytest.raises(DataError, match="same: expected pairs of both kinds, got 1 genuine and 0 impostor"):
         fit_threshold([[1.0]], [[1.0]], np.array([True]))
 
 
@@ -349,15 +349,15 @@ def test_separation_of_two_normals_and_its_ends():
     assert 1 - found.ks <= separation(scores, same, bins=2000).overlap + 0.02, "histograms only lose what tells apart"
     apart = separation([0.0, 0.1, 0.9, 1.0], np.array([False, False, True, True]))
     assert (apart.overlap, apart.ks) == (0, 1)
-    with pytest.raises(ConfigError, match="bins: 0 is not at least 1"):
+    with pytest.raises(ConfigError, match="bins: expected at least 1, got 0"):
         separation(scores, same, bins=0)
 
 
 @pytest.mark.parametrize("function", [roc, tar_at_far, eer, d_prime, separation])
 def test_curves_refuse(function):
-    with pytest.raises(DataError, match="all 3 pairs are True"):
+    with pytest.raises(DataError, match="got 3 pairs that are all True"):
         function([1.0, 2.0, 3.0], np.ones(3, dtype=bool))
-    with pytest.raises(DataError, match="score 1 is not finite"):
+    with pytest.raises(DataError, match="scores: expected finite numbers, got nan in row 1"):
         function([1.0, np.nan, 3.0], np.array([True, False, True]))
     with pytest.raises(DataError, match="not bool"):
         function([1.0, 2.0], [1, 0])
@@ -404,16 +404,13 @@ def test_identification_of_clear_and_collapsed_features():
     np.testing.assert_array_equal(rank_k(centres, labels, probe, np.repeat(labels, 2)), [1, 1, 1, 1])
     collapsed = probe_ranks(np.ones((30, 4)), labels, np.ones((60, 4)), np.repeat(labels, 2))
     assert (collapsed == 30).all()
-    curve = cmc([1, 1, 3, 9], length=5)
-    np.testing.assert_allclose(curve, [0.5, 0.5, 0.75, 0.75, 0.75])
-    np.testing.assert_allclose(cmc([1, 0], length=2), [0.5, 0.5])  # rank 0: without a mate
 
 
 def test_identification_refuses():
     gallery, labels = np.eye(4), np.arange(4)
-    with pytest.raises(DataError, match="7 is not in the gallery"):
+    with pytest.raises(DataError, match="expected labels of the gallery, got 7"):
         rank_k(gallery, labels, np.eye(4)[:1], [7])
-    with pytest.raises(DataError, match=r"3 dimensions.*4"):
+    with pytest.raises(DataError, match=r"expected 4 dimensions, as the gallery has, got 3"):
         rank_k(gallery, labels, np.ones((1, 3)), [1])
     with pytest.raises(DataError, match="gallery_labels"):
         rank_k(gallery, labels[:3], np.eye(4)[:1], [1])
@@ -444,7 +441,7 @@ def test_cross_resolution_is_left_by_right():
     assert found.loc[48, 6] == kfold_verification(left, blurred[120:], same, fold).mean
     assert found.loc[6, 48] == kfold_verification(blurred[:120], right, same, fold).mean
     assert found.loc[48, 48] > found.loc[48, 6] > found.loc[6, 6] - 0.1
-    with pytest.raises(DataError, match="side 6 has 100 features"):
+    with pytest.raises(DataError, match="expected rows below 100, the features of side 6, got 0 to 239"):
         cross_resolution({48: everyone, 6: blurred[:100]}, table)
 
 
@@ -567,7 +564,7 @@ def test_embed_names_a_diverged_network(mirror):
 
     model, images = Diverges().train(), faces()
     images[5, :, -1 if mirror else 0] = 0
-    with pytest.raises(TrainingError, match=r"Diverges.*image 5 .*diverged"):
+    with pytest.raises(TrainingError, match="Diverges: image 5: .*diverged"):
         embed(model, images, batch=4, mirror=mirror)
     assert model.training
 
