@@ -293,7 +293,7 @@ def compare(
     check_columns(frame, ["method", "seed", value])
     twice = frame.duplicated(["method", "seed"])
     if twice.any():
-        first = frame.loc[twice.idxmax(), ["method", "seed"]].to_dict()
+        first = frame[twice].iloc[0][["method", "seed"]].to_dict()
         raise DataError(f"frame: expected one row of {first}, got more; choose one protocol, side and teacher first")
     wide = frame.pivot(index="seed", columns="method", values=value)
     rng = np.random.default_rng(generator)

@@ -359,7 +359,7 @@ def test_curves_refuse(function):
         function([1.0, 2.0, 3.0], np.ones(3, dtype=bool))
     with pytest.raises(DataError, match="scores: expected finite numbers, got nan in row 1"):
         function([1.0, np.nan, 3.0], np.array([True, False, True]))
-    with pytest.raises(DataError, match="not bool"):
+    with pytest.raises(DataError, match=r"same: expected bool \(2,\).* got int64"):
         function([1.0, 2.0], [1, 0])
     with pytest.raises(DataError, match=r"\(2,\)"):
         function([1.0, 2.0], np.array([True]))
