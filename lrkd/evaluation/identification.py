@@ -116,7 +116,9 @@ def identification(
         )
     own = roles["gallery"][~gone[roles["gallery"]]]
     if not len(own):
-        raise DataError(f"roles: gallery: expected images with a face, got {len(roles['gallery'])} in which none was found")
+        raise DataError(
+            f"roles: gallery: expected images with a face, got {len(roles['gallery'])} in which none was found"
+        )
     others = roles.get("distractor", np.empty(0, np.int64))
     shelf = np.concatenate([own, others[~gone[others]]])
     who = np.concatenate([np.full(len(roles[kind]), kind) for kind in kinds])

@@ -90,7 +90,9 @@ def rows(array: ArrayLike, name: str) -> np.ndarray:
         finite = np.isfinite(found[part]).all(1)
         if not finite.all():
             row = part.start + int(np.argmin(finite))
-            raise DataError(f"{name} row {row}: expected a finite feature, got one that is not; has the network diverged?")
+            raise DataError(
+                f"{name} row {row}: expected a finite feature, got one that is not; has the network diverged?"
+            )
     return found
 
 

@@ -16,7 +16,6 @@ from scipy import stats
 from lrkd.errors import ConfigError, DataError, check_inside
 from lrkd.evaluation.power import detectable, seeds_needed
 
-
 POWER = 0.8  # that is wanted of a study
 
 

@@ -101,10 +101,7 @@ def agreement(
     if faces.pairs is None:
         raise DataError(f"{faces.name}: has no verification pairs")
     pairs = faces.pairs
-    a, b = (
-        embedding.embed(one, faces.images, side=side, preset=preset, mirror=mirror)
-        for one in (network, exported)
-    )
+    a, b = (embedding.embed(one, faces.images, side=side, preset=preset, mirror=mirror) for one in (network, exported))
     gone = pairs.touch(faces.missing)
     right = [
         verification.kfold_verification(x[pairs.left], x[pairs.right], pairs.same, pairs.fold, missing=gone).mean

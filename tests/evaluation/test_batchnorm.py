@@ -313,10 +313,10 @@ def test_twice_is_refused_and_the_first_stays(model):
     [
         (lambda m: FaceBN(m, 1.5), r"momentum: 1.5 is not in \[0,1\]"),
         (lambda m: FaceBN(m, float("nan")), "momentum: nan"),
-        (lambda m: FaceBN(m, 0.5, least=0), "least: 0 rows"),
-        (lambda m: SourcePrior(m, -1), "prior: -1 rows"),
-        (lambda m: SourcePrior(m, float("nan")), "prior: nan rows"),
-        (lambda m: AdaBN(m, print, passes=0), "passes: 0"),
+        (lambda m: FaceBN(m, 0.5, least=0), "least: expected 1 row .* got 0"),
+        (lambda m: SourcePrior(m, -1), "prior: expected 0 rows or more, got -1"),
+        (lambda m: SourcePrior(m, float("nan")), "prior: expected 0 rows or more, got nan"),
+        (lambda m: AdaBN(m, print, passes=0), "passes: expected 1 or more, got 0"),
     ],
 )
 def test_what_does_not_fit_is_said(model, make, says):

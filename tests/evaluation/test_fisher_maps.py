@@ -65,7 +65,7 @@ def test_rows_and_chunks_change_nothing():
     torch.testing.assert_close(derivatives(function, at[1:])[0], whole[1])
     expected = torch.autograd.functional.jacobian(function, at).diagonal(dim1=0, dim2=4).movedim(-1, 0)
     torch.testing.assert_close(whole.movedim(1, -1), expected.movedim(4, -1))
-    with pytest.raises(DataError, match=r"at: shape \(2,\) is not \(N,D\)"):
+    with pytest.raises(DataError, match=r"at: expected \(N,D\), one point a row, got \(2,\)"):
         derivatives(function, at[0])
 
 
@@ -88,9 +88,9 @@ def test_information_is_that_of_the_dense_matrices():
     covariance = noise**2 * np.eye(j.shape[1]) + n.T @ n
     white = j @ np.linalg.inv(sqrtm(covariance).real)
     np.testing.assert_allclose(maps.information, (white**2).sum(0).reshape(3, 4, 4).sum(0), rtol=1e-8)
-    fisher = j @ np.linalg.inv(covariance) @ j.T
-    assert float(maps.information.sum()) == pytest.approx(np.trace(fisher))
-    assert maps.bits == pytest.approx(np.linalg.slogdet(np.eye(4) + fisher)[1] / 2 / np.log(2))
+    matrix = j @ np.linalg.inv(covariance) @ j.T
+    assert float(maps.information.sum()) == pytest.approx(np.trace(matrix))
+    assert maps.bits == pytest.approx(np.linalg.slogdet(np.eye(4) + matrix)[1] / 2 / np.log(2))
     np.testing.assert_allclose(maps.energy, (j**2).sum(0).reshape(3, 4, 4).sum(0))
     np.testing.assert_allclose(maps.nuisance, (n**2).sum(0).reshape(3, 4, 4).sum(0))
 
@@ -120,7 +120,7 @@ def test_fewer_pixels_never_hold_more(model, face):
 
 def test_bad_input_is_named(model, face):
     identity, nuisance, spread = face
-    with pytest.raises(ConfigError, match="noise is 0: a standard deviation above zero"):
+    with pytest.raises(ConfigError, match="noise: expected a standard deviation above zero, got 0"):
         fisher(toy(), 0)
     with pytest.raises(DataError, match=r"spread: shape \(3,\) is not \(53,\)"):
         face_derivatives(model, identity, nuisance, spread[:3], 16)

@@ -170,7 +170,10 @@ def bad_kfold(**change):
         ({"same": np.arange(120) == 0, "folds": np.arange(120) % 10}, "outside fold 0, but all pairs are False"),
         ({"folds": np.zeros(120, dtype=int)}, "expected at least 2, but all 120 pairs are in fold 0.*--threshold"),
         ({"folds": np.arange(120) % 10 - 1}, "-1"),
-        ({"same": np.arange(120) < 60, "folds": np.arange(120) // 60}, "outside fold 0, but all pairs are False.*elsewhere"),
+        (
+            {"same": np.arange(120) < 60, "folds": np.arange(120) // 60},
+            "outside fold 0, but all pairs are False.*elsewhere",
+        ),
         ({"missing": np.arange(120) % 10 != 3, "folds": np.arange(120) % 10}, "outside fold 3, but there are no pairs"),
         ({"missing": np.zeros(119, dtype=bool)}, r"missing: expected bool \(120,\), one a pair, got bool \(119,\)"),
         ({"missing": np.zeros(120)}, r"missing: expected bool .* got float64"),
@@ -618,7 +621,7 @@ def test_bootstrap_equals_resampling_by_hand():
 
 def test_bootstrap_pairs_two_methods():
     random = rng(1)
-    left, right, same = identity_pairs(40, 10, 400, random)
+    left, right, _same = identity_pairs(40, 10, 400, random)
     hard = random.random(40)[left] < 0.4
     one = ~hard | (random.random(800) < 0.5)
     two = one & (random.random(800) < 0.97)
@@ -634,7 +637,7 @@ def test_bootstrap_pairs_two_methods():
 
 def test_bootstrap_sees_the_person_not_the_pair():
     """All pairs of a person are right or wrong together: the error is that of 40 people, not of 800 pairs."""
-    left, right, same = identity_pairs(40, 20, 0, rng(2))
+    left, right, _same = identity_pairs(40, 20, 0, rng(2))
     correct = (np.arange(40) % 4 != 0)[left]
     found = bootstrap_identities(correct, left, right)
     assert found.draws.std() == pytest.approx(np.sqrt(0.75 * 0.25 / 40), rel=0.05)
@@ -645,7 +648,7 @@ def test_bootstrap_covers(by_person):
     """150 simulated studies: the 90 % interval holds the truth about as often as it says; never much less often."""
     random, hits = rng(5), 0
     for study in range(150):
-        left, right, same = identity_pairs(50, 4, 200, random)
+        left, right, _same = identity_pairs(50, 4, 200, random)
         ability = random.normal(0, 1 if by_person else 0, 50)
         value = 0.5 * (ability[left] + ability[right]) + random.normal(0, 0.3, len(left))
         found = bootstrap_identities(value, left, right, level=0.9, resamples=300, generator=study)
@@ -655,7 +658,7 @@ def test_bootstrap_covers(by_person):
 
 
 def test_bootstrap_refuses():
-    left, right, same = identity_pairs(5, 2, 10, rng(0))
+    left, right, _same = identity_pairs(5, 2, 10, rng(0))
     value = np.ones(20)
     with pytest.raises(DataError, match="values: expected finite numbers, got nan in row 1"):
         bootstrap_identities(np.where(np.arange(20) == 1, np.nan, value), left, right)
