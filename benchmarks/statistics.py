@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import stats as oracle
+from tqdm import tqdm
 
+from benchmarks.shared import finish
 from lrkd.evaluation import mixed_model, power, separation, statistics
 from lrkd.evaluation.statistics import mean_interval
 from lrkd.study.experiment import commit
@@ -67,7 +69,7 @@ def identities(rng: np.random.Generator, people: int = 60, pairs: int = 600) -> 
     right = np.where(same, left, (left + 1 + rng.integers(people - 1, size=pairs)) % people)
     own = rng.normal(0, 1, people)
     values = (own[left] + own[right]) / 2 + rng.normal(0, 1, pairs)
-    found = separation.bootstrap_identities(values, left, right, same, resamples=400, generator=rng)
+    found = separation.bootstrap_identities(values, left, right, resamples=400, generator=rng)
     return holds((found.low, found.high))
 
 
@@ -77,7 +79,7 @@ def promises(resamples: int) -> list[tuple[str, float, int, Draw, str]]:
     def boot(x: np.ndarray, rng: np.random.Generator, method: str = "percentile") -> bool:
         return holds(statistics.bootstrap_interval(x, resamples=resamples, method=method, generator=rng))
 
-    few = "undercovers with few seeds: the t interval stands first, the bootstrap beside it"
+    few = "undercovers with few seeds: the t interval comes first, the bootstrap is shown beside it"
     uneven = "skewed differences: six seeds do not suffice for the normal theory"
     ten = int(power.seeds_needed(1))
     discrete = "exact, so its level is the largest multiple of 2/64 that is not above .05"
@@ -114,12 +116,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.statistics", description=__doc__)
     parser.add_argument("--studies", type=int, default=2000, help="simulated studies a promise (default: 2000)")
     parser.add_argument("--resamples", type=int, default=1000, help="resamples of a bootstrap (default: 1000)")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    parser.add_argument("--only", default="", metavar="WORDS", help="the promises whose name holds these words")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also merge the rows into this table")
     arguments = parser.parse_args()
     rows = []
     for number, (name, wanted, seeds, draw, note) in enumerate(promises(arguments.resamples)):
+        if arguments.only not in name:
+            continue
         rng = np.random.default_rng([20, number])
-        found = float(np.mean([draw(rng) for _ in range(arguments.studies)]))
+        found = float(np.mean([draw(rng) for _ in tqdm(range(arguments.studies), name, leave=False)]))
         error = (wanted * (1 - wanted) / arguments.studies) ** 0.5
         rows.append(
             {
@@ -134,10 +139,7 @@ def main() -> None:
                 "commit": commit(),
             }
         )
-        print(f"{name}: wanted {wanted:.3f}, found {found:.3f}", flush=True)
-    table = pd.DataFrame(rows)
-    if arguments.out:
-        table.to_csv(arguments.out, index=False)
+    finish(pd.DataFrame(rows), arguments.out, "promise", "seeds")
 
 
 if __name__ == "__main__":

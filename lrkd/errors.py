@@ -50,5 +50,6 @@ def needed(for_what: str, extra: str) -> Iterator[None]:
 
 
 def check_inside(name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError for a value outside the open interval (low, high)."""
     if not low < value < high:
-        raise ConfigError(f"{name} is {value}: between {low:g} and {high:g}, without these, is right")
+        raise ConfigError(f"{name}: expected a number between {low:g} and {high:g}, exclusive, got {value}")

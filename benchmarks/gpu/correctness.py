@@ -197,7 +197,7 @@ def check_head(name: str, stage: Stage) -> Found:
 def check_embedding(stage: Stage) -> Found:
     some, network = faces().images, networks()[0].eval()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        a, b = (torch.from_numpy(embedding.embed(network, some, side=6, device=d)) for d in (stage.device, CPU))
+        a, b = (torch.from_numpy(embedding.embed(network.to(d), some, side=6)) for d in (stage.device, CPU))
     return relative(a, b), EXACT, "features and those of mirror images"
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lrkd import __version__
 from lrkd.errors import ConfigError, DataError, LrkdError, MissingError, RunError
@@ -452,15 +452,8 @@ def _exported(path: Path, channels: str | None) -> Subject:
 def _embed(subject: Subject, images: Any, side: int | None, preset: str, device: str) -> np.ndarray:
     from lrkd.evaluation.embedding import embed
 
-    return embed(
-        subject.network,
-        images,
-        side=side,
-        preset=preset,
-        mirror_first=subject.mirror_first,
-        device=device,
-        progress=not os.environ.get("TQDM_DISABLE"),
-    )
+    mirror: Literal["first"] | bool = "first" if subject.mirror_first else True
+    return embed(subject.network.to(device), images, side=side, preset=preset, mirror=mirror)
 
 
 def _warn(text: str) -> None:
@@ -979,7 +972,12 @@ def _export(arguments: argparse.Namespace) -> None:
         side, preset = sides[0], evaluation_preset(subject.preset)
         pairs = pairs_of(faces.validation)
         found = recogniser.agreement(
-            subject.network, made, faces.validation, side=side, preset=preset, mirror_first=subject.mirror_first
+            subject.network.cpu(),
+            made,
+            faces.validation,
+            side=side,
+            preset=preset,
+            mirror="first" if subject.mirror_first else True,
         )
         told = {"threshold_data": faces.validation.name, "false_match_rate": f"{found.false_match:.4f}"}
         export.annotate(out, {"threshold": f"{found.threshold:.4f}", **told})
@@ -1046,7 +1044,7 @@ def _seen(arguments: argparse.Namespace) -> tuple[np.ndarray, Subject, int]:
     subject = _subject(arguments)
     size = subject.network.size
     images, preset = _Photographs(arguments.images, size), evaluation_preset(subject.preset)
-    found = embed(subject.network, images, side=arguments.side, preset=preset, mirror=False, device="cpu")
+    found = embed(subject.network.cpu(), images, side=arguments.side, preset=preset, mirror=False)
     return found, subject, arguments.side or size
 
 

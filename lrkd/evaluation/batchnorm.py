@@ -1,8 +1,8 @@
 """Students that adapt to the faces they meet: batch-norm statistics from unlabelled test batches (AIRD's FaceBN).
 
 A re-derivation from the abstract of arXiv 2409.02049, not the authors' method: the abstract says that a student adapts
-its batch normalisation online to the test faces; equations, momentum and code are not public. Ours, layer by layer in
-one forward pass, so that a layer's batch has gone through all layers before it as they are adapted:
+its batch normalisation online to the test faces; equations, momentum and code are not public. Here it works layer by
+layer in one forward pass, so that a layer's batch has gone through all layers before it as they are adapted:
 
     mu = (1-a) mu_source + a mu_batch,   var = (1-a) var_source + a var_batch.
 
@@ -11,8 +11,8 @@ over all rows and pixels of the batch, and var_batch is the biased one, 1/n, by 
 variances are mixed as they are: the spread between the two means, a (1-a) (mu_source - mu_batch)^2, is not added.
 
 It is transductive: a face's features depend on the other faces of its batch, online on all batches before, so report
-with and without it, over batch sizes and orders. A row is what the network sees: `verify.embed` with mirror images
-gives it two an image. Buffers, parameters and generators are never written, so nothing can be left behind.
+with and without it, over batch sizes and orders. A row is what the network sees: `lrkd.evaluation.embedding.embed` with
+mirror images gives it two an image. Buffers, parameters and generators are never written: nothing can be left behind.
 """
 
 from abc import ABC, abstractmethod
@@ -31,19 +31,19 @@ from lrkd.errors import ConfigError
 
 
 class Moments(NamedTuple):
-    """Mean and variance of each channel: (C,), (C,)."""
+    """The mean and the variance of each channel, (C,) both."""
 
     mean: Tensor
     var: Tensor
 
     def toward(self, other: "Moments", weight: float) -> "Moments":
-        """(1 - weight) of these and weight of the other's; 0 and 1 give either to the bit."""
+        """Mix (1 - weight) of these with weight of the other's; 0 and 1 give either to the bit."""
         mean, var = (mine.to(its) for mine, its in zip(self, other, strict=True))
         return Moments(mean.lerp(other.mean, weight), var.lerp(other.var, weight))
 
 
 def moments(x: Tensor) -> Moments:
-    """Mean and biased variance (1/n) of each channel, (B,C,...) -> (C,), (C,), in float32 or better.
+    """Compute mean and biased variance (1/n) of each channel, (B,C,...) -> (C,), (C,), in float32 or better.
 
     Through the running statistics of torch's batch norm: 100 times as fast on a CPU in channels_last as its var_mean.
     """
@@ -58,11 +58,15 @@ def moments(x: Tensor) -> Moments:
 class Adapted(ABC):
     """A context in which a model's batch-norm layers normalise with other statistics; a subclass says which.
 
-    Inside, the model is in eval mode, and training it raises ConfigError. Gradients do not flow through the statistics.
-    Afterwards, also after an exception, the model is what it was: layers, modes, and all bits. Copy the model outside.
-    Layers that keep no statistics are left alone, and so is a model without batch norm. Entered again, it starts anew.
+    Inside, the model is in evaluation mode. Gradients do not flow through the statistics. Afterwards, also after an
+    exception, the model is what it was: layers, modes, and all bits. Copy the model outside. Layers that keep no
+    statistics are left alone, and so is a model without batch norm. Entered again, it starts anew.
 
-    Raises ConfigError for a model of which a layer is adapted already.
+    Args:
+        model: The network.
+
+    Raises:
+        ConfigError: On entering a model that is adapted already, and on training one inside.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -77,13 +81,15 @@ class Adapted(ABC):
 
     @abstractmethod
     def _statistics(self, name: str, x: Tensor, source: Moments) -> Moments:
-        """With what layer `name` normalises the batch x; `source` itself where nothing moves."""
+        """Return what layer `name` normalises the batch x with; `source` itself where nothing moves."""
 
     def __enter__(self) -> Self:
         layers = {name: m for name, m in self.model.named_modules() if isinstance(m, _BatchNorm)}
         layers = {name: layer for name, layer in layers.items() if layer.running_mean is not None}
         if self._modes or any("forward" in vars(layer) for layer in layers.values()):
-            raise ConfigError("model: its batch norm is adapted already; leave that context first")
+            raise ConfigError(
+                "model: expected one that is not adapted, but its batch norm is already; leave that context first"
+            )
         self._start()
         self._layers, self._modes = layers, [(module, module.training) for module in self.model.modules()]
         self.model.eval()
@@ -100,7 +106,9 @@ class Adapted(ABC):
 
     def _forward(self, name: str, layer: _BatchNorm, x: Tensor) -> Tensor:
         if layer.training:
-            raise ConfigError(f"model: {name or 'it'} is in training mode while it is adapted; call eval()")
+            raise ConfigError(
+                f"model: expected evaluation mode while adapted, but {name or 'it'} is in training; call eval()"
+            )
         source = Moments(cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var))
         with torch.inference_mode(False), torch.no_grad():  # what online forms keep must serve outside as well
             used = self._statistics(name, x, source)
@@ -115,12 +123,15 @@ class Adapted(ABC):
         return F.batch_norm(x, mean, var, layer.weight, layer.bias, False, 0.0, layer.eps)
 
     def table(self) -> pd.DataFrame:
-        """What the statistics moved, one row a layer in the model's order, readable inside and afterwards.
+        """Tabulate how far the statistics moved, a row a layer in the model's order, inside and afterwards.
 
-        layer, channels. batches: how many were normalised with other statistics than the source's; kept: with those.
-        shift: of the mean, in the source's standard deviations, root mean square over channels and `batches`.
-        ratio: of the variance to the source's, geometric mean over both. Both with the layer's eps in the variances;
-        0 and 1 where nothing moved. With small batches most of the shift is noise of the batch, not the domain's.
+        With small batches most of the shift is noise of the batch, not of the domain.
+
+        Returns:
+            `layer`, `channels`; `batches`, normalised with other statistics than the source's, and `kept`, with those;
+            `shift` of the mean, in the source's standard deviations, root mean square over channels and `batches`;
+            `ratio` of the variance to the source's, geometric mean over both. Both with the layer's eps in the
+            variances; 0 and 1 where nothing moved.
         """
         rows = []
         for name, layer in self._layers.items():
@@ -132,22 +143,26 @@ class Adapted(ABC):
 
 
 class FaceBN(Adapted):
-    """AIRD's adaptation as this module derives it: `with FaceBN(model, 0.3): features = verify.embed(model, images)`.
+    """AIRD's adaptation as this module derives it: `with FaceBN(model, 0.3): features = embed(model, images)`.
 
-    momentum: a in [0,1]; 0 is the source model to the bit, 1 pure batch statistics, as in torch's training mode.
-    online: the mixture takes the source's place for the next batch: s <- (1-a) s + a batch, from the source on, each
-    batch normalised with itself already in s, in the order in which the batches come.
-    least: batches of fewer rows change nothing: they are normalised with the source's statistics, or online with those
-    of the batches before. 1 for no guard; the default is what `lrkd adapt` chose on validation faces for momentum 0.3.
+    Args:
+        model: The network.
+        momentum: a in [0,1]; 0 is the source model to the bit, 1 pure batch statistics, as in torch's training mode.
+        online: The mixture replaces the source for the next batch: s <- (1-a) s + a batch, each batch normalised with
+            itself already in s, in the order in which the batches come.
+        least: Batches of fewer rows change nothing: they are normalised with the source's statistics, or online with
+            those of the batches before. 1: no guard; the default is what `lrkd adapt` chose on validation faces for
+            momentum 0.3.
 
-    Raises ConfigError for a momentum outside [0,1] and least below 1.
+    Raises:
+        ConfigError: `momentum` or `least` is out of range.
     """
 
     def __init__(self, model: nn.Module, momentum: float, *, online: bool = False, least: int = 128) -> None:
         if not 0 <= momentum <= 1:
-            raise ConfigError(f"momentum: {momentum} is not in [0,1], from the source's statistics to the batch's")
+            raise ConfigError(f"momentum: expected 0 (the source's statistics) to 1 (the batch's), got {momentum}")
         if least < 1:
-            raise ConfigError(f"least: {least} rows; wanted: 1 (no guard) or more")
+            raise ConfigError(f"least: expected 1 row (no guard) or more, got {least}")
         self.momentum, self.online, self.least = momentum, online, least
         super().__init__(model)
 
@@ -157,7 +172,7 @@ class FaceBN(Adapted):
         self._rows: Counter[str] = Counter()
 
     def _weight(self, rows: int, before: int) -> float:
-        """a for a batch of `rows`, online after `before` rows."""
+        """Return a for a batch of `rows`, online after `before` rows."""
         return self.momentum
 
     def _statistics(self, name: str, x: Tensor, source: Moments) -> Moments:
@@ -173,13 +188,19 @@ class FaceBN(Adapted):
 class SourcePrior(FaceBN):
     """Schneider et al. 2020 (arXiv 2006.16971): the source counts as N rows, so a = n / (N + n) for a batch of n rows.
 
-    prior: N, 0 for pure batch statistics, inf for the source. online: n runs over all batches so far. The prior is
-    the guard against small batches, so `least` is 1 unless one is wanted. Raises ConfigError for a negative prior.
+    Args:
+        model: The network.
+        prior: N; 0 is pure batch statistics, inf the source.
+        online: n counts the rows of all batches so far.
+        least: As in `FaceBN`; the prior is the guard against small batches, so the default is none.
+
+    Raises:
+        ConfigError: `prior` or `least` is out of range.
     """
 
     def __init__(self, model: nn.Module, prior: float, *, online: bool = False, least: int = 1) -> None:
         if not prior >= 0:
-            raise ConfigError(f"prior: {prior} rows; wanted: 0 or more")
+            raise ConfigError(f"prior: expected 0 rows or more, got {prior}")
         self.prior = prior
         super().__init__(model, 1.0, online=online, least=least)
 
@@ -188,19 +209,27 @@ class SourcePrior(FaceBN):
 
 
 class AdaBN(Adapted):
-    """AdaBN (arXiv 1603.04779): statistics of a whole test set; a face's features do not depend on its batch any more.
+    """AdaBN (arXiv 1603.04779): statistics of a whole test set, so that features do not depend on the batch any more.
 
-    `see()` runs the set through the model once, in batches of any size; `passes` times on entering, and then the
-    statistics stand: `with AdaBN(model, lambda: embed(model, images)): features = embed(model, images)`.
-    passes: 1 normalises each batch with itself while it counts, the usual practice. Each further pass normalises with
-    the statistics of the pass before: after k passes the first k layers have exactly those of the set as one batch,
-    and with as many passes as layers it is AdaBN layer by layer, whatever the batches and their order.
-    Variances are biased, with the spread between batches. Raises ConfigError for passes below 1.
+    `with AdaBN(model, lambda: embed(model, images)): features = embed(model, images)`. Variances are biased, with the
+    spread between batches.
+
+    Args:
+        model: The network.
+        see: Runs the set through the model once, in batches of any size; called `passes` times on entering, after
+            which the statistics are fixed.
+        passes: 1 normalises each batch with itself while it is counted, the usual practice. Each further pass
+            normalises with the statistics of the pass before: after k passes the first k layers have exactly those of
+            the set as one batch, and with as many passes as layers it is AdaBN layer by layer, whatever the batches and
+            their order.
+
+    Raises:
+        ConfigError: `passes` is below 1.
     """
 
     def __init__(self, model: nn.Module, see: Callable[[], object], *, passes: int = 1) -> None:
         if passes < 1:
-            raise ConfigError(f"passes: {passes}; wanted: 1 or more")
+            raise ConfigError(f"passes: expected 1 or more, got {passes}")
         self.see, self.passes = see, passes
         super().__init__(model)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lrkd.data.degradation import Degradation, degrade
@@ -21,71 +21,81 @@ def embed(
     *,
     side: int | None = None,
     preset: str | Degradation = "area-bicubic",
-    mirror: bool = True,
-    mirror_first: bool = False,
+    mirror: bool | Literal["first"] = True,
     batch: int = 256,
-    device: torch.device | str | None = None,
     seed: int = 0,
-    amp: torch.dtype | None = None,
-    channels_last: bool = True,
-    progress: bool = False,
 ) -> np.ndarray:
-    """Features of images: uint8 `(N,H,W,3) -> (N,2D)` float32, those of the image beside those of its mirror image.
+    """Embed images: uint8 `(N,H,W,3)` -> `(N,2D)` float32, each image's feature beside that of its mirror image.
 
-    images: an array, a memory map, or anything with a length and slices that are such arrays; read `batch` at a time.
-    side: degrade to this side first, and enlarge again unless it is the model's own `size`; None: as they are. At the
-        images' own side `degrade` resamples nothing, but the preset's blur, noise and JPEG remain.
-    preset: as in `degrade`, with random draws from `seed`.
-    mirror: False gives (N,D). mirror_first: degrade the mirror image itself, as A-SKD does, instead of mirroring the
-    degraded image; only kernels that are not symmetric, such as nearest, tell the two apart.
-    device: where to run; None: where the model is (else the model is moved, and stays).
-    amp: autocast to this dtype. channels_last: memory format of the network's input. progress: show a bar.
+    The network is shown RGB in [-1,1] in channels_last, on the device that it is on, under the caller's autocast where
+    there is one. It runs in evaluation mode without gradients; afterwards every submodule is in its own mode again. A
+    progress bar appears on a terminal.
 
-    The network sees RGB in [-1,1]. It runs in eval mode without gradients; every submodule's own mode is put back. It
-    returns a tensor (B,D) or something with such an `.embedding`.
+    Args:
+        model: Returns a tensor (B,D) or something with such an `.embedding`.
+        images: An array, a memory map, or anything with a length and slices that are such arrays; read `batch` at a
+            time.
+        side: Degrade to this side first, and enlarge again unless it is the model's own `size`. None: as they are. At
+            the images' own side `degrade` resamples nothing, but the preset's blur, noise and JPEG remain.
+        preset: As in `lrkd.data.degradation.degrade`.
+        mirror: False gives (N,D). "first" degrades the mirror image itself, as A-SKD does, instead of mirroring the
+            degraded image; the two differ only for kernels that are not symmetric, such as nearest.
+        batch: Images that the network is shown together.
+        seed: Of the preset's random draws.
 
-    Raises DataError for images of another type or shape, TrainingError for an embedding that is not finite (a diverged
-    network would otherwise score exactly 50 %).
+    Raises:
+        ConfigError: `batch` or `side` does not fit.
+        DataError: There are no images, or not of this type and shape.
+        TrainingError: An embedding is not finite; a diverged network would otherwise score exactly 50 %.
     """
     if batch < 1:
-        raise ConfigError(f"batch: {batch} is not at least 1")
+        raise ConfigError(f"batch: expected at least 1, got {batch}")
     if len(images) == 0:
-        raise DataError("images: there are none to embed")
-    place = torch.device(device or next((weight.device for weight in model.parameters()), "cpu"))
-    model.to(place)
+        raise DataError("images: expected at least one, got none")
+    place = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
+    own_size = getattr(model, "size", None) == side
     found = []
     with evaluating(model), torch.inference_mode():
-        for start in tqdm(range(0, len(images), batch), desc="embed", unit="batch", disable=not progress, leave=False):
-            block = np.array(images[start : start + batch])  # a copy: memory maps are read-only
-            if block.dtype != np.uint8 or block.ndim != 4 or block.shape[3] != 3:
-                raise DataError(f"images: {block.dtype} {block.shape} is not uint8 (N,H,W,3)")
-            x = torch.from_numpy(block).permute(0, 3, 1, 2).to(place).float() / 255
-            if mirror and mirror_first:
-                x = torch.cat([x, x.flip(3)])
-            if side is not None:
-                enlarge = getattr(model, "size", None) != side
-                x = degrade(x, side, preset=preset, generator=generator, enlarge=enlarge)
-            x = (x - 0.5) / 0.5
-            if mirror and not mirror_first:
-                x = torch.cat([x, x.flip(3)])
-            if channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(place.type, dtype=amp, enabled=amp is not None):
-                out = model(x)
+        for start in tqdm(range(0, len(images), batch), "embed", unit="batch", disable=None, delay=1, leave=False):
+            with torch.autocast(place.type, enabled=False):
+                x = _pixels(images[start : start + batch]).to(place).float() / 255
+                if mirror == "first":
+                    x = torch.cat([x, x.flip(3)])
+                if side is not None:
+                    x = degrade(x, side, preset=preset, generator=generator, enlarge=not own_size)
+                if mirror and mirror != "first":
+                    x = torch.cat([x, x.flip(3)])
+                x = ((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
+            out = model(x)
             out = getattr(out, "embedding", out).float().cpu()
-            if not out.isfinite().all():
-                bad = start + int((~out.isfinite().all(1)).nonzero()[0, 0]) % len(block)
-                raise TrainingError(
-                    f"{type(model).__name__}: the embedding of image {bad} is not finite; the network has diverged "
-                    "(lower the learning rate or a term's weight)"
-                )
+            _check_finite(out, model, start, len(x) // (2 if mirror else 1))
             found.append(torch.cat(out.chunk(2), dim=1) if mirror else out)
     return torch.cat(found).numpy()
 
 
+def _pixels(block: Any) -> Tensor:
+    """uint8 (B,H,W,3) -> (B,3,H,W), a copy: memory maps are read-only."""
+    array = np.array(block)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
+        raise DataError(f"images: expected uint8 (N,H,W,3), got {array.dtype} {array.shape}")
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
+
+
+def _check_finite(out: Tensor, model: nn.Module, start: int, count: int) -> None:
+    """Raise TrainingError for the first image of a batch, `count` images from `start` on, whose embedding is not."""
+    finite = out.isfinite().all(1)
+    if not finite.all():
+        bad = start + int((~finite).nonzero()[0, 0]) % count
+        raise TrainingError(
+            f"{type(model).__name__}: image {bad}: expected a finite embedding, got one that is not: the network has "
+            "diverged (lower the learning rate or a term's weight)"
+        )
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model and its submodules in evaluation mode, and each back in its own afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

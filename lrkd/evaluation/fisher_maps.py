@@ -1,8 +1,8 @@
-"""Where a picture says who it shows: the renderer's derivatives by identity, against those by nuisance.
+"""Maps of Fisher information on identity: the renderer's derivatives by identity, against those by nuisance.
 
 Around one face the renderer is linear: image = image0 + sum_d z_d J_d + sum_k n_k N_k + noise, with z the identity and
 n the nuisance, both in units of their standard deviation in the data. J_d and N_k are images too, the derivatives. What
-J changes, an observer can use only as far as neither N nor the noise could have done it: `information` says how far.
+J changes, an observer can use only as far as neither N nor the noise could have caused it: `fisher` measures how far.
 """
 
 import warnings
@@ -18,13 +18,22 @@ from lrkd.errors import ConfigError, DataError
 
 
 def derivatives(function: Callable[[Tensor], Tensor], at: Tensor, chunk: int = 128) -> Tensor:
-    """Forward-mode derivatives: function (N,D) -> (N,3,S,S), row by row, at (N,D) -> (N,D,3,S,S).
+    """Compute forward-mode derivatives, one `torch.func.jvp` a dimension.
 
-    One torch.func.jvp a dimension, `chunk` images of tangents at a time, the function's own value being computed once
-    a row. function: one whose rows do not depend on one another, such as the renderer with the other argument fixed.
+    Args:
+        function: (N,D) -> (N,3,S,S), whose rows do not depend on one another, such as the renderer with its other
+            argument fixed.
+        at: (N,D), the points.
+        chunk: Images of tangents that are computed together.
+
+    Returns:
+        (N,D,3,S,S).
+
+    Raises:
+        DataError: `at` is not (N,D).
     """
     if at.ndim != 2:
-        raise DataError(f"at: shape {tuple(at.shape)} is not (N,D), one point a row")
+        raise DataError(f"at: expected (N,D), one point a row, got {tuple(at.shape)}")
 
     def along(direction: Tensor) -> Tensor:
         return torch.func.jvp(function, (at,), (direction.expand_as(at),))[1]
@@ -37,13 +46,18 @@ def derivatives(function: Callable[[Tensor], Tensor], at: Tensor, chunk: int = 1
 
 
 class Derivatives(NamedTuple):
-    """One face's derivatives, each by a standard deviation of the data: what one such step adds to the image."""
+    """One face's derivatives, each by a standard deviation of the data: what one such step adds to the image.
 
-    identity: Tensor  # (D,3,S,S)
-    nuisance: Tensor  # (K,3,S,S)
+    Attributes:
+        identity: (D,3,S,S).
+        nuisance: (K,3,S,S).
+    """
+
+    identity: Tensor
+    nuisance: Tensor
 
     def at_side(self, side: int, kernel: str = "area") -> "Derivatives":
-        """As seen after shrinking to `side` pixels by one kernel: (.,3,S,S) -> (.,3,side,side).
+        """Shrink the derivatives to `side` pixels by a kernel: (.,3,S,S) -> (.,3,side,side).
 
         Shrinking is linear, so it does to a derivative what it does to an image. The way up again, by which a network
         sees the LR image at HR size, can be undone, so it neither adds nor takes information and is left out.
@@ -53,14 +67,23 @@ class Derivatives(NamedTuple):
 
 
 def face_derivatives(model: FaceModel, identity: Tensor, nuisance: Tensor, spread: Tensor, size: int) -> Derivatives:
-    """Derivatives of one rendered face: (64,), (K,), (K,) -> Derivatives at `size` pixels.
+    """Compute the derivatives of one rendered face at `size` pixels.
 
-    spread: standard deviation of each nuisance in the data. An identity's is 1. The mixing weights and the level of the
-    sensor noise are no directions of nuisance: noise is what `information` takes beside them.
+    The mixing weights and the level of the sensor noise are left out: `fisher` takes noise separately.
+
+    Args:
+        model: The renderer.
+        identity: (64,), of unit standard deviation in the data.
+        nuisance: (K,).
+        spread: (K,), the standard deviation of each nuisance in the data.
+        size: Of the image, in pixels.
+
+    Raises:
+        DataError: `spread` has another shape than `nuisance`, or values that are negative or not finite.
     """
     kept = [k for k, name in enumerate(model.nuisance_names) if not name.startswith("noise")]
     if spread.shape != nuisance.shape or not (torch.isfinite(spread).all() and (spread >= 0).all()):
-        raise DataError(f"spread: shape {tuple(spread.shape)} is not {tuple(nuisance.shape)}, or not all >= 0")
+        raise DataError(f"spread: expected {tuple(nuisance.shape)} finite numbers >= 0, got {spread.tolist()}")
     of_identity = derivatives(lambda z: _render(model, z, nuisance.expand(len(z), -1), size), identity[None])[0]
 
     def vary(some: Tensor) -> Tensor:  # (N,len(kept)) in standard deviations from this face's own
@@ -72,13 +95,14 @@ def face_derivatives(model: FaceModel, identity: Tensor, nuisance: Tensor, sprea
 
 
 class Maps(NamedTuple):
-    """What each pixel of one face says, (S,S) each; bits is a number, of the image as a whole.
+    """What each pixel of one face says of identity, (S,S) each.
 
-    energy: |d image / d identity|^2, summed over the colours and the identity's dimensions.
-    nuisance: the same by nuisance.
-    information: the energy that is left after whitening by nuisance and noise. Its sum over the pixels is the trace of
-    the Fisher information on the identity.
-    bits: mutual information of a standard normal identity and the linearised image.
+    Attributes:
+        energy: `|d image / d identity|^2`, summed over colours and the identity's dimensions.
+        nuisance: The same by nuisance.
+        information: The energy that is left after whitening by nuisance and noise. Its sum over the pixels is the trace
+            of the Fisher information on the identity.
+        bits: Mutual information of a standard normal identity and the linearised image, one number.
     """
 
     energy: Tensor
@@ -87,21 +111,26 @@ class Maps(NamedTuple):
     bits: float
 
 
-def information(found: Derivatives, noise: float) -> Maps:
-    """Identity information of each pixel against the nuisance, for one face.
+def fisher(found: Derivatives, noise: float) -> Maps:
+    """Compute each pixel's Fisher information on the identity, against nuisance and noise, for one face.
 
     With C = noise^2 I + N^T N the covariance of the image over nuisance and noise (N: the nuisance's derivatives as
     rows), W = J C^(-1/2) are the identity's derivatives in units of what else could have caused them; the map is W^2
     summed over dimensions and colours. It is never negative, and its sum is trace(J C^-1 J^T), the Fisher information.
     Directions that nuisance can imitate count little however large they are: where nuisance is much stronger than the
     noise, this is the identity's derivative with the nuisance's directions projected out, over noise^2. Without
-    nuisance it is the plain energy over noise^2. bits = log2 det(I + W W^T) / 2.
+    nuisance it is the plain energy over noise^2. bits = log2 det(I + W W^T) / 2. C^(-1/2) is applied through the
+    eigenvectors of N N^T, which is small.
 
-    noise: standard deviation of a pixel's noise, above zero, in units of the intensity range. C^(-1/2) is applied
-    through the eigenvectors of N N^T, which is small. Raises ConfigError for a noise that is not above zero.
+    Args:
+        found: The face's derivatives.
+        noise: The standard deviation of a pixel's noise, above zero, in units of the intensity range.
+
+    Raises:
+        ConfigError: `noise` is not above zero.
     """
     if not noise > 0:
-        raise ConfigError(f"noise is {noise}: a standard deviation above zero is right")
+        raise ConfigError(f"noise: expected a standard deviation above zero, got {noise}")
     shape = found.identity.shape
     j, n = found.identity.flatten(1).double(), found.nuisance.flatten(1).double()
     values, vectors = torch.linalg.eigh(n @ n.T)

@@ -2,10 +2,9 @@
 
 Everywhere: a score is a cosine, higher means more alike; rates are fractions in [0,1]; G gallery and P probe features
 have D numbers each. They are read in blocks and never copied whole: 160,000 distractors of 512 numbers fit in 2 GB.
-`lrkd.evaluation.verification` offers all of it too.
 
 A face that was not found is a failure to enrol: as a probe it is a miss at every rank, and if unmated it raises no
-false alarm; in the gallery it is not there, and probes whose mates are all lost so are misses too. No denominator gets
+false alarm; it is left out of the gallery, and probes whose mates were all left out are misses too. No denominator gets
 smaller.
 """
 
@@ -23,21 +22,25 @@ from lrkd.evaluation.search import BLOCK, Search, lost, ranks_of, rows, search, 
 from lrkd.evaluation.templates import templates
 
 RANKS = (1, 5, 10, 20)
-OUTSIDE = ("distractor", "unmated")  # roles of people whom no probe, or no gallery, shows: of no split
+OUTSIDE = ("distractor", "unmated")  # roles of people whom no probe, or no gallery, shows; they are in no split
 
 
 def probe_ranks(
     gallery: ArrayLike, gallery_labels: ArrayLike, probe: ArrayLike, probe_labels: ArrayLike, block: int = BLOCK
 ) -> np.ndarray:
-    """Closed-set identification: `(G,D), (G,), (P,D), (P,) -> (P,)`, the place 1..G of each probe's best mate.
+    """Rank each probe's best mate, closed-set identification: `(G,D), (G,), (P,D), (P,) -> (P,)` places 1..G.
 
-    As `search` counts it; distractors are gallery images with any label that no probe has (TinyFace: -1, say).
+    Distractors are gallery images with any label that no probe has (TinyFace: -1, say).
 
-    Raises DataError for a probe whose label the gallery lacks.
+    Args:
+        gallery, gallery_labels, probe, probe_labels, block: As in `lrkd.evaluation.search.search`, which counts.
+
+    Raises:
+        DataError: The gallery lacks a probe's label; also as `search`.
     """
     missing = np.setdiff1d(np.asarray(probe_labels), np.asarray(gallery_labels))
     if len(missing):
-        raise DataError(f"probe_labels: {missing[0]} is not in the gallery; {len(missing)} labels are not")
+        raise DataError(f"probe_labels: expected labels of the gallery, got {missing[0]}; {len(missing)} are not there")
     return search(gallery, gallery_labels, probe, probe_labels, block).rank
 
 
@@ -48,28 +51,20 @@ def rank_k(
     probe_labels: ArrayLike,
     ranks: Sequence[int] = RANKS,
 ) -> np.ndarray:
-    """Share of probes with a mate among the first k: -> (len(ranks),). The arguments and errors of `probe_ranks`.
+    """Compute the share of probes with a mate among the first k: -> (len(ranks),).
 
-    TinyFace's protocol with ranks 1, 5, 10, 20, the features fused with those of the mirror image (`fuse`).
+    TinyFace's protocol has ranks 1, 5, 10, 20, and features fused with those of the mirror image (`fuse`).
+
+    Args:
+        gallery, gallery_labels, probe, probe_labels: As in `probe_ranks`.
+        ranks: The k.
+
+    Raises:
+        ConfigError: A rank is no whole number of at least 1.
+        DataError: As `probe_ranks`.
     """
     wanted = ranks_of(ranks)
     return _within(probe_ranks(gallery, gallery_labels, probe, probe_labels), wanted).mean(0)
-
-
-def rank_table(
-    gallery: ArrayLike,
-    gallery_labels: ArrayLike,
-    probe: ArrayLike,
-    probe_labels: ArrayLike,
-    group: ArrayLike,
-    ranks: Sequence[int] = RANKS,
-) -> pd.DataFrame:
-    """`rank_k` for each group of probes (P,): -> a row a group with `probes`, `rank1`, ... SCface: group = distance."""
-    wanted, groups = ranks_of(ranks), np.asarray(group)
-    found = probe_ranks(gallery, gallery_labels, probe, probe_labels)
-    if groups.shape != found.shape:
-        raise DataError(f"group: shape {groups.shape} is not {found.shape}, one a probe")
-    return _shares(found, groups, wanted)
 
 
 def _within(found: np.ndarray, ranks: np.ndarray) -> np.ndarray:
@@ -93,33 +88,37 @@ def identification(
     fpir: Sequence[float] = (0.3, 0.2, 0.1),
     missing: ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """Score the protocol that the roles of a prepared set say: `(N,D), (N,), {role: rows}` -> a row a kind of probe.
+    """Score the protocol that the roles of a prepared set define: `(N,D), (N,), {role: rows}` -> a row a kind of probe.
 
     Args:
-        features, labels: of all N images.
+        features, labels: Those of all N images.
         roles: gallery, and distractor (TinyFace): what is searched. probe, and distance1, distance2, ... (SCface):
-            whose ranks are counted. unmated (SurvFace): probes that should not be found; with them comes each kind's
-            open set, whose gallery holds one template a person, the mean of its unit features.
-        ranks, fpir: what is counted.
+            whose ranks are counted. unmated (SurvFace): probes that should not be found; with them each kind gets an
+            open set too, whose gallery holds one template a person, the mean of its unit features.
+        ranks: The k of the shares rank1, rank5, ...
+        fpir: The false positive identification rates of the open set.
         missing: (N,) bool, faces that were not found. None: there are none.
 
     Returns:
         Columns: probe_role; probes; gallery, how many images are searched; missed, probes that no rank can find, as
-        their own face or all of their mates' in the gallery are missing; rank1, ..., tpir20_at_fpir_0.3, ...
+        their own face or those of all their mates are missing; rank1, ..., tpir20_at_fpir_0.3, ...
 
     Raises:
-        DataError: for roles without a gallery or without probes, and a gallery without any face.
+        ConfigError: A rank or a rate is out of range.
+        DataError: The roles have no gallery or no probes, or no face was found in the gallery.
     """
     array, names = rows(features, "features"), np.asarray(labels)
     wanted, gone = ranks_of(ranks), lost(missing, len(array), "an image")
     kinds = [role for role in roles if role == "probe" or role.startswith("distance")]
     if "gallery" not in roles or not kinds:
         raise DataError(
-            f"roles: {', '.join(roles) or 'none'}: gallery, and probe or distance1, ..., are needed to identify"
+            f"roles: expected gallery, and probe or distance1, ..., to identify, got {', '.join(roles) or 'none'}"
         )
     own = roles["gallery"][~gone[roles["gallery"]]]
     if not len(own):
-        raise DataError(f"roles: gallery: in none of its {len(roles['gallery'])} images a face was found")
+        raise DataError(
+            f"roles: gallery: expected images with a face, got {len(roles['gallery'])} in which none was found"
+        )
     others = roles.get("distractor", np.empty(0, np.int64))
     shelf = np.concatenate([own, others[~gone[others]]])
     who = np.concatenate([np.full(len(roles[kind]), kind) for kind in kinds])
@@ -152,13 +151,8 @@ def _searched(
     return found
 
 
-def cmc(ranks: ArrayLike, length: int = 20) -> np.ndarray:
-    """Cumulative match curve of `probe_ranks`: `(P,) -> (length,)`, the share of probes at rank 1, 2, ... or better."""
-    return _within(np.asarray(ranks), np.arange(1, length + 1)).mean(0)
-
-
 class OpenSet(NamedTuple):
-    """(K,) each: true positive identification rate, measured false positive rate, and the threshold for both."""
+    """True positive identification rate, measured false positive rate, and the threshold for both, (K,) each."""
 
     tpir: np.ndarray
     fpir: np.ndarray
@@ -174,7 +168,7 @@ def open_set(
     rank: int = 20,
     fpir: Sequence[float] = (0.3, 0.2, 0.1),
 ) -> OpenSet:
-    """Open-set identification, SurvFace's TPIR20 at FPIR: `(G,D), (G,), (P,D), (P,) -> OpenSet` for K = len(fpir).
+    """Measure open-set identification, SurvFace's TPIR20 at FPIR: `(G,D), (G,), (P,D), (P,) -> OpenSet`.
 
     Probes whose label the gallery lacks are unmated. At a threshold t, FPIR is the share of unmated probes that have
     any gallery image at t or above, and TPIR the share of mated probes whose best mate is at t or above and among the
@@ -184,7 +178,14 @@ def open_set(
     Deviation: F-SKD's script searches 1,000 thresholds, takes the nearest FPIR, below or above the wanted one, and
     compares the threshold with the highest score of the first 20 instead of the mate's own, which gives more.
 
-    Raises DataError where there is no mated or no unmated probe.
+    Args:
+        gallery, gallery_labels, probe, probe_labels: As in `lrkd.evaluation.search.search`.
+        rank: Among how many the mate must be.
+        fpir: (K,) wanted rates.
+
+    Raises:
+        ConfigError: A rate is outside [0,1], or the rank below 1.
+        DataError: There is no mated or no unmated probe.
     """
     found = search(gallery, gallery_labels, probe, probe_labels)
     return _open_rates(found, found.rank > 0, rank, fpir)
@@ -194,12 +195,12 @@ def _open_rates(found: Search, mated: np.ndarray, rank: int, fpir: Sequence[floa
     """`open_set` of a search, with the probes (P,) that have a mate or would have one, were its face not missing."""
     wanted = np.atleast_1d(np.asarray(fpir, np.float64))
     if not ((wanted >= 0) & (wanted <= 1)).all():
-        raise ConfigError(f"fpir: {fpir} holds a rate outside [0,1]")
+        raise ConfigError(f"fpir: expected rates in [0,1], got {fpir}")
     ranks_of([rank])
     if mated.all() or not mated.any():
         raise DataError(
-            f"probe_labels: {int(mated.sum())} of {len(mated)} probes have a mate in the gallery; an open set needs "
-            "probes with a mate and probes without"
+            "probe_labels: expected probes with a mate in the gallery and probes without, for an open set, got "
+            f"{int(mated.sum())} of {len(mated)} with one"
         )
     threshold = threshold_at_fpir(found.top[~mated], wanted)
     hit = np.where((found.rank > 0) & (found.rank <= rank), found.mate, -np.inf)[mated]
@@ -209,7 +210,7 @@ def _open_rates(found: Search, mated: np.ndarray, rank: int, fpir: Sequence[floa
 
 
 def threshold_at_fpir(top: ArrayLike, fpir: ArrayLike) -> np.ndarray:
-    """The lowest threshold that at most a share `fpir` of unmated probes reach: (U,) highest cosines, (K,) -> (K,)."""
+    """Find the lowest threshold that at most a share of unmated probes reach: (U,) highest cosines, (K,) -> (K,)."""
     falling = np.sort(np.asarray(top, np.float64))[::-1]
     allowed = np.floor(np.asarray(fpir, np.float64) * len(falling) * (1 + 1e-12)).astype(np.int64)
     # Just above the first that is too many.
@@ -218,13 +219,16 @@ def threshold_at_fpir(top: ArrayLike, fpir: ArrayLike) -> np.ndarray:
 
 
 def fuse(features: ArrayLike) -> np.ndarray:
-    """`lrkd.evaluation.embedding.embed`'s `(N,2D) -> (N,D)`: the mean of an image's and its mirror image's features.
+    """Average an image's and its mirror image's features: `(N,2D)` of `lrkd.evaluation.embedding.embed` `-> (N,D)`.
 
     What identification is published with; verification has them side by side.
+
+    Raises:
+        DataError: The features have an odd number of dimensions.
     """
     array = rows(features, "features")
     if array.shape[1] % 2:
-        raise DataError(f"features: {array.shape[1]} dimensions are no two halves")
+        raise DataError(f"features: expected two halves, got {array.shape[1]} dimensions")
     half = array.shape[1] // 2
     fused: np.ndarray = (array[:, :half] + array[:, half:]) / 2
     return fused

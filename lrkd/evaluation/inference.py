@@ -195,9 +195,8 @@ def crossed_bootstrap(
     values = [np.asarray(x, np.float64) for x in differences]
     draws = []  # (W, R) each world's mean under R draws of people
     for number, (x, a, b) in enumerate(zip(values, left, right, strict=True)):
-        same, own = np.asarray(a) == np.asarray(b), seed if shared else [seed, number]
-        rng = np.random.default_rng(own)
-        draws.append(separation.bootstrap_identities(x, a, b, same, resamples=resamples, generator=rng).draws)
+        rng = np.random.default_rng(seed if shared else [seed, number])
+        draws.append(separation.bootstrap_identities(x, a, b, resamples=resamples, generator=rng).draws)
     count, kept = len(values), min(map(len, draws))  # a draw without any item is left out
     rng = np.random.default_rng([seed, 10**6])
     worlds = rng.integers(count, size=(kept, count))

@@ -4,16 +4,21 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import optimize, stats
 
 from lrkd.errors import DataError, check_inside
 from lrkd.evaluation.statistics import check_columns
 
 
 class Mixed(NamedTuple):
-    """Fixed effect of the method with its interval; standard deviations of the random parts; what went wrong in words.
+    """A fitted model.
 
-    A part that the design cannot tell from the residual is nan.
+    Attributes:
+        mean, low, high, p: The fixed effect of the method, with its interval, in units of the value.
+        sd_seed, sd_teacher, sd_seed_method, sd_residual: Standard deviations of the random parts; nan for one that the
+            design cannot separate from the residual.
+        n, seeds, teachers: How many runs, seeds and teachers there are.
+        note: What is special or went wrong, in words.
     """
 
     mean: float
@@ -31,28 +36,39 @@ class Mixed(NamedTuple):
 
 
 def mixed_model(frame: pd.DataFrame, method: str, baseline: str, value: str = "accuracy", level: float = 0.95) -> Mixed:
-    """value ~ method with seed, teacher and seed by method as random parts, by REML. Unit: a run.
+    """Fit value ~ method with seed, teacher and seed by method as random parts, by REML. Unit: a run.
 
-    frame: columns method, seed, teacher_seed and `value`, a row a run; best crossed (every seed with every teacher
-    under both methods). Seed by method is in the model where some seed has a method twice: without it two teachers of
-    one seed would count as two replicates of the difference. The interval and p are Student's with one degree of
-    freedom less than there are seeds: normal ones are too sure with six (benchmarks/statistics.csv). Two teachers are
-    hardly a sample of teachers: their part is one degree of freedom. A part whose likelihood falls from zero on is
-    zero: a singular fit, and a result. Such parts, those that the design lacks, and failures are said in `note`;
-    without a fit the row is nan.
+    Seed by method is in the model where some seed has a method twice: without it two teachers of one seed would count
+    as two replicates of the difference. The interval and p are Student's with one degree of freedom less than there are
+    seeds: normal ones are too narrow with six (benchmarks/statistics.csv). Two teachers are hardly a sample of
+    teachers: their part has one degree of freedom. A part whose likelihood falls from zero on is zero: a singular fit,
+    and a result.
 
     statsmodels' MixedLM maximises the same likelihood, but by the roots of the variances, whose slope at zero is zero
     whatever the data say: its optimisers stop there or near it, elsewhere with another BLAS kernel.
-    """
-    from scipy.optimize import minimize
 
+    Args:
+        frame: Columns method, seed, teacher_seed and `value`, a row a run; best crossed (every seed with every teacher
+            under both methods).
+        method, baseline: The two that are compared.
+        value: The column that is compared.
+        level: Of the interval.
+
+    Returns:
+        The fit; `note` names parts that are zero or that the design lacks, and failures. Without a fit its numbers are
+        nan.
+
+    Raises:
+        ConfigError: `level` is outside (0,1).
+        DataError: The frame lacks a column, or one of the two has no finite value.
+    """
     check_inside("level", level, 0, 1)
     check_columns(frame, ["method", "seed", "teacher_seed", value])
     rows = frame[frame["method"].isin([method, baseline])].dropna(subset=value)
     is_method = (rows["method"] == method).to_numpy(np.float64)
     counts = (len(rows), int(rows["seed"].nunique()), int(rows["teacher_seed"].nunique()))
     if not 0 < is_method.sum() < len(rows):
-        raise DataError(f"frame: {method!r} and {baseline!r} are not both there with a finite {value!r}")
+        raise DataError(f"frame: expected finite {value!r} of {method!r} and of {baseline!r}, got none of one")
     notes, parts = [], {"seed": rows["seed"].astype(str)}
     if counts[2] > 1 and rows["teacher_seed"].notna().all():
         parts["teacher"] = rows["teacher_seed"].astype(str)
@@ -68,7 +84,7 @@ def mixed_model(frame: pd.DataFrame, method: str, baseline: str, value: str = "a
     exog = np.column_stack([np.ones(len(rows)), is_method])
     same = [np.equal.outer(part.to_numpy(), part.to_numpy()) for part in parts.values()]
     together = np.stack([np.eye(len(rows)), *same]).astype(np.float64)
-    found = minimize(
+    found = optimize.minimize(
         _reml,
         np.full(len(together), 1 / len(together)),
         ((y - y.mean()) / scale, exog, together),
@@ -95,9 +111,9 @@ def mixed_model(frame: pd.DataFrame, method: str, baseline: str, value: str = "a
 
 
 def _reml(variances: np.ndarray, y: np.ndarray, exog: np.ndarray, together: np.ndarray) -> tuple[float, np.ndarray]:
-    """REML deviance of (n,) y, less a constant, and its slope by each of (K,) variances. Harville, JASA 1977.
+    """Compute the REML deviance of (n,) y, less a constant, and its slope by each of (K,) variances.
 
-    together: (K,n,n), 1 where two runs share a level of the part.
+    Harville, JASA 1977. together: (K,n,n), 1 where two runs share a level of the part.
     """
     inverse = np.linalg.inv(np.einsum("k,kij->ij", variances, together))
     precision = exog.T @ inverse @ exog

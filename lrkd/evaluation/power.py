@@ -1,20 +1,27 @@
-"""Power of paired comparisons."""
+"""Power of paired comparisons; the unit is a seed, and effects are in standard deviations of the differences."""
 
 from bisect import bisect_left
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
-from lrkd.errors import check_inside
+from lrkd.errors import ConfigError, check_inside
 
 
 def power(d_z: float, n: int, alpha: float = 0.05) -> float:
-    """Power of the two-sided paired t test with n seeds for a true d_z, by scipy's noncentral t. Unit: a seed.
+    """Compute the power of the two-sided paired t test, by scipy's noncentral t.
 
-    A d_z that is not known, nan, has power nan. Raises ConfigError for fewer than two seeds and alpha outside (0,.5).
+    Args:
+        d_z: The true mean difference over the differences' standard deviation; nan, unknown, has power nan.
+        n: Seeds, 2 or more.
+        alpha: The level.
+
+    Raises:
+        ConfigError: `n` is below 2, or `alpha` outside (0,.5).
     """
     check_inside("alpha", alpha, 0, 0.5)
-    check_inside("n", n, 1, np.inf)
+    if not n > 1:
+        raise ConfigError(f"n: expected a whole number of at least 2, got {n}")
     limit, shift = stats.t.ppf(1 - alpha / 2, n - 1), abs(d_z) * np.sqrt(n)
     if not np.isfinite(shift):
         return 1.0 if np.isinf(shift) else np.nan
@@ -24,9 +31,13 @@ def power(d_z: float, n: int, alpha: float = 0.05) -> float:
 
 
 def seeds_needed(d_z: float, target: float = 0.8, alpha: float = 0.05, most: int = 100_000) -> float:
-    """The least number of seeds, 2 or more, that finds a true d_z with power `target`; inf beyond `most`, nan for nan.
+    """Find the least number of seeds that detects a true d_z with power `target`.
 
-    Raises ConfigError as `power`, and for a target outside (0,1).
+    Returns:
+        2 or more; inf beyond `most`, nan for a d_z of nan.
+
+    Raises:
+        ConfigError: `target` is outside (0,1); also as `power`.
     """
     check_inside("target", target, 0, 1)
     if np.isnan(d_z):
@@ -37,11 +48,10 @@ def seeds_needed(d_z: float, target: float = 0.8, alpha: float = 0.05, most: int
 
 
 def detectable(n: int, target: float = 0.8, alpha: float = 0.05) -> float:
-    """The least true d_z that n seeds find with power `target`; times the differences' sd it is an effect.
+    """Find the least true d_z that n seeds detect with power `target`; times the differences' sd it is an effect.
 
-    Raises ConfigError as `power`, and for a target outside (alpha,1): alpha is what no effect at all reaches.
+    Raises:
+        ConfigError: `target` is outside (alpha,1), where alpha is what no effect at all reaches; also as `power`.
     """
-    from scipy.optimize import brentq
-
     check_inside("target", target, alpha, 1)
-    return float(brentq(lambda d: power(d, n, alpha) - target, 1e-6, 1e3, xtol=1e-9))
+    return float(optimize.brentq(lambda d: power(d, n, alpha) - target, 1e-6, 1e3, xtol=1e-9))

@@ -1,4 +1,8 @@
-"""How well scores separate genuine from impostor pairs: ROC, TAR@FAR, EER, d'."""
+"""How well scores separate genuine from impostor pairs: ROC, TAR@FAR, EER, d'.
+
+Everywhere `scores` are (n,), higher meaning more alike, and `same` is (n,) bool, true for two images of one person.
+What needs pairs of both kinds raises DataError where one is lacking.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse, stats
 
-from lrkd.errors import ConfigError, DataError
+from lrkd.errors import ConfigError, DataError, check_inside
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 class Roc(NamedTuple):
-    """(K,) each, by falling threshold from inf: accepting `score >= threshold` gives these rates."""
+    """A receiver operating characteristic: (K,) each, by falling threshold from inf, of `score >= threshold`."""
 
     far: np.ndarray
     tar: np.ndarray
@@ -23,7 +27,7 @@ class Roc(NamedTuple):
 
 
 def roc(scores: ArrayLike, same: ArrayLike) -> Roc:
-    """False and true accept rates at every distinct score: `(n,), (n,) -> Roc`. Needs both kinds of pairs."""
+    """Compute false and true accept rates at every distinct score: `(n,), (n,) -> Roc`."""
     values, truth = check_scores(scores, same, both=True)
     order = np.argsort(-values, kind="stable")
     values, truth = values[order], truth[order]
@@ -38,20 +42,23 @@ def roc(scores: ArrayLike, same: ArrayLike) -> Roc:
 
 
 def tar_at_far(scores: ArrayLike, same: ArrayLike, far: Sequence[float] = FARS) -> np.ndarray:
-    """True accept rate at each false accept rate: `(n,), (n,) -> (len(far),)`.
+    """Compute the true accept rate at each false accept rate: `(n,), (n,) -> (len(far),)`.
 
-    The best TAR whose measured FAR does not exceed the wanted one: never interpolated. With fewer than 1/far impostors
-    that is the TAR without any false accept, which says little: look at the number of impostors first.
+    The best TAR whose measured FAR does not exceed the wanted one: never interpolated. With fewer than 1/far impostor
+    pairs that is the TAR without any false accept, which says little: look at the number of impostor pairs first.
+
+    Raises:
+        ConfigError: `far` holds a rate outside [0,1].
     """
     wanted = np.atleast_1d(np.asarray(far, dtype=np.float64))
     if not ((wanted >= 0) & (wanted <= 1)).all():
-        raise ConfigError(f"far: {far} holds a rate outside [0,1]")
+        raise ConfigError(f"far: expected rates in [0,1], got {far}")
     curve = roc(scores, same)
     return curve.tar[np.searchsorted(curve.far, wanted * (1 + 1e-12), side="right") - 1]
 
 
 def eer(scores: ArrayLike, same: ArrayLike) -> float:
-    """Equal error rate: `(n,), (n,) -> rate` where FAR meets 1 - TAR, on straight lines between the ROC's points."""
+    """Compute the equal error rate, where FAR meets 1 - TAR on straight lines between the ROC's points."""
     curve = roc(scores, same)
     excess = curve.far - (1 - curve.tar)  # rises from -1 to 1
     right = int(np.argmax(excess >= 0))
@@ -60,19 +67,31 @@ def eer(scores: ArrayLike, same: ArrayLike) -> float:
 
 
 def d_prime(scores: ArrayLike, same: ArrayLike) -> float:
-    """Genuine against impostor scores: (mean_g - mean_i) / sqrt((var_g + var_i) / 2), the variances with n-1."""
+    """Compute d' = (mean_g - mean_i) / sqrt((var_g + var_i) / 2) of genuine and impostor scores, variances with n-1.
+
+    Raises:
+        DataError: There are fewer than two pairs of a kind, or no spread within either.
+    """
     values, truth = check_scores(scores, same, both=True)
     genuine, impostor = values[truth], values[~truth]
     if min(len(genuine), len(impostor)) < 2:
-        raise DataError(f"same: {len(genuine)} genuine and {len(impostor)} impostor pairs; d' needs 2 of each")
+        raise DataError(f"same: expected 2 pairs of each kind, got {len(genuine)} genuine, {len(impostor)} impostor")
     pooled = np.sqrt((genuine.var(ddof=1) + impostor.var(ddof=1)) / 2)
     if pooled == 0:
-        raise DataError("scores: no spread within genuine or impostor pairs; d' is not defined")
+        raise DataError("scores: expected a spread within genuine or impostor pairs, got none; d' is not defined")
     return float((genuine.mean() - impostor.mean()) / pooled)
 
 
 class Separation(NamedTuple):
-    """How far genuine scores lie from impostor ones; none of it is a test."""
+    """How far genuine scores lie from impostor ones; none of it is a test.
+
+    Attributes:
+        overlap: The area that the two normed histograms share, in [0,1].
+        d_prime: See `d_prime`.
+        wasserstein: The mean way from one distribution to the other, in units of the score.
+        ks: The greatest distance of the two distribution functions (Kolmogorov and Smirnov), in [0,1]; 1 - ks is the
+            least sum of both error rates at one threshold.
+    """
 
     overlap: float
     d_prime: float
@@ -81,19 +100,22 @@ class Separation(NamedTuple):
 
 
 def separation(scores: ArrayLike, same: ArrayLike, bins: int = 50) -> Separation:
-    """Genuine against impostor scores in four ways: `(n,), (n,) -> Separation`.
+    """Compare genuine with impostor scores in four ways: `(n,), (n,) -> Separation`.
 
-    overlap: the area that the two normed histograms share, in [0,1], over `bins` equal bins from the lowest score to
-    the highest. d_prime: `d_prime`. wasserstein: the mean way that scores have to go from one distribution to the
-    other, in units of the score. ks: Kolmogorov and Smirnov's greatest distance of the two distribution functions, in
-    [0,1]; 1 - ks is the least sum of both error rates at one threshold.
+    A pair is no independent unit (pairs share people, and all share one network), so there is no p value here: take
+    an interval over seeds.
 
-    A pair is no independent unit (pairs share people, and all share one network), so that no p value stands here: take
-    an interval over seeds. Raises DataError as `d_prime` does.
+    Args:
+        scores, same: As everywhere here.
+        bins: Of the histograms, equally wide, from the lowest score to the highest.
+
+    Raises:
+        ConfigError: `bins` is below 1.
+        DataError: As `d_prime`.
     """
     values, truth = check_scores(scores, same, both=True)
     if bins < 1:
-        raise ConfigError(f"bins: {bins} is not at least 1")
+        raise ConfigError(f"bins: expected at least 1, got {bins}")
     distance = d_prime(values, truth)  # first: it says what is wrong with scores that have no spread
     genuine, impostor = values[truth], values[~truth]
     edges = np.linspace(values.min(), values.max(), bins + 1)
@@ -116,17 +138,13 @@ def bootstrap_identities(
     values: ArrayLike,
     left: ArrayLike,
     right: ArrayLike,
-    same: ArrayLike,
     *,
     other: ArrayLike | None = None,
     level: float = 0.95,
     resamples: int = 2000,
     generator: np.random.Generator | int = 0,
 ) -> Interval:
-    """Interval for the mean of a value per pair, with the IDENTITY as the unit: `(n,) each -> Interval`.
-
-    values: (n,), for an accuracy `Verification.correct`. left, right: (n,) identities of the two images.
-    other: the same pairs under another method: the interval is then for mean(values - other), paired.
+    """Compute an interval for the mean of a value per pair, with the IDENTITY as the unit: `(n,) each -> Interval`.
 
     Pairs that share a person are not independent, so I identities are drawn I times with replacement; with m_i draws of
     identity i a genuine pair weighs m_i and an impostor pair m_i m_j (the pigeonhole bootstrap: Owen, Annals of Applied
@@ -134,32 +152,45 @@ def bootstrap_identities(
     the cases where values vary by person, in 97 % where each pair varies on its own.
     Thresholds stay as they were; seeds of training are another source of variation that this does not see.
 
-    Raises DataError for lengths that differ, values not finite, genuine pairs of two identities, and fewer than 2.
+    Args:
+        values: (n,), such as the `correct` of a `Verification`.
+        left, right: (n,) identities of the two images; a pair is genuine where they are equal.
+        other: (n,), the same pairs under another method: the interval is then for mean(values - other), paired.
+        level: Of the interval.
+        resamples: How many; one in which no pair is drawn is left out.
+        generator: Or its seed.
+
+    Raises:
+        ConfigError: `level` or `resamples` is out of range.
+        DataError: Lengths differ, values are not finite, or there are fewer than two identities.
     """
-    score, truth = check_scores(values, same)
+    score = finite_values(values, "values")
     if other is not None:
-        score = score - check_scores(other, truth)[0]
+        second = finite_values(other, "other")
+        if second.shape != score.shape:
+            raise DataError(f"other: expected ({len(score)},), one a pair, got {second.shape}")
+        score = score - second
     ends = np.stack([np.asarray(left), np.asarray(right)]) if np.shape(left) == np.shape(right) else np.empty((2, 0))
     if ends.shape != (2, len(score)):
-        raise DataError(f"left, right: shapes {np.shape(left)}, {np.shape(right)} are not ({len(score)},), one a pair")
-    if ((ends[0] == ends[1]) != truth).any():
-        pair = int(np.argmax((ends[0] == ends[1]) != truth))
-        raise DataError(f"same: pair {pair} is {truth[pair]}, but it shows {ends[0, pair]} and {ends[1, pair]}")
-    if not 0 < level < 1 or resamples < 1:
-        raise ConfigError(f"level: {level}, resamples: {resamples}; wanted: a level inside (0,1), 1 or more resamples")
+        raise DataError(
+            f"left, right: expected ({len(score)},) each, one a pair, got {np.shape(left)} and {np.shape(right)}"
+        )
+    check_inside("level", level, 0, 1)
+    if resamples < 1:
+        raise ConfigError(f"resamples: expected at least 1, got {resamples}")
     names, who = np.unique(ends, return_inverse=True)
     who = who.reshape(ends.shape)
-    count = len(names)
+    same, count = who[0] == who[1], len(names)
     if count < 2:
-        raise DataError(f"left, right: {count} identity; a bootstrap over identities needs 2 or more")
+        raise DataError(f"left, right: expected 2 or more identities to resample, got {count}")
 
     # m G + m' V m for all resamples at once: sums of genuine pairs by person, of impostor pairs by couple.
     rng = np.random.default_rng(generator)
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)  # (R,I)
 
     def total(value: np.ndarray) -> np.ndarray:
-        genuine = np.bincount(who[0, truth], value[truth], minlength=count)
-        couples = sparse.csr_array((value[~truth], (who[0, ~truth], who[1, ~truth])), shape=(count, count))
+        genuine = np.bincount(who[0, same], value[same], minlength=count)
+        couples = sparse.csr_array((value[~same], (who[0, ~same], who[1, ~same])), shape=(count, count))
         return drawn @ genuine + ((couples.T @ drawn.T).T * drawn).sum(1)
 
     weight = total(np.ones(len(score)))
@@ -169,21 +200,30 @@ def bootstrap_identities(
 
 
 def check_same(same: ArrayLike, count: int) -> np.ndarray:
+    """Return `same` as (count,) bool; DataError where it is not."""
     found = np.asarray(same)
-    if found.dtype != np.bool_:
-        raise DataError(f"same: {found.dtype} is not bool (True for genuine pairs)")
-    if found.shape != (count,):
-        raise DataError(f"same: shape {found.shape} is not ({count},), one a pair")
+    if found.dtype != np.bool_ or found.shape != (count,):
+        raise DataError(
+            f"same: expected bool ({count},), one a pair, true for genuine ones, got {found.dtype} {found.shape}"
+        )
+    return found
+
+
+def finite_values(values: ArrayLike, name: str) -> np.ndarray:
+    """Return (n,) values in float64; DataError, with their name, where there are none or one is not finite."""
+    found = np.asarray(values, dtype=np.float64)
+    if found.ndim != 1 or len(found) == 0:
+        raise DataError(f"{name}: expected (n,) numbers, at least one, got shape {found.shape}")
+    if not np.isfinite(found).all():
+        row = int(np.argmin(np.isfinite(found)))
+        raise DataError(f"{name}: expected finite numbers, got {found[row]} in row {row}")
     return found
 
 
 def check_scores(scores: ArrayLike, same: ArrayLike, both: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 1 or len(values) == 0:
-        raise DataError(f"scores: shape {values.shape} is not (n,), at least one score")
-    if not np.isfinite(values).all():
-        raise DataError(f"scores: score {int(np.argmin(np.isfinite(values)))} is not finite")
+    """Return scores in float64 and `same`, (n,) each; DataError where they do not fit, or `both` kinds are not there."""
+    values = finite_values(scores, "scores")
     truth = check_same(same, len(values))
     if both and len(np.unique(truth)) < 2:
-        raise DataError(f"same: all {len(truth)} pairs are {truth[0]}; both kinds are needed")
+        raise DataError(f"same: expected genuine and impostor pairs, got {len(truth)} pairs that are all {truth[0]}")
     return values, truth

@@ -1,4 +1,8 @@
-"""Statistics of the study: arrays in, numbers out. Every docstring names the unit that is taken to be independent."""
+"""Statistics of the study: arrays in, numbers out. Every docstring names the unit that is taken to be independent.
+
+Where a docstring says nothing else: values that are not finite or too few raise DataError, a table without a column
+that is needed too, and a level outside (0,1) raises ConfigError.
+"""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +16,11 @@ from scipy import stats
 from lrkd.errors import ConfigError, DataError, check_inside
 from lrkd.evaluation.power import detectable, seeds_needed
 
+POWER = 0.8  # that is wanted of a study
+
 
 class Estimate(NamedTuple):
-    """A mean with its interval; p is two-sided against zero, n counts the units."""
+    """A mean with its interval; p is two-sided against zero, n is the number of units."""
 
     mean: float
     low: float
@@ -24,16 +30,13 @@ class Estimate(NamedTuple):
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
-    """Mean and Student t interval of (n,) values, n >= 2. Unit: a seed (one training run each).
+    """Compute mean and Student t interval of (n,) values, n >= 2. Unit: a seed (one training run each).
 
-    For paired differences of two methods give their differences seed by seed: p is then the paired t-test's. Values
-    that are all equal have an interval of no width, and p is 0, or 1 where they are zero.
-    Raises DataError for fewer than two values, or values that are not finite, ConfigError for a level outside (0,1).
+    For two methods give their differences seed by seed: p is then the paired t test's. Values that are all equal have
+    an interval of no width, and p is 0, or 1 where they are zero.
     """
     check_inside("level", level, 0, 1)
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
-        raise DataError(f"values: {x.tolist()} are not two or more finite numbers, one a seed")
+    x = _units(values)
     mean, error = float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x)))
     if np.ptp(x) == 0:  # the error may be a rounding error above zero
         return Estimate(mean, mean, mean, 1.0 if mean == 0 else 0.0, len(x))
@@ -42,11 +45,17 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
 
 
 def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "accuracy", *, level: float = 0.95) -> pd.DataFrame:
-    """Mean with its t interval for each cell of a results table: -> `*by, mean, low, high, n, missing`.
+    """Compute the mean with its t interval for each cell of a results table. Unit: a row of `frame`.
 
-    Unit: a row of `frame` (one run's row of one protocol: choose the protocol first). A value that is not finite (of a
-    run that diverged) is left out of the mean and counted in `missing`; a cell of one value has no interval. Cells come
-    in the order in which the frame names them. Raises DataError for columns that the frame lacks.
+    Args:
+        frame: One run's row of one protocol each: choose the protocol first.
+        by: The columns whose values make a cell.
+        value: The column that is averaged.
+        level: Of the interval.
+
+    Returns:
+        `*by, mean, low, high, n, missing`, cells in the frame's order. A value that is not finite (of a run that
+        diverged) is left out of the mean and counted in `missing`; a cell of one value has no interval.
     """
     check_columns(frame, [*by, value])
     table = []
@@ -71,12 +80,22 @@ def paired_differences(
     *,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Each method minus the baseline, unit by unit, in each cell: -> `method, *by, mean, low, high, p, n`.
+    """Compare each method with the baseline, unit by unit, in each cell. Unit: what `unit` names, a seed.
 
-    Unit: what `unit` names, a seed; only units that both methods have count. p is the paired t-test's, two-sided, not
-    corrected (see `holm`); with one pair there is neither interval nor p, with none no row. Cells and methods come in
-    the frame's order. Choose one protocol (and data, scale) first: DataError for two rows of one method, cell and unit,
-    and for columns that the frame lacks.
+    Args:
+        frame: Columns method, `*unit`, `*by` and `value`, of one protocol, data set and scale.
+        baseline: The method that is subtracted.
+        unit: The columns that make a unit; only units that both methods have are counted.
+        by: The columns that make a cell.
+        value: The column that is compared.
+        level: Of the interval.
+
+    Returns:
+        `method, *by, mean, low, high, p, n` in the frame's order. p is the paired t test's, two-sided, not corrected
+        (see `holm`). With one pair there is neither interval nor p, with none no row.
+
+    Raises:
+        DataError: A method has two rows in one cell and unit, or the baseline has none.
     """
     unit, by = list(unit), list(by)
     check_columns(frame, ["method", *by, *unit, value])
@@ -84,11 +103,11 @@ def paired_differences(
     twice = rows.duplicated(["method", *by, *unit])
     if twice.any():
         first = rows.loc[twice.idxmax(), ["method", *by, *unit]].to_dict()
-        raise DataError(f"frame: more than one row of {first}; choose one protocol, data and scale before comparing")
+        raise DataError(f"frame: expected one row of {first}, got more; choose one protocol, data and scale first")
     rows = rows[np.isfinite(rows[value].astype(float))]
     base = rows[rows["method"] == baseline].set_index([*by, *unit])[value]
     if base.empty:
-        raise DataError(f"baseline: no row of method {baseline!r} with a value of {value!r} in the frame")
+        raise DataError(f"baseline: expected a method with values of {value!r}, got {baseline!r}, which has none")
     others = rows[rows["method"] != baseline]
     matched = others.join(base.rename("baseline"), on=[*by, *unit], how="inner")
     table = []
@@ -99,7 +118,7 @@ def paired_differences(
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-    """Holm's adjusted p values of one family of comparisons: `(n,) -> (n,)`; nan (no test) stays nan and counts not."""
+    """Adjust the p values of one family by Holm's method: `(n,) -> (n,)`; nan (no test) stays nan and is not counted."""
     values = np.asarray(p, dtype=np.float64)
     adjusted = values.copy()
     tested = np.flatnonzero(np.isfinite(values))
@@ -110,7 +129,7 @@ def holm(p: ArrayLike) -> np.ndarray:
 
 
 class Equivalence(NamedTuple):
-    """Two one-sided t tests: p for "within the margin", and the interval of level 1 - 2 alpha that decides the same."""
+    """Two one-sided t tests: p of "within the margin", and the interval of level 1 - 2 alpha, which decides the same."""
 
     p: float
     low: float
@@ -118,15 +137,23 @@ class Equivalence(NamedTuple):
 
 
 def tost(differences: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
-    """Two one-sided paired t tests of (n,) differences against -margin and +margin. Unit: a seed.
+    """Test whether (n,) paired differences lie within a margin, by two one-sided t tests. Unit: a seed.
 
     p is the larger of the two: below alpha exactly where the interval of level 1 - 2 alpha (90 %) lies inside the
     margins. Not finding a difference is no evidence for equality; this is. Schuirmann, J. Pharmacokin. Biopharm. 1987.
-    Raises DataError as `mean_interval`, and for a margin that is not above zero, ConfigError for alpha outside (0,.5).
+
+    Args:
+        differences: Method minus baseline.
+        margin: The smallest difference that matters, above zero.
+        alpha: The level, in (0,.5).
+
+    Raises:
+        ConfigError: `alpha` is out of range.
+        DataError: `margin` is not above zero.
     """
     check_inside("alpha", alpha, 0, 0.5)
     if not margin > 0:
-        raise DataError(f"margin is {margin}: the smallest difference that matters, above zero, is right")
+        raise DataError(f"margin: expected the smallest difference that matters, above zero, got {margin}")
     x = np.asarray(differences, dtype=np.float64)
     found = mean_interval(x, 1 - 2 * alpha)
     if found.low == found.high:
@@ -137,9 +164,9 @@ def tost(differences: ArrayLike, margin: float, alpha: float = 0.05) -> Equivale
 
 
 def wilcoxon(differences: ArrayLike) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test of (n,) differences, exact for n up to 50. Unit: a seed.
+    """Compute the two-sided p of Wilcoxon's signed-rank test of (n,) differences, exact to n = 50. Unit: a seed.
 
-    Zeros are left out (Wilcoxon's way); all of them zero is p = 1. With ties the exact distribution is enumerated up to
+    Zeros are left out, as Wilcoxon did; where all are zero p is 1. With ties the exact distribution is enumerated up to
     n = 12 and approximated by a normal one beyond. The least p that n seeds can give is 2^(1-n): .031 for six.
     """
     x = _units(differences)
@@ -159,16 +186,27 @@ def bootstrap_interval(
     method: str = "percentile",
     generator: np.random.Generator | int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap interval of the mean of (n,) differences: scipy's, `percentile` or `BCa`. Unit: a seed.
+    """Compute scipy's bootstrap interval of the mean of (n,) differences. Unit: a seed.
 
     It undercovers for few seeds: six values have only 462 different resamples, and their spread misses the factor
     sqrt(n / (n-1)) and the tail of Student's t. benchmarks/statistics.csv says by how much, and that BCa, which mends
-    bias and skewness, does not mend this; hence the plain percentile. The t interval stands first wherever both do.
-    Raises DataError for values that are not finite, ConfigError for a level outside (0,1), other methods, no resamples.
+    bias and skewness, does not mend this; hence the plain percentile. Where both are shown the t interval comes first.
+
+    Args:
+        differences: Method minus baseline.
+        level: Of the interval.
+        resamples: How many.
+        method: "percentile" or "BCa".
+        generator: Or its seed.
+
+    Raises:
+        ConfigError: Another method, or no resamples.
     """
     check_inside("level", level, 0, 1)
-    if resamples < 1 or method not in ("percentile", "BCa"):
-        raise ConfigError(f"resamples is {resamples}, method {method!r}: 1 or more, and percentile or BCa are right")
+    if resamples < 1:
+        raise ConfigError(f"resamples: expected at least 1, got {resamples}")
+    if method not in ("percentile", "BCa"):
+        raise ConfigError(f"method: expected percentile or BCa, got {method!r}")
     x = _units(differences)
     if np.ptp(x) == 0:
         return float(x[0]), float(x[0])
@@ -178,7 +216,7 @@ def bootstrap_interval(
 
 
 def cohens_dz(differences: ArrayLike) -> float:
-    """Mean over standard deviation (n-1) of (n,) paired differences. Unit: a seed. Infinite where all are equal."""
+    """Compute the mean over the standard deviation (n-1) of (n,) paired differences. Unit: a seed. inf if all equal."""
     x = _units(differences)
     if np.ptp(x) == 0:
         return 0.0 if x[0] == 0 else float(np.copysign(np.inf, x[0]))
@@ -186,19 +224,25 @@ def cohens_dz(differences: ArrayLike) -> float:
 
 
 def probability_of_improvement(values: ArrayLike, baseline: ArrayLike) -> float:
-    """P(a run of the method beats a run of the baseline): (n,), (m,) -> share of the n m couples, ties half.
+    """Estimate P(a run of the method beats one of the baseline): (n,), (m,) -> share of the n m couples, ties half.
 
-    Unit: a seed, not paired: it answers for somebody who trains each once. Agarwal et al., NeurIPS 2021.
+    Unit: a seed, not paired: what somebody can expect who trains each once. Agarwal et al., NeurIPS 2021.
     """
     a, b = _units(values, 1), _units(baseline, 1)
     return float(((a[:, None] > b) + 0.5 * (a[:, None] == b)).mean())
 
 
 def by_number(differences: ArrayLike, most: int | None = None, level: float = 0.95) -> pd.DataFrame:
-    """What fewer or more seeds say: (n,) differences -> a row for 2..most seeds: `seeds, mean, low, high, p, measured`.
+    """Tabulate what fewer or more seeds would say. Unit: a seed.
 
-    Unit: a seed. Up to n: the t interval of the first so many (measured). Beyond: what to expect if mean and standard
-    deviation stayed as they are with n, which is no data.
+    Args:
+        differences: (n,), n >= 2.
+        most: The last number of seeds; default: n.
+        level: Of the intervals.
+
+    Returns:
+        A row for 2..most seeds, `seeds, mean, low, high, p, measured`. Up to n: the t interval of the first so many
+        (measured). Beyond: what to expect if mean and standard deviation stayed as they are with n, which is no data.
     """
     x = _units(differences)
     rows = []
@@ -220,34 +264,43 @@ def compare(
     *,
     margin: float,
     value: str = "accuracy",
-    unit: Sequence[str] = ("seed",),
     alpha: float = 0.05,
-    target: float = 0.8,
     resamples: int = 2000,
     generator: np.random.Generator | int = 0,
 ) -> pd.DataFrame:
-    """Everything that the study says about method minus baseline: one row a couple. Unit: what `unit` names, a seed.
+    """Compute everything that the study says about method minus baseline, one row a couple. Unit: a seed.
 
-    -> `method, baseline, n, lost` (units that only one of the two has: not trained yet, or diverged), `mean, low, high`
-    (t interval of level 1 - alpha), `p` (paired t), `holm` (over these rows), `wilcoxon`, `boot_low, boot_high` (over
-    seeds), `d_z`, `improvement` (probability), `tost, low90, high90` (level 1 - 2 alpha; against `margin`), `seeds`
-    (that a true effect of this d_z needs for power `target`), `detectable` (least true difference that n units find
-    with that power, at their sd). With fewer than two common units everything after `mean` is nan.
+    Args:
+        frame: Columns method, seed and `value`, one row a run.
+        couples: (method, baseline) each.
+        margin: The smallest difference that matters, as in `tost`.
+        value: The column that is compared.
+        alpha: The level of all tests.
+        resamples, generator: Of the bootstrap.
 
-    frame: columns method, *unit and `value`, one row a run. Raises DataError for a method without rows, for columns
-    that the frame lacks, and for two rows of one method and unit.
+    Returns:
+        The columns `COMPARISON`: `method, baseline, n, lost` (seeds that only one of the two has: not trained yet, or
+        diverged), `mean, low, high` (t interval of level 1 - alpha), `p` (paired t), `holm` (over these rows),
+        `wilcoxon`, `boot_low, boot_high`, `d_z`, `improvement` (probability), `tost, low90, high90` (level 1 - 2 alpha,
+        against the margin), `seeds` (that a true effect of this d_z needs for power `POWER`), `detectable` (the least
+        true difference that n seeds detect with that power, at their sd). With fewer than two common seeds everything
+        after `mean` is nan.
+
+    Raises:
+        DataError: A method has no rows, or two of one seed.
     """
-    check_columns(frame, ["method", *unit, value])
-    if frame.duplicated(["method", *unit]).any():
-        first = frame.loc[frame.duplicated(["method", *unit]).idxmax(), ["method", *unit]].to_dict()
-        raise DataError(f"frame: more than one row of {first}; choose one protocol, side and teacher before comparing")
-    wide = frame.pivot(index=list(unit), columns="method", values=value)
+    check_columns(frame, ["method", "seed", value])
+    twice = frame.duplicated(["method", "seed"])
+    if twice.any():
+        first = frame[twice].iloc[0][["method", "seed"]].to_dict()
+        raise DataError(f"frame: expected one row of {first}, got more; choose one protocol, side and teacher first")
+    wide = frame.pivot(index="seed", columns="method", values=value)
     rng = np.random.default_rng(generator)
     rows = []
     for method, baseline in couples:
         for name in (method, baseline):
             if name not in wide:
-                raise DataError(f"couples: no row of method {name!r}; there are {', '.join(map(str, wide.columns))}")
+                raise DataError(f"couples: expected methods of {', '.join(map(str, wide.columns))}, got {name!r}")
         both = wide[[method, baseline]].dropna(how="all")
         a, b = both.dropna().to_numpy(np.float64).T
         x = a - b
@@ -259,8 +312,8 @@ def compare(
             row |= {"low": found.low, "high": found.high, "p": found.p, "holm": np.nan, "wilcoxon": wilcoxon(x)}
             row |= {"boot_low": low, "boot_high": high, "d_z": d_z, "improvement": probability_of_improvement(a, b)}
             row |= {"tost": equal.p, "low90": equal.low, "high90": equal.high}
-            row |= {"seeds": seeds_needed(d_z, target, alpha)}
-            row |= {"detectable": detectable(len(x), target, alpha) * x.std(ddof=1)}
+            row |= {"seeds": seeds_needed(d_z, POWER, alpha)}
+            row |= {"detectable": detectable(len(x), POWER, alpha) * x.std(ddof=1)}
         rows.append(row)
     table = pd.DataFrame(rows, columns=COMPARISON)
     table["holm"] = holm(table["p"])
@@ -274,23 +327,25 @@ COMPARISON = [
 
 
 def by_unit(values: ArrayLike, baseline: ArrayLike, level: float = 0.95) -> pd.DataFrame:
-    """The same differences under two units: (S,P) of S seeds and P test items, twice -> `unit, n, mean, low, high, p`.
+    """Test the same differences under two units: (S,P) of S seeds and P test items, twice.
 
-    Row "item": the papers' paired t test, which takes all S P values for independent (pseudo-replication: the items of
-    one run share its weights). Row "seed": a paired t test of the S means; with one seed it has no interval.
+    Returns:
+        `unit, n, mean, low, high, p`. Row "item": the papers' paired t test, which takes all S P values to be
+        independent (pseudo-replication: the items of one run share its weights). Row "seed": a paired t test of the S
+        means; with one seed it has no interval.
     """
     a, b = np.atleast_2d(np.asarray(values, dtype=np.float64)), np.atleast_2d(np.asarray(baseline, dtype=np.float64))
     if a.shape != b.shape or a.ndim != 2:
-        raise DataError(f"baseline: shape {b.shape} differs from the values' {a.shape}; both are (seeds, items)")
+        raise DataError(f"baseline: expected (seeds, items) as the values have, {a.shape}, got {b.shape}")
     found = {"item": _estimate((a - b).ravel(), level), "seed": _estimate((a - b).mean(1), level)}
     rows = [(unit, e.n, e.mean, e.low, e.high, e.p) for unit, e in found.items()]
     return pd.DataFrame(rows, columns=["unit", "n", "mean", "low", "high", "p"])
 
 
 def against_itself(runs: Mapping[str, Sequence[ArrayLike]]) -> pd.DataFrame:
-    """{method: [(P,) a run]} -> the test over items for each two runs of one method: `method, a, b, p`. Unit: an item.
+    """Test each two runs of one method over items: {method: [(P,) a run]} -> `method, a, b, p`. Unit: an item.
 
-    No method is better than itself, so every p below alpha is a false alarm of a test that took items for replicates.
+    No method is better than itself, so every p below alpha is a false alarm of a test that takes items for replicates.
     """
     rows = [
         (method, a, b, by_unit(values[a], values[b])["p"].iloc[0])
@@ -301,9 +356,13 @@ def against_itself(runs: Mapping[str, Sequence[ArrayLike]]) -> pd.DataFrame:
 
 
 def spelled(table: pd.DataFrame, *, factor: float = 100, digits: int = 1, sign: bool = False) -> pd.Series:
-    """Rows of `summarise` or `paired_differences` as text for a table: "80.7 [80.4, 81.0]", in percent by default.
+    """Write rows of `summarise` or `paired_differences` as text for a table: "80.7 [80.4, 81.0]".
 
-    Without an interval the mean stands alone; without a mean there is a dash. sign: a plus for what is above zero.
+    Args:
+        table: Columns mean, low and high. Without an interval the text is the mean, without a mean a dash.
+        factor: Of all numbers; the default gives percent.
+        digits: After the point.
+        sign: Whether positive numbers get a plus.
     """
     form = f"{{:{'+' if sign else ''}.{digits}f}}"
 
@@ -319,17 +378,18 @@ def spelled(table: pd.DataFrame, *, factor: float = 100, digits: int = 1, sign: 
 
 
 def verdict(low: float, high: float) -> str:
-    """What an interval says about its sign, to go into a sentence: "above zero", "below zero", or why neither."""
+    """Say what an interval says about its sign: "above zero", "below zero", or why neither."""
     if np.isnan(low) or np.isnan(high):
         return "without an interval"
     return "above zero" if low > 0 else "below zero" if high < 0 else "not told apart from zero"
 
 
 def provenance(frame: pd.DataFrame) -> dict[str, int | str]:
-    """Where a results table comes from, by its own columns: -> counts of runs, seeds, teachers, diverged, and texts.
+    """Summarise where a results table comes from, by its own columns.
 
-    A run is a `config`. teachers: distinct `teacher_seed` among its students. Texts: data, scale, device, torch and
-    commit, each with its values in their order, joined by commas.
+    Returns:
+        Counts of runs (a `config` each), seeds, teachers (distinct `teacher_seed`) and diverged runs; and the values of
+        data, scale, device, torch and commit in their order, joined by commas.
     """
     texts = ("data", "scale", "device", "torch", "commit")
     check_columns(frame, ["config", "seed", "teacher_seed", "status", *texts])
@@ -345,12 +405,12 @@ def provenance(frame: pd.DataFrame) -> dict[str, int | str]:
 def _units(values: ArrayLike, least: int = 2) -> np.ndarray:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) < least or not np.isfinite(x).all():
-        raise DataError(f"values: {x.tolist()} are not {least} or more finite numbers, one a seed")
+        raise DataError(f"values: expected {least} or more finite numbers, one a seed, got {x.tolist()}")
     return x
 
 
 def _estimate(values: np.ndarray, level: float) -> Estimate:
-    """`mean_interval` that says nan where there are too few values for it."""
+    """Compute `mean_interval`, with nan where there are too few values for it."""
     if len(values) > 1:
         return mean_interval(values, level)
     mean = float(values[0]) if len(values) else np.nan
@@ -358,7 +418,7 @@ def _estimate(values: np.ndarray, level: float) -> Estimate:
 
 
 def check_columns(frame: pd.DataFrame, wanted: Iterable[str]) -> None:
-    """DataError that names the first of these columns that the frame lacks, and what it has."""
+    """Raise DataError for a table that lacks a column, with the columns that it has."""
     missing = [name for name in wanted if name not in frame]
     if missing:
-        raise DataError(f"frame: has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
+        raise DataError(f"frame: expected a column {missing[0]!r}, got {', '.join(map(str, frame.columns))}")

@@ -25,7 +25,7 @@ LOWEST = -1.0  # the lowest that a cosine can be
 
 
 class PairTable(Protocol):
-    """What `cross_resolution` reads of a table of P pairs: rows into the features, (P,) each."""
+    """What `cross_resolution` reads of a table of P pairs, (P,) each: rows into the features, the truth, the fold."""
 
     left: np.ndarray
     right: np.ndarray
@@ -35,9 +35,13 @@ class PairTable(Protocol):
 
 @dataclass(frozen=True)
 class Verification:
-    """Outcome of F folds over n pairs; each pair is tested in its own fold, with the other folds' mean and threshold.
+    """The outcome of F folds over n pairs; each is tested in its own fold, by the other folds' mean and threshold.
 
-    accuracy, threshold: (F,). scores, correct: (n,), each pair as it was tested; a bootstrap resamples `correct`.
+    Attributes:
+        accuracy: (F,), a fraction.
+        threshold: (F,), a cosine.
+        scores: (n,), each pair's cosine as it was tested.
+        correct: (n,) bool, which a bootstrap resamples.
     """
 
     accuracy: np.ndarray
@@ -47,12 +51,12 @@ class Verification:
 
     @property
     def mean(self) -> float:
-        """Mean accuracy over the folds."""
+        """The mean accuracy over the folds."""
         return float(self.accuracy.mean())
 
     @property
     def sd(self) -> float:
-        """Standard deviation over the folds (F-1), nan for one. Folds fit a threshold: no replicates of training."""
+        """The standard deviation over folds (F-1), nan for one. Folds fit thresholds: they do not replicate training."""
         return float(self.accuracy.std(ddof=1)) if len(self.accuracy) > 1 else float("nan")
 
 
@@ -62,7 +66,7 @@ def kfold_verification(
     """Score pairs by the protocol of LFW, AgeDB-30 and CFP-FP: `(n,D), (n,D), (n,), (n,) -> Verification`.
 
     For each fold: subtract the mean of the other folds' features (left and right together), L2-normalise, score by
-    the cosine, choose the threshold on the other folds (`best_threshold`), and count what is right in this fold;
+    the cosine, choose the threshold on the other folds (`best_threshold`), and count correct pairs in this fold;
     a pair is called the same when its score is above the threshold. A feature that equals the mean up to rounding (1e-6
     of its length) has no direction, and its pair scores 0. Computed in float64.
 
@@ -71,7 +75,7 @@ def kfold_verification(
     Args:
         left, right: features of the n pairs.
         same: (n,) bool, true for two images of one person.
-        folds: (n,) whole numbers from 0; those that no pair has are no folds, so F may be less than the highest + 1.
+        folds: (n,) whole numbers from 0; F is how many different ones there are.
         missing: (n,) bool, pairs with a face that was not found. They have no part in means and thresholds, score
             `LOWEST`, and are called different. None: there are none.
 
@@ -79,9 +83,9 @@ def kfold_verification(
         The outcome, by rising number of the fold.
 
     Raises:
-        DataError: for lengths that differ, features that are not finite, `same` not bool, fewer than two folds, and
-            folds whose complement lacks genuine or impostor pairs, of which there is no threshold to be had:
-            `fixed_verification` takes one from elsewhere.
+        DataError: Lengths differ, features are not finite, `same` is not bool, there are fewer than two folds, or the
+            complement of a fold lacks genuine or impostor pairs and gives no threshold: `fixed_verification` takes
+            one from elsewhere.
     """
     a, b, truth, lost = _pairs(left, right, same, missing)
     fold = _folds(folds, len(a))
@@ -91,7 +95,10 @@ def kfold_verification(
         rest = truth[~inside & ~lost]
         if len(np.unique(rest)) < 2:
             said = f"all pairs are {rest[0]}" if len(rest) else "there are no pairs"
-            raise DataError(f"same: outside fold {number} {said}; both kinds are needed, or {_ELSEWHERE}")
+            raise DataError(
+                f"same: expected genuine and impostor pairs outside fold {number}, but {said}; without them take "
+                f"{_ELSEWHERE}"
+            )
 
     score = np.full((len(a), len(numbers)), LOWEST)
     score[~lost] = _centred_cosines(a[~lost], b[~lost], member[:, ~lost])
@@ -111,12 +118,14 @@ def fit_threshold(
     What `fixed_verification` needs to score other pairs: LFW's View 1 fits on its training pairs and tests on the rest.
 
     Raises:
-        DataError: as `kfold_verification` does, also where one kind of pairs is lacking.
+        DataError: As `kfold_verification`, also where one kind of pairs is lacking.
     """
     a, b, truth, lost = _pairs(left, right, same, missing)
     a, b, truth = a[~lost], b[~lost], truth[~lost]
     if len(np.unique(truth)) < 2:
-        raise DataError(f"same: {truth.sum()} genuine and {(~truth).sum()} impostor pairs; both kinds are needed")
+        raise DataError(
+            f"same: expected pairs of both kinds, got {truth.sum()} genuine and {(~truth).sum()} impostor ones"
+        )
     mean = (a.mean(0) + b.mean(0)) / 2
     return best_threshold(_cosines(a - mean, b - mean), truth)[0], mean
 
@@ -133,12 +142,13 @@ def fixed_verification(
     """Score pairs at a threshold from elsewhere, in one fold: `(n,D), (n,D), (n,) -> Verification`; one pair suffices.
 
     Args:
-        left, right, same, missing: as in `kfold_verification`.
-        threshold: a pair is called the same when its cosine is above it.
+        left, right, same, missing: As in `kfold_verification`.
+        threshold: A pair is called the same when its cosine is above it.
         mean: (D,), subtracted from the features first, as `fit_threshold` gives it. None: the cosines are plain.
 
     Raises:
-        DataError: as `kfold_verification` does. ConfigError: for a threshold that is no number from -1 to 1.
+        ConfigError: The threshold is no number from -1 to 1.
+        DataError: As `kfold_verification`.
     """
     if not -1 <= threshold <= 1:
         raise ConfigError(f"threshold: expected a cosine, from -1 to 1, got {threshold}")
@@ -153,7 +163,7 @@ _ELSEWHERE = "a threshold from elsewhere: fixed_verification, or --threshold of 
 
 
 def _centred_cosines(a: np.ndarray, b: np.ndarray, member: np.ndarray) -> np.ndarray:
-    """(n,F): each pair's cosine after subtracting the mean of all features outside each fold.
+    """Compute each pair's cosine after subtracting the mean of all features outside each fold: (n,F).
 
     (a-m)(b-m) = ab - m(a+b) + mm, so that all folds are three matrix products; the overall mean goes first, or the
     differences of large numbers would cost digits.
@@ -177,7 +187,7 @@ def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def best_threshold(scores: ArrayLike, same: ArrayLike) -> tuple[float, float]:
-    """The threshold with the highest accuracy, and that accuracy: `(n,), (n,) -> (threshold, accuracy)`; exact.
+    """Find the threshold with the highest accuracy, exactly: `(n,), (n,) -> (threshold, accuracy)`.
 
     Scores above the threshold are called the same. Candidates lie midway between neighbouring distinct scores, just
     below the lowest (all the same) and at the highest (none). Among equally good ones: the widest gap, then the lowest.
@@ -185,13 +195,13 @@ def best_threshold(scores: ArrayLike, same: ArrayLike) -> tuple[float, float]:
     values, truth = check_scores(scores, same)
     order = np.argsort(values, kind="stable")
     values, truth = values[order], truth[order]
-    # right[k]: pairs called correctly when the k lowest are called different.
-    right = np.concatenate([[0], np.cumsum(~truth)]) + np.concatenate([np.cumsum(truth[::-1])[::-1], [0]])
+    # correct[k]: pairs called correctly when the k lowest are called different.
+    correct = np.concatenate([[0], np.cumsum(~truth)]) + np.concatenate([np.cumsum(truth[::-1])[::-1], [0]])
     gap = np.diff(values)
     allowed = np.concatenate([[True], gap > 0, [True]])
-    best = right[allowed].max()
+    best = correct[allowed].max()
     width = np.concatenate([[0.0], gap, [0.0]])
-    cut = int(np.argmax(np.where(allowed & (right == best), width, -1.0)))
+    cut = int(np.argmax(np.where(allowed & (correct == best), width, -1.0)))
     if cut == 0:
         threshold = np.nextafter(values[0], -np.inf)
     elif cut == len(values):
@@ -203,20 +213,30 @@ def best_threshold(scores: ArrayLike, same: ArrayLike) -> tuple[float, float]:
 
 
 def cosine_scores(left: ArrayLike, right: ArrayLike) -> np.ndarray:
-    """`(n,D), (n,D) -> (n,)` cosines in float64, nothing subtracted; 0 where a feature is zero."""
+    """Compute cosines, nothing subtracted, 0 where a feature is zero: `(n,D), (n,D) -> (n,)` float64."""
     return _cosines(*_both(left, right))
 
 
 def cross_resolution(features: Mapping[int, ArrayLike], pairs: PairTable) -> pd.DataFrame:
-    """Accuracy when the left image has one side and the right another: {side: (N,D)}, P pairs -> (S,S) table.
+    """Measure the accuracy where left and right images have different sides: {side: (N,D)}, P pairs -> (S,S) table.
 
-    Rows: the left image's side; columns: the right image's; mean accuracy of `kfold_verification`.
+    Args:
+        features: Those of all images, by side in pixels.
+        pairs: Rows into them.
+
+    Returns:
+        The mean accuracy of `kfold_verification`, by the left image's side (rows) and the right one's (columns).
+
+    Raises:
+        DataError: A pair shows a row that the features lack; also as `kfold_verification`.
     """
     arrays = {side: np.asarray(array) for side, array in features.items()}
     index = np.concatenate([pairs.left, pairs.right])
     for side, array in arrays.items():
         if len(index) and not 0 <= index.min() <= index.max() < len(array):
-            raise DataError(f"pairs: rows {index.min()} to {index.max()}, but side {side} has {len(array)} features")
+            raise DataError(
+                f"pairs: expected rows below {len(array)}, the features of side {side}, got {index.min()} to {index.max()}"
+            )
     table = [
         [kfold_verification(a[pairs.left], b[pairs.right], pairs.same, pairs.fold).mean for b in arrays.values()]
         for a in arrays.values()
@@ -228,7 +248,7 @@ def cross_resolution(features: Mapping[int, ArrayLike], pairs: PairTable) -> pd.
 def _both(left: ArrayLike, right: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     a, b = (rows(array, name).astype(np.float64, copy=False) for array, name in ((left, "left"), (right, "right")))
     if a.shape != b.shape:
-        raise DataError(f"right: shape {b.shape} differs from left's {a.shape}")
+        raise DataError(f"right: expected left's shape, {a.shape}, got {b.shape}")
     return a, b
 
 
@@ -248,9 +268,9 @@ def _pairs(
 def _folds(folds: ArrayLike, count: int) -> np.ndarray:
     found = np.asarray(folds)
     if found.shape != (count,) or found.dtype.kind not in "iu":
-        raise DataError(f"folds: {found.dtype} {found.shape} is not whole numbers ({count},), one a pair")
+        raise DataError(f"folds: expected whole numbers ({count},), one a pair, got {found.dtype} {found.shape}")
     if found.min() < 0:
         raise DataError(f"folds: expected numbers from 0, got {found.min()}")
     if found.min() == found.max():
-        raise DataError(f"folds: all {count} pairs are in fold {found[0]}; at least 2 are needed, or {_ELSEWHERE}")
+        raise DataError(f"folds: expected at least 2, but all {count} pairs are in fold {found[0]}; take {_ELSEWHERE}")
     return found.astype(np.int64)

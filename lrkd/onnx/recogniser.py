@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ def agreement(
     *,
     side: int | None = None,
     preset: str = "area-bicubic",
-    mirror_first: bool = False,
+    mirror: bool | Literal["first"] = True,
 ) -> Agreement:
     """Compare a network with its exported file on images with pairs, degraded to `side` first as `verify.embed` does.
 
@@ -101,10 +101,7 @@ def agreement(
     if faces.pairs is None:
         raise DataError(f"{faces.name}: has no verification pairs")
     pairs = faces.pairs
-    a, b = (
-        embedding.embed(one, faces.images, side=side, preset=preset, mirror_first=mirror_first, device="cpu")
-        for one in (network, exported)
-    )
+    a, b = (embedding.embed(one, faces.images, side=side, preset=preset, mirror=mirror) for one in (network, exported))
     gone = pairs.touch(faces.missing)
     right = [
         verification.kfold_verification(x[pairs.left], x[pairs.right], pairs.same, pairs.fold, missing=gone).mean
@@ -125,7 +122,7 @@ def inputs(
     assert isinstance(size, int)
     look = nn.Flatten()
     look.size = size
-    seen = embedding.embed(look, images, side=side, preset=preset, mirror=False, channels_last=False, seed=seed)
+    seen = embedding.embed(look, images, side=side, preset=preset, mirror=False, seed=seed)
     return seen.reshape(len(images), 3, size, size)
 
 

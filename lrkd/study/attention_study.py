@@ -19,7 +19,7 @@ from lrkd.data.face_quantities import PARTS
 from lrkd.data.renderer import FaceModel
 from lrkd.errors import ConfigError, DataError, MissingError
 from lrkd.evaluation import attention
-from lrkd.evaluation.fisher_maps import Maps, face_derivatives, information
+from lrkd.evaluation.fisher_maps import Maps, face_derivatives, fisher
 from lrkd.files import Table, atomic
 from lrkd.models.layers import Network
 from lrkd.study.experiment import commit, device_name, find_run, load, store_dir
@@ -83,7 +83,7 @@ def probes(faces: tables.Faces, scale: Scale, people: int = 192, every: int = 3,
     for k in tqdm(known, desc="derivatives", unit="img", leave=False, disable=bool(os.environ.get("TQDM_DISABLE"))):
         slopes = face_derivatives(model, identity[k], nuisance[k], spread, scale.size)
         for side, maps in found.items():  # a pixel of the LR image averages (size / side)^2 pixels, and their noise
-            maps.append(information(slopes.at_side(side), noise * side / scale.size))
+            maps.append(fisher(slopes.at_side(side), noise * side / scale.size))
     with torch.no_grad():
         _, masks = model.render(identity[known], nuisance[known], scale.size, masks=True)
     parts = {part: masks[part][:, 0].numpy() for part in PARTS}

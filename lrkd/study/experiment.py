@@ -199,7 +199,7 @@ def selection(
     The images are embedded as they are, without their mirror images.
     """
     network, _ = load(teacher)
-    features = embedding.embed(network, faces.images, mirror=False, device=device)
+    features = embedding.embed(network.to(device), faces.images, mirror=False)
     unary = unaries(features, faces.labels)
     edges = graph(features, faces.labels, choice.neighbours)
     beta = choice.beta if choice.kind == "graph" else 0.0

@@ -33,7 +33,7 @@ def observation(
     """
     pairs, side = pairs_of(faces), spec.side
     assert not isinstance(side, tuple)
-    features = embedding.embed(network, faces.images, side=side, preset=spec.preset, mirror=False, device=device)
+    features = embedding.embed(network.to(device), faces.images, side=side, preset=spec.preset, mirror=False)
     found = kfold_verification(
         features[pairs.left], features[pairs.right], pairs.same, pairs.fold, missing=pairs.touch(faces.missing)
     )
@@ -87,9 +87,9 @@ def evaluate(
     preset = evaluation_preset(spec.preset)
 
     def features(part: tables.Faces, at: int | None, by: layers.Network = network) -> np.ndarray:
-        amp = torch.bfloat16 if spec.options.precision == "bfloat16" else None
-        with threads(spec.options.threads):
-            return embedding.embed(by, part.images, side=at, preset=preset, device=device, amp=amp, channels_last=True)
+        amp = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=spec.options.precision == "bfloat16")
+        with threads(spec.options.threads), amp:
+            return embedding.embed(by.to(device), part.images, side=at, preset=preset)
 
     def verification(a: np.ndarray, b: np.ndarray, part: tables.Faces) -> tuple[Verification, dict[str, float]]:
         pairs = pairs_of(part)
@@ -152,9 +152,9 @@ def evaluate_in_world(
     faces, preset = faces_of(spec, spec.world.shown), evaluation_preset(spec.preset)
 
     def features(at: int | None, by: layers.Network = network) -> np.ndarray:
-        amp = torch.bfloat16 if spec.options.precision == "bfloat16" else None
-        with threads(spec.options.threads):
-            return embedding.embed(by, faces.images, side=at, preset=preset, device=device, amp=amp, channels_last=True)
+        amp = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=spec.options.precision == "bfloat16")
+        with threads(spec.options.threads), amp:
+            return embedding.embed(by.to(device), faces.images, side=at, preset=preset)
 
     pairs_of(faces)
     high = features(None)

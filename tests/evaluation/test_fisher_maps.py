@@ -8,7 +8,7 @@ from scipy.linalg import sqrtm
 from lrkd.data.degradation import degrade
 from lrkd.data.renderer import FaceModel
 from lrkd.errors import ConfigError, DataError
-from lrkd.evaluation.fisher_maps import Derivatives, derivatives, face_derivatives, information
+from lrkd.evaluation.fisher_maps import Derivatives, derivatives, face_derivatives, fisher
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_rows_and_chunks_change_nothing():
     torch.testing.assert_close(derivatives(function, at[1:])[0], whole[1])
     expected = torch.autograd.functional.jacobian(function, at).diagonal(dim1=0, dim2=4).movedim(-1, 0)
     torch.testing.assert_close(whole.movedim(1, -1), expected.movedim(4, -1))
-    with pytest.raises(DataError, match=r"at: shape \(2,\) is not \(N,D\)"):
+    with pytest.raises(DataError, match=r"at: expected \(N,D\), one point a row, got \(2,\)"):
         derivatives(function, at[0])
 
 
@@ -83,28 +83,28 @@ def test_shrunken_derivatives_are_the_derivatives_of_the_shrunken_image(model, f
 
 def test_information_is_that_of_the_dense_matrices():
     found, noise = toy(), 0.3
-    maps = information(found, noise)
+    maps = fisher(found, noise)
     j, n = (x.flatten(1).numpy() for x in found)
     covariance = noise**2 * np.eye(j.shape[1]) + n.T @ n
     white = j @ np.linalg.inv(sqrtm(covariance).real)
     np.testing.assert_allclose(maps.information, (white**2).sum(0).reshape(3, 4, 4).sum(0), rtol=1e-8)
-    fisher = j @ np.linalg.inv(covariance) @ j.T
-    assert float(maps.information.sum()) == pytest.approx(np.trace(fisher))
-    assert maps.bits == pytest.approx(np.linalg.slogdet(np.eye(4) + fisher)[1] / 2 / np.log(2))
+    matrix = j @ np.linalg.inv(covariance) @ j.T
+    assert float(maps.information.sum()) == pytest.approx(np.trace(matrix))
+    assert maps.bits == pytest.approx(np.linalg.slogdet(np.eye(4) + matrix)[1] / 2 / np.log(2))
     np.testing.assert_allclose(maps.energy, (j**2).sum(0).reshape(3, 4, 4).sum(0))
     np.testing.assert_allclose(maps.nuisance, (n**2).sum(0).reshape(3, 4, 4).sum(0))
 
 
 def test_what_nuisance_can_imitate_is_no_information():
     found, noise = toy(), 0.3
-    free = information(Derivatives(found.identity, 0 * found.nuisance), noise)
+    free = fisher(Derivatives(found.identity, 0 * found.nuisance), noise)
     torch.testing.assert_close(free.information, free.energy / noise**2)
-    strong = information(Derivatives(found.identity, 1e6 * found.identity), noise)
+    strong = fisher(Derivatives(found.identity, 1e6 * found.identity), noise)
     assert float(strong.information.sum()) < 1e-6 * float(free.information.sum())
     assert strong.bits < 1e-6
     projected, _ = torch.linalg.qr(found.nuisance.flatten(1).T)
     rest = found.identity.flatten(1) - found.identity.flatten(1) @ projected @ projected.T
-    limit = information(Derivatives(found.identity, 1e6 * found.nuisance), noise)
+    limit = fisher(Derivatives(found.identity, 1e6 * found.nuisance), noise)
     torch.testing.assert_close(
         limit.information, rest.square().sum(0).view(3, 4, 4).sum(0) / noise**2, rtol=1e-4, atol=1e-8
     )
@@ -113,14 +113,14 @@ def test_what_nuisance_can_imitate_is_no_information():
 def test_fewer_pixels_never_hold_more(model, face):
     identity, nuisance, spread = face
     found = face_derivatives(model, identity, nuisance, spread, 16)
-    bits = [information(found.at_side(side), 0.015 * side / 16).bits for side in (16, 8, 4, 2)]
+    bits = [fisher(found.at_side(side), 0.015 * side / 16).bits for side in (16, 8, 4, 2)]
     assert bits == sorted(bits, reverse=True)
     assert bits[-1] > 1
 
 
 def test_bad_input_is_named(model, face):
     identity, nuisance, spread = face
-    with pytest.raises(ConfigError, match="noise is 0: a standard deviation above zero"):
-        information(toy(), 0)
+    with pytest.raises(ConfigError, match="noise: expected a standard deviation above zero, got 0"):
+        fisher(toy(), 0)
     with pytest.raises(DataError, match=r"spread: shape \(3,\) is not \(53,\)"):
         face_derivatives(model, identity, nuisance, spread[:3], 16)

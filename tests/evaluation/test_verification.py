@@ -14,7 +14,7 @@ from torch import nn
 from lrkd.data.degradation import degrade
 from lrkd.errors import ConfigError, DataError, TrainingError
 from lrkd.evaluation.embedding import embed
-from lrkd.evaluation.identification import cmc, probe_ranks, rank_k
+from lrkd.evaluation.identification import probe_ranks, rank_k
 from lrkd.evaluation.separation import bootstrap_identities, d_prime, eer, roc, separation, tar_at_far
 from lrkd.evaluation.verification import (
     best_threshold,
@@ -162,16 +162,19 @@ def bad_kfold(**change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"right": np.ones((119, 6))}, r"right.*\(119, 6\).*\(120, 6\)"),
+        ({"right": np.ones((119, 6))}, r"right.*\(120, 6\), got \(119, 6\)"),
         ({"left": np.ones(120)}, r"left.*\(120,\)"),
         ({"same": np.ones(119, dtype=bool)}, r"same.*\(119,\)"),
-        ({"same": np.ones(120, dtype=np.int64)}, "same: int64 is not bool"),
+        ({"same": np.ones(120, dtype=np.int64)}, r"same: expected bool \(120,\).* got int64"),
         ({"same": np.ones(120, dtype=bool)}, "all pairs are True"),
-        ({"same": np.arange(120) == 0, "folds": np.arange(120) % 10}, "outside fold 0 all pairs are False"),
-        ({"folds": np.zeros(120, dtype=int)}, "all 120 pairs are in fold 0; at least 2.*--threshold"),
+        ({"same": np.arange(120) == 0, "folds": np.arange(120) % 10}, "outside fold 0, but all pairs are False"),
+        ({"folds": np.zeros(120, dtype=int)}, "expected at least 2, but all 120 pairs are in fold 0.*--threshold"),
         ({"folds": np.arange(120) % 10 - 1}, "-1"),
-        ({"same": np.arange(120) < 60, "folds": np.arange(120) // 60}, "outside fold 0 all pairs are False.*elsewhere"),
-        ({"missing": np.arange(120) % 10 != 3, "folds": np.arange(120) % 10}, "outside fold 3 there are no pairs"),
+        (
+            {"same": np.arange(120) < 60, "folds": np.arange(120) // 60},
+            "outside fold 0, but all pairs are False.*elsewhere",
+        ),
+        ({"missing": np.arange(120) % 10 != 3, "folds": np.arange(120) % 10}, "outside fold 3, but there are no pairs"),
         ({"missing": np.zeros(119, dtype=bool)}, r"missing: expected bool \(120,\), one a pair, got bool \(119,\)"),
         ({"missing": np.zeros(120)}, r"missing: expected bool .* got float64"),
         ({"folds": np.zeros(119, dtype=int)}, r"\(119,\)"),
@@ -243,7 +246,7 @@ def test_one_pair_is_scored_at_a_given_threshold():
         assert fixed_verification([[1.0, 0.0]], [[0.6, 0.8]], np.array([same]), 0.6 + 1e-9).mean == (not same)
     with pytest.raises(ConfigError, match=r"threshold: expected a cosine, from -1 to 1, got 62"):
         fixed_verification([[1.0]], [[1.0]], np.array([True]), 62)
-    with pytest.raises(DataError, match=r"same: 1 genuine and 0 impostor pairs; both kinds are needed"):
+    with pytest.raises(DataError, match="same: expected pairs of both kinds, got 1 genuine and 0 impostor"):
         fit_threshold([[1.0]], [[1.0]], np.array([True]))
 
 
@@ -349,17 +352,17 @@ def test_separation_of_two_normals_and_its_ends():
     assert 1 - found.ks <= separation(scores, same, bins=2000).overlap + 0.02, "histograms only lose what tells apart"
     apart = separation([0.0, 0.1, 0.9, 1.0], np.array([False, False, True, True]))
     assert (apart.overlap, apart.ks) == (0, 1)
-    with pytest.raises(ConfigError, match="bins: 0 is not at least 1"):
+    with pytest.raises(ConfigError, match="bins: expected at least 1, got 0"):
         separation(scores, same, bins=0)
 
 
 @pytest.mark.parametrize("function", [roc, tar_at_far, eer, d_prime, separation])
 def test_curves_refuse(function):
-    with pytest.raises(DataError, match="all 3 pairs are True"):
+    with pytest.raises(DataError, match="got 3 pairs that are all True"):
         function([1.0, 2.0, 3.0], np.ones(3, dtype=bool))
-    with pytest.raises(DataError, match="score 1 is not finite"):
+    with pytest.raises(DataError, match="scores: expected finite numbers, got nan in row 1"):
         function([1.0, np.nan, 3.0], np.array([True, False, True]))
-    with pytest.raises(DataError, match="not bool"):
+    with pytest.raises(DataError, match=r"same: expected bool \(2,\).* got int64"):
         function([1.0, 2.0], [1, 0])
     with pytest.raises(DataError, match=r"\(2,\)"):
         function([1.0, 2.0], np.array([True]))
@@ -404,16 +407,13 @@ def test_identification_of_clear_and_collapsed_features():
     np.testing.assert_array_equal(rank_k(centres, labels, probe, np.repeat(labels, 2)), [1, 1, 1, 1])
     collapsed = probe_ranks(np.ones((30, 4)), labels, np.ones((60, 4)), np.repeat(labels, 2))
     assert (collapsed == 30).all()
-    curve = cmc([1, 1, 3, 9], length=5)
-    np.testing.assert_allclose(curve, [0.5, 0.5, 0.75, 0.75, 0.75])
-    np.testing.assert_allclose(cmc([1, 0], length=2), [0.5, 0.5])  # rank 0: without a mate
 
 
 def test_identification_refuses():
     gallery, labels = np.eye(4), np.arange(4)
-    with pytest.raises(DataError, match="7 is not in the gallery"):
+    with pytest.raises(DataError, match="expected labels of the gallery, got 7"):
         rank_k(gallery, labels, np.eye(4)[:1], [7])
-    with pytest.raises(DataError, match=r"3 dimensions.*4"):
+    with pytest.raises(DataError, match=r"expected 4 dimensions, as the gallery has, got 3"):
         rank_k(gallery, labels, np.ones((1, 3)), [1])
     with pytest.raises(DataError, match="gallery_labels"):
         rank_k(gallery, labels[:3], np.eye(4)[:1], [1])
@@ -444,7 +444,7 @@ def test_cross_resolution_is_left_by_right():
     assert found.loc[48, 6] == kfold_verification(left, blurred[120:], same, fold).mean
     assert found.loc[6, 48] == kfold_verification(blurred[:120], right, same, fold).mean
     assert found.loc[48, 48] > found.loc[48, 6] > found.loc[6, 6] - 0.1
-    with pytest.raises(DataError, match="side 6 has 100 features"):
+    with pytest.raises(DataError, match="expected rows below 100, the features of side 6, got 0 to 239"):
         cross_resolution({48: everyone, 6: blurred[:100]}, table)
 
 
@@ -492,7 +492,7 @@ def test_embed_equals_one_by_one(side, batch):
     found = embed(model, images, side=side, batch=batch)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    single = embed(model, images, side=side, batch=batch, mirror=False, channels_last=True)
+    single = embed(model, images, side=side, batch=batch, mirror=False)
     np.testing.assert_allclose(single, expected[:, :5], atol=1e-5)
 
 
@@ -505,12 +505,12 @@ def test_embed_of_mirror_images_swaps_the_halves():
 def test_embed_mirrors_before_or_after_it_degrades():
     model, images = Small(), faces()
     kwargs = {"side": 4, "preset": "askd-compat"}
-    after, before = embed(model, images, **kwargs), embed(model, images, mirror_first=True, **kwargs)
+    after, before = embed(model, images, **kwargs), embed(model, images, mirror="first", **kwargs)
     mirrored = embed(model, images[:, :, ::-1], mirror=False, **kwargs)
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
     np.testing.assert_allclose(before[:, 5:], mirrored, atol=1e-5)
     assert np.abs(before[:, 5:] - after[:, 5:]).max() > 0.01, "nearest is not symmetric"
-    area = embed(model, images, side=4, mirror_first=True)
+    area = embed(model, images, side=4, mirror="first")
     np.testing.assert_allclose(area, embed(model, images, side=4), atol=1e-5)
 
 
@@ -526,7 +526,7 @@ def test_embed_puts_every_mode_back_and_changes_nothing():
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_embed_reads_memory_maps_and_sliceables(tmp_path, capsys):
+def test_embed_reads_memory_maps_and_sliceables(tmp_path):
     images = faces()
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
@@ -542,8 +542,7 @@ def test_embed_reads_memory_maps_and_sliceables(tmp_path, capsys):
     model = Small()
     expected = embed(model, images, batch=4)
     np.testing.assert_array_equal(embed(model, mapped, batch=4), expected)
-    np.testing.assert_array_equal(embed(model, Sliced(), batch=4, progress=True), expected)
-    assert "embed" in capsys.readouterr().err
+    np.testing.assert_array_equal(embed(model, Sliced(), batch=4), expected)
 
 
 def test_embed_draws_from_its_seed():
@@ -568,7 +567,7 @@ def test_embed_names_a_diverged_network(mirror):
 
     model, images = Diverges().train(), faces()
     images[5, :, -1 if mirror else 0] = 0
-    with pytest.raises(TrainingError, match=r"Diverges.*image 5 .*diverged"):
+    with pytest.raises(TrainingError, match="Diverges: image 5: .*diverged"):
         embed(model, images, batch=4, mirror=mirror)
     assert model.training
 
@@ -588,7 +587,7 @@ def test_embed_refuses_images(images, message):
 
 
 def test_embed_refuses_options():
-    with pytest.raises(ConfigError, match="batch: 0"):
+    with pytest.raises(ConfigError, match="batch: expected at least 1, got 0"):
         embed(Small(), faces(), batch=0)
     with pytest.raises(ConfigError, match="side: 17"):
         embed(Small(), faces(), side=17)
@@ -608,7 +607,7 @@ def test_bootstrap_equals_resampling_by_hand():
     random = rng(0)
     left, right, same = identity_pairs(9, 3, 40, random)
     value = random.random(len(left))
-    found = bootstrap_identities(value, left + 100, right + 100, same, resamples=50, generator=3)
+    found = bootstrap_identities(value, left + 100, right + 100, resamples=50, generator=3)
     counts = np.random.default_rng(3).multinomial(9, np.full(9, 1 / 9), size=50)
     for draw, m in zip(found.draws, counts, strict=True):
         total = weight = 0.0
@@ -622,25 +621,25 @@ def test_bootstrap_equals_resampling_by_hand():
 
 def test_bootstrap_pairs_two_methods():
     random = rng(1)
-    left, right, same = identity_pairs(40, 10, 400, random)
+    left, right, _same = identity_pairs(40, 10, 400, random)
     hard = random.random(40)[left] < 0.4
     one = ~hard | (random.random(800) < 0.5)
     two = one & (random.random(800) < 0.97)
-    paired = bootstrap_identities(one, left, right, same, other=two)
-    direct = bootstrap_identities(one.astype(float) - two, left, right, same)
+    paired = bootstrap_identities(one, left, right, other=two)
+    direct = bootstrap_identities(one.astype(float) - two, left, right)
     np.testing.assert_array_equal(paired.draws, direct.draws)
     assert paired.estimate == pytest.approx(one.mean() - two.mean())
-    alone = bootstrap_identities(one, left, right, same)
+    alone = bootstrap_identities(one, left, right)
     assert paired.high - paired.low < (alone.high - alone.low) / 2
-    none = bootstrap_identities(one, left, right, same, other=one)
+    none = bootstrap_identities(one, left, right, other=one)
     assert none[:3] == (0, 0, 0)
 
 
 def test_bootstrap_sees_the_person_not_the_pair():
     """All pairs of a person are right or wrong together: the error is that of 40 people, not of 800 pairs."""
-    left, right, same = identity_pairs(40, 20, 0, rng(2))
+    left, right, _same = identity_pairs(40, 20, 0, rng(2))
     correct = (np.arange(40) % 4 != 0)[left]
-    found = bootstrap_identities(correct, left, right, same)
+    found = bootstrap_identities(correct, left, right)
     assert found.draws.std() == pytest.approx(np.sqrt(0.75 * 0.25 / 40), rel=0.05)
 
 
@@ -649,27 +648,25 @@ def test_bootstrap_covers(by_person):
     """150 simulated studies: the 90 % interval holds the truth about as often as it says; never much less often."""
     random, hits = rng(5), 0
     for study in range(150):
-        left, right, same = identity_pairs(50, 4, 200, random)
+        left, right, _same = identity_pairs(50, 4, 200, random)
         ability = random.normal(0, 1 if by_person else 0, 50)
         value = 0.5 * (ability[left] + ability[right]) + random.normal(0, 0.3, len(left))
-        found = bootstrap_identities(value, left, right, same, level=0.9, resamples=300, generator=study)
+        found = bootstrap_identities(value, left, right, level=0.9, resamples=300, generator=study)
         hits += found.low <= 0 <= found.high
     assert hits / 150 >= 0.83
     assert hits / 150 <= (0.965 if by_person else 1)
 
 
 def test_bootstrap_refuses():
-    left, right, same = identity_pairs(5, 2, 10, rng(0))
+    left, right, _same = identity_pairs(5, 2, 10, rng(0))
     value = np.ones(20)
-    with pytest.raises(DataError, match="score 1 is not finite"):
-        bootstrap_identities(np.where(np.arange(20) == 1, np.nan, value), left, right, same)
-    with pytest.raises(DataError, match=r"left, right: shapes \(19,\)"):
-        bootstrap_identities(value, left[1:], right[1:], same)
-    with pytest.raises(DataError, match="pair 10 is True"):
-        bootstrap_identities(value, left, right, np.arange(20) <= 10)
-    with pytest.raises(DataError, match="1 identity"):
-        bootstrap_identities(value[:2], left[:2], right[:2], same[:2])
+    with pytest.raises(DataError, match="values: expected finite numbers, got nan in row 1"):
+        bootstrap_identities(np.where(np.arange(20) == 1, np.nan, value), left, right)
+    with pytest.raises(DataError, match=r"left, right: expected \(20,\) each, one a pair, got \(19,\)"):
+        bootstrap_identities(value, left[1:], right[1:])
+    with pytest.raises(DataError, match="2 or more identities"):
+        bootstrap_identities(value[:2], left[:2], right[:2])
+    with pytest.raises(DataError, match=r"other: expected \(20,\)"):
+        bootstrap_identities(value, left, right, other=value[1:])
     with pytest.raises(ConfigError, match="level"):
-        bootstrap_identities(value, left, right, same, level=95)
-    with pytest.raises(DataError, match="not bool"):
-        bootstrap_identities(value, left, right, same.astype(int))
+        bootstrap_identities(value, left, right, level=95)
