@@ -1,7 +1,7 @@
 """Time, memory and gap of lrkd.distill.selection on 100,000 faces of 10,000 people, random embeddings of 128 numbers.
 
-A row a stage: `margins` and `graph` (the k nearest neighbours, by scikit-learn), then `select_count` of a quarter of the
-faces at each beta. The embeddings are like a trained teacher's: cosines about .8 within a class and 0 +- .2 between
+A row a stage: `margins` and `graph` (the k nearest neighbours, by scikit-learn), then `select_count` of a quarter of
+the faces at each beta. The embeddings are like a trained teacher's: cosines about .8 within a class and 0 +- .2 between
 classes, faces of varied quality. The peak is the whole process's (Linux's VmHWM), with Python, NumPy, scikit-learn and
 the embeddings in it.
 """

@@ -241,7 +241,7 @@ def _shift(cost: sparse.csr_array) -> np.ndarray:
     The multiple is minus the lowest eigenvalue of the matrix scaled by those lengths, from Lanczos' method with a
     random start, made larger by what the method may have missed: after k steps more than a share e of the spectrum's
     width with a chance below 1.648 sqrt(N) exp(-sqrt(e) (2k-1)) (Kuczynski and Wozniakowski 1992, theorem 4.2).
-    scipy's eigsh has no such guarantee, and its value, a thousandth of the width away, gives committed runs other choices.
+    scipy's eigsh has no such guarantee, and its value, up to a thousandth of the width away, changes committed choices.
     """
     n = cost.shape[0]
     length = np.sqrt(cost.multiply(cost).sum(1))
