@@ -104,7 +104,7 @@ class Method:
         """
         told = {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
         more = {"start": self.start, "choice": None if self.choice is None else asdict(self.choice)}
-        more |= {"digest": self.digest or None}
+        more |= {"sha256": self.digest or None}
         return told | {key: value for key, value in more.items() if value is not None}
 
 
