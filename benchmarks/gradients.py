@@ -1,6 +1,6 @@
 """How long the gradient of each distance is at an untrained student, and the weights that make them equally long.
 
-The constants of `methods.RACE` are rounded from the last column. Features: those of a student before its first step,
+The constants of `methods.MATCHED` are rounded from the last column. Features: those of a student before its first step,
 through fresh hint layers, on training images at the hardest side; the teacher's, on the same images at HR. The length
 is the mean over images of one image's gradient by stage; `length` is the root of the stages' sum of squares.
 """
@@ -38,7 +38,7 @@ def lengths(distance: Distance, student: list[Tensor], teacher: list[Tensor]) ->
 
 
 def measure(scale: presets.Scale, images: int, seed: int, store: Path | None = None) -> pd.DataFrame:
-    """A row a distance of the race, raw and on unit vectors; the teacher is trained where the store lacks it."""
+    """A row a distance of MATCHED, raw and on unit vectors; the teacher is trained where the store lacks it."""
     spec = study_spec.Spec(methods.get("fskd"), scale.sides[-1], seed, scale)
     teacher, _ = experiment.load(experiment.train(study_spec.teacher_spec(scale), store, device="cpu", progress=False))
     options = dict(scale.model_options)
@@ -52,7 +52,7 @@ def measure(scale: presets.Scale, images: int, seed: int, store: Path | None = N
     kinds: dict[str, Callable[[Distance], Distance]] = {"raw": lambda d: d, "unit": on_unit}
     rows = []
     for kind, on in kinds.items():
-        for name, (distance, _) in methods.RACE.items():
+        for name, (distance, _) in methods.MATCHED.items():
             if kind == "unit" and name.startswith("on_unit"):
                 continue
             stages = lengths(on(distance), s, t)

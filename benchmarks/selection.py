@@ -1,9 +1,9 @@
 """Time, memory and gap of lrkd.distill.selection on 100,000 faces of 10,000 people, random embeddings of 128 numbers.
 
-A row a stage: `margins` and `graph` (the k nearest neighbours, by scikit-learn), then `select` at each beta and
-`select_count` of a quarter of the faces. The embeddings are like a trained teacher's: cosines about .8 within a class
-and 0 +- .2 between classes, faces of varied quality. The peak is the whole process's (Linux's VmHWM), with Python,
-NumPy, scikit-learn and the embeddings in it.
+A row a stage: `margins` and `graph` (the k nearest neighbours, by scikit-learn), then `select_count` of a quarter of
+the faces at each beta. The embeddings are like a trained teacher's: cosines about .8 within a class and 0 +- .2 between
+classes, faces of varied quality. The peak is the whole process's (Linux's VmHWM), with Python, NumPy, scikit-learn and
+the embeddings in it.
 """
 
 import argparse
@@ -42,7 +42,6 @@ def main() -> None:
     parser.add_argument("--faces", type=int, default=10, help="faces of each (10)")
     parser.add_argument("--neighbours", type=int, default=10, help="k of the graph (10)")
     parser.add_argument("--beta", type=float, nargs="+", default=[0.01, 0.05, 0.1, 0.3], help="(0.01 0.05 0.1 0.3)")
-    parser.add_argument("--sparsity", type=float, default=0.1, help="lambda of `select` (0.1)")
     parser.add_argument("--threads", type=int, default=2, help="threads of BLAS and scikit-learn (2)")
     parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
     arguments = parser.parse_args()
@@ -76,7 +75,6 @@ def main() -> None:
     unary = measure("margins", lambda: selection.unaries(features, labels))
     weights = measure("graph", lambda: selection.graph(features, labels, arguments.neighbours))
     for beta in arguments.beta:
-        measure("select", lambda beta=beta: selection.select(unary, weights, beta, arguments.sparsity), beta)
         count = len(unary) // 4
         measure(
             "select_count", lambda beta=beta, count=count: selection.select_count(unary, weights, count, beta), beta

@@ -1,7 +1,7 @@
 """Distances between two tensors, one number a sample; normalisation is a separate step (`unit`).
 
 A distance can be pickled, as studies send methods to other processes: so those with a parameter are small classes. In a
-run's configuration it stands for what it computes, by `identity.described`: a lambda cannot stand there.
+run's configuration it is written as what it computes, by `identifiers.described`: a lambda cannot be.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,39 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class NormAngle(NamedTuple):
-    """The two summands of a squared Euclidean distance, each (B,)."""
+    """The two summands of a squared Euclidean length.
+
+    Attributes:
+        norm: (B,), what changes the sample's norm alone.
+        angle: (B,), what changes its direction.
+    """
 
     norm: Tensor
     angle: Tensor
 
 
 def unit(x: Tensor) -> Tensor:
-    """(B,...) -> (B,D): each sample flattened and divided by its L2 norm (a zero sample stays zero)."""
+    """Flatten each sample and divide it by its L2 norm; a zero sample stays zero.
+
+    Args:
+        x: (B,...).
+
+    Returns:
+        (B,D).
+    """
     return F.normalize(x.flatten(1), dim=1)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """(B,...), (B,...) -> (B,): 1 - cos(a, b) of the flattened samples, in [0, 2]; arXiv 2303.04681, eq. of L_point."""
+    """Compute `1 - cos(a, b)` of the flattened samples (F-SKD, arXiv 2303.04681, the distance of L_point).
+
+    Args:
+        a: (B,...).
+        b: (B,...).
+
+    Returns:
+        (B,) in [0,2]; 1 where a sample is zero.
+    """
     return 1 - (unit(a) * unit(b)).sum(1)
 
 
@@ -47,22 +67,47 @@ class _Lp:
 
 
 def lp(p: float) -> Distance:
-    """The distance mean_i |a_i - b_i|^p, (B,...), (B,...) -> (B,), p >= 1; p = 2 is FitNet's MSE (arXiv 1412.6550).
+    """Make the distance `mean_i |a_i - b_i|^p`; p = 2 is FitNet's mean squared error (arXiv 1412.6550).
 
     The mean instead of the sum keeps the scale independent of the map's size. No root is taken.
+
+    Args:
+        p: At least 1.
+
+    Returns:
+        The distance, (B,...), (B,...) -> (B,).
+
+    Raises:
+        ConfigError: p below 1.
     """
     if not p >= 1:
-        raise ConfigError(f"p is {p}: lp(p) is a distance for p >= 1")
+        raise ConfigError(f"lp: expected p of at least 1, got {p}")
     return _Lp(p)
 
 
 def smooth_l1(a: Tensor, b: Tensor) -> Tensor:
-    """(B,...), (B,...) -> (B,): mean Huber loss, quadratic below 1 and linear above."""
+    """Compute the mean Huber loss, quadratic below a difference of 1 and linear above.
+
+    Args:
+        a: (B,...).
+        b: (B,...).
+
+    Returns:
+        (B,).
+    """
     return F.smooth_l1_loss(a, b, reduction="none").flatten(1).mean(1)
 
 
 def euclidean(a: Tensor, b: Tensor) -> Tensor:
-    """(B,...), (B,...) -> (B,): |a - b|, the root taken; 1e-12 under it keeps the derivative at a = b finite."""
+    """Compute the norm of `a - b`, the root taken; 1e-12 under it keeps the derivative at a = b finite.
+
+    Args:
+        a: (B,...).
+        b: (B,...).
+
+    Returns:
+        (B,).
+    """
     return (a - b).square().flatten(1).sum(1).add(1e-12).sqrt()
 
 
@@ -79,21 +124,42 @@ class _OnUnit:
 
 
 def on_unit(distance: Distance) -> Distance:
-    """The same distance after both samples are brought to norm 1 (L2 whatever the distance's p)."""
+    """Make the same distance of samples that are first brought to an L2 norm of 1.
+
+    Args:
+        distance: Any distance.
+
+    Returns:
+        The distance, (B,...), (B,...) -> (B,).
+    """
     return _OnUnit(distance)
 
 
 def norm_angle_split(a: Tensor, b: Tensor) -> NormAngle:
-    """|a-b|^2 = (|a|-|b|)^2 + 2|a||b|(1-cos), (B,...), (B,...) -> two (B,) summands, in the order (norm, angle)."""
+    """Split `|a-b|^2 = (|a|-|b|)^2 + 2|a||b|(1-cos(a,b))` into its two summands.
+
+    Args:
+        a: (B,...).
+        b: (B,...).
+
+    Returns:
+        The summands, (B,) each.
+    """
     length_a, length_b = a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1)
     return NormAngle((length_a - length_b).square(), 2 * length_a * length_b * cosine(a, b))
 
 
 def gradient_split(gradient: Tensor, at: Tensor) -> NormAngle:
-    """|g|^2 = |g_norm|^2 + |g_angle|^2, (B,...), (B,...) -> two (B,) summands, in the order (norm, angle).
+    """Split a loss's squared gradient at a sample into the part along the sample and the rest.
 
-    g is a loss's gradient at the sample x = `at`: its part along x changes only the norm of x, the rest only its
-    direction. Where x is zero all of g counts as norm.
+    The part along x changes only the norm of x, the rest only its direction. Where x is zero all of it counts as norm.
+
+    Args:
+        gradient: (B,...).
+        at: (B,...), the samples x.
+
+    Returns:
+        The two parts of the gradient's squared length, (B,) each.
     """
     g, along = gradient.flatten(1), unit(at)
     whole, norm = g.square().sum(1), (g * along).sum(1).square()

@@ -11,20 +11,20 @@ from lrkd.errors import ConfigError
 
 
 def described(function: Callable[..., Any], what: str = "function") -> str:
-    """Name what a function computes, so that two with one name that compute different things are told apart.
+    """Name what a function computes, so that two of one name that compute different things get different names.
 
     Args:
-        function: a function of a module, a `functools.partial` of one, or an object with `__call__` whose attributes
+        function: A function of a module, a `functools.partial` of one, or an object with `__call__` whose attributes
             are plain values, such as a dataclass.
-        what: what it is to the caller, for messages.
+        what: What it is to the caller, for messages.
 
     Returns:
         One of lrkd under its own name, "lp(2)"; any other as "module.name(parameter=value)#hash", with a hash of its
         source and its default values. The functions that it calls are not looked into.
 
     Raises:
-        ConfigError: for a lambda or a function made inside another one, as all of a place share a name, and what they
-            enclose cannot be seen; and for a parameter that is no plain value.
+        ConfigError: A lambda or a function made inside another one, as all of a place share a name and what they
+            enclose cannot be seen; or a parameter that is not a plain value.
     """
     if isinstance(function, partial):
         given = [*map(_value, function.args), *(f"{key}={_value(v)}" for key, v in sorted(function.keywords.items()))]
@@ -39,8 +39,8 @@ def described(function: Callable[..., Any], what: str = "function") -> str:
         return str(getattr(function, "__name__", kind.__name__))
     if "<" in kind.__qualname__:
         raise ConfigError(
-            f"{what} is {kind.__qualname__} of {kind.__module__}: a lambda or a function made inside another cannot be "
-            f"told from its like, and one's run would pass for the other's; write it with def at the top of a module"
+            f"{what}: expected a function written with def at the top of a module, got {kind.__qualname__} of "
+            f"{kind.__module__}: lambdas and functions made inside another share a name, and so would their runs"
         )
     fields = "" if plain else f"({', '.join(f'{key}={_value(v)}' for key, v in sorted(vars(function).items()))})"
     return f"{kind.__module__}.{kind.__qualname__}{fields}#{hashlib.sha256(_source(kind).encode()).hexdigest()[:8]}"
@@ -54,7 +54,7 @@ def _value(value: Any) -> str:
     if callable(value):
         return described(value)
     raise ConfigError(
-        f"a parameter is a {type(value).__name__}: only plain values and functions are told from their like"
+        f"parameter: expected a number, a text, a list of such or a function, got a {type(value).__name__}"
     )
 
 

@@ -1,7 +1,7 @@
-"""Distillation losses: functions of tensors and a distance, and `Term`, which names one with its weight as data.
+"""Distillation losses: functions of tensors and a distance; `terms.Term` names one with its weight, as data.
 
 Every function averages over the batch. Student tensors come first, teacher tensors second; the teacher's carry no
-gradient (the caller runs it under `torch.no_grad`).
+gradient (the caller runs it under `torch.no_grad`). Shapes: B images, D numbers an embedding, C channels of a map.
 """
 
 from collections.abc import Sequence
@@ -10,29 +10,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrkd.distill.distances import Distance, cosine, lp
+from lrkd.distill.distances import Distance, cosine, lp, unit
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], distance: Distance) -> Tensor:
-    """Mean over stages and batch of distance(S_l, T_l); (B,C,h,w) a stage -> ().
+    """Average `distance(S_l, T_l)` over stages l and the batch.
 
     L_point of F-SKD (arXiv 2303.04681) with `cosine`; FitNet (arXiv 1412.6550) with `lp(2)`.
+
+    Args:
+        student: (B,C,h,w) a stage.
+        teacher: As many, of the same shapes.
+        distance: One number a sample.
+
+    Returns:
+        ().
     """
     return torch.stack([distance(s, t).mean() for s, t in zip(student, teacher, strict=True)]).mean()
 
 
 def relation_map(x: Tensor, y: Tensor) -> Tensor:
-    """R_XY = X^T Y with X = x/|x|_F: (B,C,h,w), (B,C,h,w) -> (B,hw,hw), position by position (arXiv 2303.04681)."""
-    return F.normalize(x.flatten(1), dim=1).view(*x.shape[:2], -1).transpose(1, 2) @ F.normalize(
-        y.flatten(1), dim=1
-    ).view(*y.shape[:2], -1)
+    """Compute `R_XY = X^T Y` of F-SKD (arXiv 2303.04681), position by position, `X = x / |x|_F` and Y alike.
+
+    Args:
+        x: (B,C,h,w).
+        y: (B,C,h,w).
+
+    Returns:
+        (B,hw,hw).
+    """
+    x, y = (unit(z).view(*z.shape[:2], -1) for z in (x, y))  # (B,C,hw)
+    return x.transpose(1, 2) @ y
 
 
 def partners(teacher: Tensor, labels: Tensor) -> Tensor:
-    """(B,D) teacher embeddings, (B,) labels -> (B,) index of each sample's partner for `cross_loss`.
+    """Find each sample's partner for `cross_loss`.
 
     The nearest other sample of the same identity whose teacher cosine lies in (0, .99]; where the batch has none, the
     next sample (batches are shuffled, so this is the in-batch shuffle of arXiv 2303.04681's code).
+
+    Args:
+        teacher: (B,D) embeddings.
+        labels: (B,).
+
+    Returns:
+        (B,) indices into the batch.
     """
     similarity = F.normalize(teacher, dim=1) @ F.normalize(teacher, dim=1).T
     wanted = (labels[:, None] == labels[None]) & (similarity > 0) & (similarity <= 0.99)
@@ -43,10 +65,19 @@ def partners(teacher: Tensor, labels: Tensor) -> Tensor:
 
 
 def cross_loss(student: Tensor, teacher: Tensor, partner: Tensor, distance: Distance = cosine) -> Tensor:
-    """L_cross of F-SKD on one stage, (B,C,h,w), (B,C,h,w), (B,) partner indices -> (), arXiv 2303.04681.
+    """Compute L_cross of F-SKD (arXiv 2303.04681) on one stage.
 
-    [d(R_HH, R_HL) + d(R_HH, R_LH)] / 2 + d(R_HH, R_LL), H the teacher's map, L the student's, R from a sample to its
-    partner.
+    `[d(R_HH, R_HL) + d(R_HH, R_LH)] / 2 + d(R_HH, R_LL)`, H the teacher's map, L the student's, R the `relation_map`
+    from a sample to its partner.
+
+    Args:
+        student: (B,C,h,w).
+        teacher: (B,C,h,w).
+        partner: (B,) indices, of `partners`.
+        distance: d.
+
+    Returns:
+        ().
     """
     s2, t2 = student[partner], teacher[partner]
     target = relation_map(teacher, t2)
@@ -61,10 +92,17 @@ def attention_loss(
     centred: bool = False,
     constant: bool = False,
 ) -> Tensor:
-    """Sum over blocks of the batch mean of distance(map_S, map_T) on pre-sigmoid maps -> () (arXiv 2209.14498).
+    """Sum `distance(map_S, map_T)` over blocks, averaged over the batch: A-SKD (arXiv 2209.14498).
 
-    `centred` first takes the batch mean off both maps, so that a map common to all images carries no loss; `constant`
-    puts the batch mean of the teacher's maps in place of each, so that nothing else carries one (both ours).
+    Args:
+        student: Pre-sigmoid attention maps, (B,C,1,1) or (B,1,h,w) a block.
+        teacher: As many, of the same shapes.
+        distance: One number a sample.
+        centred: Take the batch mean off both maps first, so that a map common to all images carries no loss (ours).
+        constant: Put the batch mean of the teacher's maps in place of each, so that nothing else carries one (ours).
+
+    Returns:
+        ().
     """
 
     def centre(x: Tensor) -> Tensor:
@@ -78,7 +116,15 @@ def attention_loss(
 
 
 def activation_attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """AT (arXiv 1612.03928, p = 2): sum over stages of the MSE of unit-norm maps sum_c F_c^2; (B,C,h,w) each -> ()."""
+    """Sum over stages the squared error of unit-norm energy maps `sum_c F_c^2`: AT (arXiv 1612.03928, p = 2).
+
+    Args:
+        student: (B,C,h,w) a stage.
+        teacher: As many, of the same h and w.
+
+    Returns:
+        ().
+    """
 
     def energy(x: Tensor) -> Tensor:
         return F.normalize(x.square().mean(1).flatten(1), dim=1)
@@ -87,7 +133,16 @@ def activation_attention_loss(student: Sequence[Tensor], teacher: Sequence[Tenso
 
 
 def logit_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """T^2 KL(softmax(teacher/T) | softmax(student/T)), (B,classes) twice -> (), arXiv 1503.02531."""
+    """Compute `T^2 KL(softmax(teacher / T) || softmax(student / T))` (arXiv 1503.02531).
+
+    Args:
+        student: (B,classes).
+        teacher: (B,classes).
+        temperature: T.
+
+    Returns:
+        ().
+    """
     return temperature**2 * F.kl_div(
         F.log_softmax(student / temperature, dim=1),
         F.log_softmax(teacher / temperature, dim=1),
@@ -109,7 +164,15 @@ def _off_diagonal(x: Tensor) -> Tensor:
 
 
 def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """RKD-D: Huber loss of pairwise distances over their batch mean, (B,D) twice -> (), arXiv 1904.05068, eq. 6."""
+    """Compute RKD-D: the Huber loss of pairwise distances over their batch mean (arXiv 1904.05068, eq. 6).
+
+    Args:
+        student: (B,D).
+        teacher: (B,D), of any other D.
+
+    Returns:
+        ().
+    """
 
     def scaled(x: Tensor) -> Tensor:
         distances = _pairwise(x)
@@ -119,7 +182,15 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """RKD-A: Huber loss of the cosines of all triangles' angles, (B,D) twice -> (), arXiv 1904.05068, eq. 9."""
+    """Compute RKD-A: the Huber loss of the cosines of all triangles' angles (arXiv 1904.05068, eq. 9).
+
+    Args:
+        student: (B,D).
+        teacher: (B,D), of any other D.
+
+    Returns:
+        ().
+    """
 
     def angles(x: Tensor) -> Tensor:
         edges = F.normalize(x[None] - x[:, None], dim=2)  # (B,B,D)
@@ -129,11 +200,19 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def relation_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
-    """Relation level of AIRD, (B,D) twice -> (): KL(p(T,T) | p(S,S)) + KL(p(T,T) | p(S,T)), averaged over the batch.
+    """Compute the relation level of AIRD: `KL(p(T,T) || p(S,S)) + KL(p(T,T) || p(S,T))`, averaged over the batch.
 
-    p(X,Y): the row softmaxes of the in-batch cosines of X with Y over the temperature, without the diagonal: to whom a
-    sample is how close. S with S is the student's own geometry, S with T its place in the teacher's. A re-derivation
+    `p(X,Y)`: the row softmaxes of the in-batch cosines of X with Y over the temperature, without the diagonal: to whom
+    a sample is how close. S with S is the student's own geometry, S with T its place in the teacher's. A re-derivation
     from the abstract of arXiv 2409.02049, which gives no equation; a batch of one has no relation and no loss.
+
+    Args:
+        student: S, (B,D).
+        teacher: T, (B,D).
+        temperature: Above 0.
+
+    Returns:
+        ().
     """
     s, t = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
 
@@ -146,7 +225,15 @@ def relation_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) ->
 
 
 def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """SP: |G_S - G_T|_F^2 / B^2 of row-normalised (B,B) Gram matrices, (B,...) twice -> (), arXiv 1907.09682, eq. 4."""
+    """Compute SP: `|G_S - G_T|_F^2 / B^2` of row-normalised (B,B) Gram matrices (arXiv 1907.09682, eq. 4).
+
+    Args:
+        student: (B,...).
+        teacher: (B,...), of any other shape.
+
+    Returns:
+        ().
+    """
 
     def gram(x: Tensor) -> Tensor:
         flat = x.flatten(1)
@@ -156,13 +243,21 @@ def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def octuplet_loss(low: Tensor, high: Tensor, labels: Tensor, margin: float = 0.5) -> Tensor:
-    """Octuplet loss (arXiv 2207.06726), (B,D) small, (B,D) sharp, (B,) labels -> (): four batch-hard triplet losses.
+    """Add up four batch-hard triplet losses across resolutions: the octuplet loss (arXiv 2207.06726).
 
     Anchors and their candidates are sharp and sharp, sharp and small, small and sharp, small and small; of each the
-    mean over anchors of max(0, margin + |a - farthest of the same person| - |a - nearest of another|), added up.
-    Embeddings are brought to unit length first. Ours: across resolutions an image's other form is of the same person
-    too (a batch drawn at random has few second images of a person); an anchor without a positive or a negative costs
-    nothing.
+    mean over anchors of `max(0, margin + |a - farthest of the same person| - |a - nearest of another|)`. Embeddings are
+    brought to unit length first. Ours: across resolutions an image's other form is of the same person too (a batch
+    drawn at random has few second images of a person); an anchor without a positive or a negative costs nothing.
+
+    Args:
+        low: (B,D), of the small images.
+        high: (B,D), of the same images when sharp.
+        labels: (B,).
+        margin: In units of the distance between unit vectors.
+
+    Returns:
+        ().
     """
     same = labels[:, None] == labels[None]
     low, high = F.normalize(low, dim=1), F.normalize(high, dim=1)
@@ -180,5 +275,14 @@ def octuplet_loss(low: Tensor, high: Tensor, labels: Tensor, margin: float = 0.5
 
 
 def cosine_logits(embedding: Tensor, weight: Tensor, scale: float) -> Tensor:
-    """(B,D) embeddings, (classes,D) head weights -> (B,classes): the head's logits without a margin."""
+    """Compute a margin head's logits without the margin.
+
+    Args:
+        embedding: (B,D).
+        weight: (classes,D), the head's.
+        scale: What the cosines are multiplied by.
+
+    Returns:
+        (B,classes).
+    """
     return scale * F.normalize(embedding, dim=1) @ F.normalize(weight, dim=1).T

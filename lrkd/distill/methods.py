@@ -1,10 +1,9 @@
-"""The named methods of the study, as data: which teacher, which terms. `METHODS[name]`, or `replace` one of them."""
+"""Methods as data: which teacher, which terms. `get` a named one or a user's, or `replace` parts of one."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lrkd.distill.distances import Distance, cosine, euclidean, lp, on_unit, smooth_l1
 from lrkd.distill.terms import (
@@ -22,6 +21,7 @@ from lrkd.distill.terms import (
     similarity_preserving,
 )
 from lrkd.errors import ConfigError
+from lrkd.userfile import is_reference, load_object
 
 TeacherKind = Literal["none", "trained", "random", "shuffled", "own-side", "itself"]
 
@@ -30,9 +30,13 @@ TeacherKind = Literal["none", "trained", "random", "shuffled", "own-side", "itse
 class Choice:
     """Of which training images the teacher's features are learned.
 
-    kind: "graph" (`lrkd.distill.selection`, by informativeness less redundancy), "top" (the most informative ones,
-    without the graph) or "random". fraction: how many of all. neighbours: of a node in the graph. beta: weight of its
-    edges; at 1 / neighbours all edges of a face together weigh about as much as its informativeness.
+    Attributes:
+        kind: "graph" (`lrkd.distill.selection`, by informativeness less redundancy), "top" (the most informative ones,
+            without the graph) or "random".
+        fraction: How many of all, above 0 and at most 1.
+        beta: Weight of the graph's edges; at 1 / neighbours all edges of a face together weigh about as much as its
+            informativeness.
+        neighbours: Of a node in the graph.
     """
 
     kind: Literal["graph", "top", "random"]
@@ -42,18 +46,25 @@ class Choice:
 
     def __post_init__(self) -> None:
         if self.kind not in ("graph", "top", "random") or not 0 < self.fraction <= 1:
-            raise ConfigError(f"{self}: kind is graph, top or random, and fraction above 0 and at most 1")
+            raise ConfigError(f"expected kind graph, top or random, and a fraction above 0 and at most 1, got {self}")
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the study.
+    """A method of distillation.
 
-    teacher: "trained" (on HR images), "random" (the same network, untrained), "shuffled" (the trained one, shown each
-    image's neighbour in the batch), "own-side" (trained at the student's side, and shown what the student is shown),
-    "itself" (the student, shown the sharp images too) or "none". terms: what is added to the margin head's
-    cross-entropy. start: the method whose finished run, of the same seed, lends its weights to begin with. choice: of
-    which images the teacher's features are learned, None for all. source: where it is from; note: how ours deviates.
+    Attributes:
+        name: Letters, digits and `-_.,+*@()=`, as it is part of a folder's name.
+        title: For tables and figures.
+        terms: What is added to the margin head's cross-entropy.
+        teacher: "trained" (on HR images), "random" (the same network, untrained), "shuffled" (the trained one, shown
+            each image's neighbour in the batch), "own-side" (trained at the student's side, and shown what the student
+            is shown), "itself" (the student, shown the sharp images too) or "none".
+        source: Where it is from.
+        note: How ours deviates.
+        start: The method whose finished run, of the same seed, lends its weights to begin with.
+        choice: Of which images the teacher's features are learned; None: of all.
+        digest: SHA-256 of the user's file that it comes from, which makes a changed file another run.
     """
 
     name: str
@@ -64,20 +75,36 @@ class Method:
     note: str = ""
     start: str | None = None
     choice: Choice | None = None
+    digest: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w@(][\w .,+*@()=-]{0,99}", self.name):
             raise ConfigError(
-                f"method is {self.name!r}: its name is part of a folder's name, so up to 100 letters, digits and "
-                f"-_.,+*@()= are right, the first a letter or a digit"
+                f"method: expected a name of up to 100 letters, digits and -_.,+*@()=, as it is part of a folder's "
+                f"name, got {self.name!r}"
             )
+        terms = (self.terms,) if isinstance(self.terms, Term) else tuple(self.terms)
+        if wrong := [term for term in terms if not isinstance(term, Term)]:
+            raise ConfigError(f"method {self.name!r}: expected terms of class Term, got {type(wrong[0]).__name__}")
+        object.__setattr__(self, "terms", terms)
+        if self.teacher not in get_args(TeacherKind):
+            kinds = ", ".join(get_args(TeacherKind))
+            raise ConfigError(f"method {self.name!r}: expected a teacher of {kinds}, got {self.teacher!r}")
         if (self.teacher == "none") != (not self.terms):
-            raise ConfigError(f"method {self.name!r}: a method has terms exactly when it has a teacher")
+            raise ConfigError(
+                f"method {self.name!r}: expected terms exactly when it has a teacher, "
+                f"got {len(terms)} terms and teacher {self.teacher!r}"
+            )
 
     def describe(self) -> dict[str, Any]:
-        """What determines the training, in plain values; titles and notes do not."""
+        """Write what determines the training as plain values; titles and notes do not.
+
+        Raises:
+            ConfigError: A term that cannot be described, such as one with a lambda.
+        """
         told = {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
         more = {"start": self.start, "choice": None if self.choice is None else asdict(self.choice)}
+        more |= {"sha256": self.digest or None}
         return told | {key: value for key, value in more.items() if value is not None}
 
 
@@ -223,14 +250,14 @@ OF_WORLDS = ("embedding-l2", "embedding-shuffled", "askd-shuffled", "embedding-o
 
 
 def aird(instance: float = 0.0, relations: float = 0.0, rkd: float = 0.0) -> Method:
-    """AIRD and its ablations at those weights, 0 for a term that is left out; named "aird@20+4+0"."""
+    """Make AIRD or an ablation with those weights, 0 for a term that is left out; named "aird@20+4+0"."""
     terms = ((embedding, instance), (relation, relations), (relational, rkd))
     name = "+".join(f"{weight:g}" for _, weight in terms)
     return Method(f"aird@{name}", f"AIRD at {name}", tuple(term(weight=w) for term, w in terms if w), **AIRD)
 
 
 def skd(choice: Choice | None, weight: float = SKD_WEIGHT) -> Method:
-    """SKD with that choice (None: all) at that weight of the regression.
+    """Make SKD with that choice (None: all) and that weight of the regression.
 
     Named "skd-all" or "skd-top@0.25", of the graph "skd@0.25", with its beta "skd@0.25b0.3"; and "*5" for a weight.
     """
@@ -243,16 +270,16 @@ def skd(choice: Choice | None, weight: float = SKD_WEIGHT) -> Method:
 
 
 def scaled(method: Method, factor: float) -> Method:
-    """The method with the weights of all its terms times a factor, under its own name; itself for a factor of 1."""
+    """Multiply the weights of all terms by a factor; the name stays."""
     if factor == 1:
         return method
     return replace(method, terms=tuple(replace(t, weight=float(f"{t.weight * factor:.4g}")) for t in method.terms))
 
 
-# The distances between features that race each other, each with about the weight at which its gradient at an untrained
-# student is as long as that of the cosine at F-SKD's 20 (`python -m benchmarks.gradients`). On unit vectors the squared
-# L2 is twice the cosine and no other method, so its root stands there.
-RACE: dict[str, tuple[Distance, float]] = {
+# Distances between features, each with about the weight at which its gradient at an untrained student is as long as
+# that of the cosine at F-SKD's 20 (`python -m benchmarks.gradients`). On unit vectors the squared L2 is twice the
+# cosine and no other method, so its root is there instead.
+MATCHED: dict[str, tuple[Distance, float]] = {
     distance.__name__: (distance, weight)
     for distance, weight in (
         (cosine, 20.0),
@@ -268,18 +295,60 @@ RACE: dict[str, tuple[Distance, float]] = {
 
 
 def weighed(distance: str, weight: float) -> Method:
-    """F-SKD with a distance of RACE at that weight, named "lp(2)@8"; ConfigError for another distance."""
-    if distance not in RACE:
-        raise ConfigError(f"distance is {distance!r}: those that race are {', '.join(RACE)}")
-    term = feature(RACE[distance][0], weight=weight)
+    """Make F-SKD with a distance of MATCHED at that weight, named "lp(2)@8"; ConfigError for another distance."""
+    if distance not in MATCHED:
+        raise ConfigError(f"distance: expected one of {', '.join(MATCHED)}, got {distance!r}")
+    term = feature(MATCHED[distance][0], weight=weight)
     return Method(f"{distance}@{weight:g}", f"features, {distance}", (term,), source="ours, F-SKD reweighed")
 
 
-def get(name: str, among: Iterable[str] | None = None) -> Method:
-    """The method of that name; ConfigError with the nearest names where there is none."""
-    known = list(METHODS if among is None else among)
-    if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ConfigError(f"method is {name!r}: no such method; {hint}the methods are {', '.join(known)}")
+def get(name: str) -> Method:
+    """Find a method by its name, or load a user's from a file.
+
+    Args:
+        name: One of METHODS, or "file.py:NAME" for a `Method`, a `Term` or a list of terms in a file that you trust,
+            which is run.
+
+    Returns:
+        The method; a user's with the digest of its file. Terms alone become a method of the name NAME.
+
+    Raises:
+        ConfigError: No such method, with the nearest names; or what NAME is in the file is none.
+    """
+    if is_reference(name):
+        return _user_method(name)
+    if name not in METHODS:
+        near = get_close_matches(name, METHODS, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f'method: expected "file.py:NAME" or one of {", ".join(METHODS)}, got {name!r}{hint}')
     return METHODS[name]
+
+
+def _user_method(reference: str) -> Method:
+    found = load_object(reference)
+    own = reference.rpartition(":")[2]
+    value = (found.value,) if isinstance(found.value, Term) else found.value
+    if isinstance(value, list | tuple) and value and all(isinstance(term, Term) for term in value):
+        value = Method(own, own, tuple(value), source=found.name)
+    if not isinstance(value, Method):
+        raise ConfigError(
+            f"{reference}: expected a Method, a Term or a list of Terms, got {_kind(found.value)}; "
+            f"`{own} = Term({own.lower()!r}, 1.0, your_loss)` makes one of a loss"
+        )
+    if value.name in METHODS:
+        raise ConfigError(
+            f"{reference}: expected a name of its own, got {value.name!r}, which is one of lrkd's methods"
+        )
+    value = replace(value, digest=found.digest)
+    try:
+        value.describe()
+    except ConfigError as error:
+        raise ConfigError(f"{reference}: {error}") from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in words for a message."""
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {', '.join(sorted({type(one).__name__ for one in value})) or 'nothing'}"
+    return f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.40} ({type(value).__name__})"

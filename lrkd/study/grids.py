@@ -98,13 +98,13 @@ def _attention(scale: Scale, source: str) -> list[Spec]:
 
 
 def _ladder(scale: Scale, source: str) -> list[Spec]:
-    """Every distance of `methods.RACE` at RUNGS times its matched weight, at the hardest side, for validation."""
+    """Every distance of `methods.MATCHED` at RUNGS times its matched weight, at the hardest side, for validation."""
     return [
         teacher_spec(scale, 0, source),
         *(
             Spec(methods.weighed(name, float(f"{rung * weight:.3g}")), scale.sides[-1], LADDER_SEED, scale, source)
             for rung in RUNGS
-            for name, (_, weight) in methods.RACE.items()
+            for name, (_, weight) in methods.MATCHED.items()
         ),
     ]
 
@@ -133,16 +133,16 @@ def _hypotheses(scale: Scale, source: str, ladder: pd.DataFrame | None = None) -
 
 
 def winners(ladder: pd.DataFrame) -> dict[str, float]:
-    """The weight of each distance of `methods.RACE` whose validation accuracy is highest in the ladder's table.
+    """The weight of each distance of `methods.MATCHED` whose validation accuracy is highest in the ladder's table.
 
     A run that diverged loses. Raises DataError where a distance of the race has no finished run in the table.
     """
     chosen = weight_ladder.brackets(weight_ladder.rungs(ladder)).dropna(subset="weight").set_index("distance")["weight"]
-    if missing := set(methods.RACE) - set(chosen.index):
+    if missing := set(methods.MATCHED) - set(chosen.index):
         raise DataError(
             f"ladder: has no validation row of {', '.join(sorted(missing))}: finish `lrkd study ladder` first"
         )
-    return {name: float(chosen[name]) for name in methods.RACE}
+    return {name: float(chosen[name]) for name in methods.MATCHED}
 
 
 def _relations(scale: Scale, source: str) -> list[Spec]:

@@ -229,7 +229,7 @@ def test_hypotheses_take_their_weights_from_a_ladder(lrkd_, refused, tmp_path):
     refused(2, "takes its weights from study ladder: give its table by --ladder", "study", "hypotheses")
     (tmp_path / "l.csv").write_text("a\n1\n")
     refused(2, r"l\.csv: is no such table", "study", "hypotheses", "--ladder", tmp_path / "l.csv")
-    names = [f"{name}@{k}" for k, name in enumerate(methods.RACE, 1)]
+    names = [f"{name}@{k}" for k, name in enumerate(methods.MATCHED, 1)]
     rows = [
         {
             "method": name,
@@ -300,7 +300,7 @@ def test_a_hash_of_a_table_leads_to_its_configuration(lrkd_, refused, copied, tm
 @pytest.mark.parametrize(
     ("match", "words"),
     [
-        (r"method is 'fksd': no such method; did you mean .*fskd.*the methods are none, ", "train --method fksd"),
+        (r"method: expected .*one of none, .* got 'fksd'; did you mean .*fskd", "train --method fksd"),
         (r"side is 25: at scale smoke it is from 1 to 24 pixels", "train --side 25"),
         (r"side is 0", "train --side 0"),
         (r"scale is 'huge': the scales are smoke, cpu, gpu, full, gpu50", "train --scale huge"),

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from lrkd.distill.distances import cosine, lp
-from lrkd.distill.methods import METHODS, RACE, Choice, Method, get, skd, weighed
+from lrkd.distill.identifiers import described
+from lrkd.distill.methods import MATCHED, METHODS, Choice, Method, get, skd, weighed
 from lrkd.distill.terms import attention, feature, logits, regression
 from lrkd.errors import ConfigError
 
@@ -97,7 +98,9 @@ def test_all_methods_travel_to_other_processes():
 
 
 def test_a_method_has_terms_exactly_when_it_has_a_teacher():
-    with pytest.raises(ConfigError, match=r"'bad'.*terms exactly when it has a teacher"):
+    with pytest.raises(
+        ConfigError, match=r"'bad': expected terms exactly when it has a teacher, got 0 terms and teacher 'trained'"
+    ):
         Method("bad", "no terms")
     with pytest.raises(ConfigError, match="'bad'"):
         Method("bad", "no teacher", (feature(),), teacher="none")
@@ -106,7 +109,7 @@ def test_a_method_has_terms_exactly_when_it_has_a_teacher():
 @pytest.mark.parametrize(("wrong", "near"), [("fksd", "fskd"), ("ASKD", "askd"), ("embedding_cos", "embedding-cos")])
 def test_an_unknown_name_is_answered_with_the_nearest_and_all(wrong, near):
     if wrong.islower():
-        with pytest.raises(ConfigError, match=rf"{wrong}.*did you mean [^?]*{near}"):
+        with pytest.raises(ConfigError, match=rf"got '{wrong}'; did you mean [^?]*{near}"):
             get(wrong)
     with pytest.raises(ConfigError) as error:
         get(wrong)
@@ -120,11 +123,8 @@ def test_a_name_like_none_other_gets_no_guess():
     assert not re.search("did you mean", str(error.value))
 
 
-def test_the_race_holds_each_distance_once_under_its_own_name():
-    assert list(RACE) == [
-        *("cosine", "lp(1)", "lp(1.5)", "lp(2)", "lp(3)", "lp(4)", "smooth_l1", "on_unit(euclidean)")
-    ]  # fmt: skip
-    assert all(distance.__name__ == name and weight > 0 for name, (distance, weight) in RACE.items())
+def test_matched_distances_have_their_own_names():
+    assert all(described(distance) == name and weight > 0 for name, (distance, weight) in MATCHED.items())
 
 
 @pytest.mark.parametrize(("name", "weight"), [("lp(2)", 8.0), ("lp(1.5)", 0.875), ("cosine", 1280.0)])
@@ -138,13 +138,13 @@ def test_a_weighed_distance_is_fskd_with_that_distance_and_weight(name, weight):
     assert pickle.loads(pickle.dumps(method)) == method
 
 
-def test_the_races_cosine_at_20_trains_as_fskd_does():
+def test_the_matched_cosine_at_20_trains_as_fskd_does():
     assert weighed("cosine", 20).describe()["terms"] == METHODS["fskd"].describe()["terms"]
     assert feature(cosine, weight=20.0).describe() == weighed("cosine", 20.0).terms[0].describe()
 
 
-def test_a_distance_that_does_not_race_is_refused():
-    with pytest.raises(ConfigError, match=r"distance is 'lp\(5\)': those that race are cosine, lp\(1\), "):
+def test_a_distance_without_a_matched_weight_is_refused():
+    with pytest.raises(ConfigError, match=r"distance: expected one of cosine, lp\(1\), .* got 'lp\(5\)'"):
         weighed("lp(5)", 1)
 
 
@@ -183,11 +183,13 @@ def test_without_a_choice_it_is_all_features():
 
 @pytest.mark.parametrize("bad", [{"kind": "best"}, {"fraction": 0}, {"fraction": 1.1}, {"fraction": float("nan")}])
 def test_an_impossible_choice_is_refused(bad):
-    with pytest.raises(ConfigError, match="kind is graph, top or random, and fraction above 0 and at most 1"):
+    with pytest.raises(
+        ConfigError, match="expected kind graph, top or random, and a fraction above 0 and at most 1, got Choice"
+    ):
         Choice(**({"kind": "top", "fraction": 0.5} | bad))
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "..", "a\\b", "a\nb", "a\0", ".hidden", "x" * 200])
 def test_a_name_that_no_folder_can_have_is_refused(name):
-    with pytest.raises(ConfigError, match="its name is part of a folder's name"):
+    with pytest.raises(ConfigError, match=r"method: expected a name .* folder's name, got"):
         Method(name, "mine", (feature(),))

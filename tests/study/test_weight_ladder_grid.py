@@ -36,7 +36,7 @@ def ladder(accuracies: dict[str, float | None]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "protocol", "accuracy", "status"]).assign(seed=LADDER_SEED)
 
 
-EVEN = {f"{name}@{weight:g}": 0.7 for name, (_, weight) in methods.RACE.items()}
+EVEN = {f"{name}@{weight:g}": 0.7 for name, (_, weight) in methods.MATCHED.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------- grids
@@ -46,13 +46,15 @@ EVEN = {f"{name}@{weight:g}": 0.7 for name, (_, weight) in methods.RACE.items()}
 def test_a_ladder_has_the_same_rungs_for_every_distance_around_its_matched_weight(scale):
     teacher, *grid = specs("ladder", scale)
     assert teacher == teacher_spec(scale, 0)
-    assert len({spec.method.name for spec in grid}) == len(grid) == len(RUNGS) * len(methods.RACE)
+    assert len({spec.method.name for spec in grid}) == len(grid) == len(RUNGS) * len(methods.MATCHED)
     assert {(spec.side, spec.seed, spec.teacher_seed) for spec in grid} == {(scale.sides[-1], LADDER_SEED, 0)}
-    for name, (_, matched) in methods.RACE.items():
+    for name, (_, matched) in methods.MATCHED.items():
         weights = [s.method.terms[0].weight for s in grid if s.method.name.startswith(f"{name}@")]
         assert weights == pytest.approx([matched * rung for rung in RUNGS], rel=5e-3)
     assert RUNGS[0] == 1
-    assert [s.method.terms[0].weight for s in grid[:8]] == [w for _, w in methods.RACE.values()], "matched ones first"
+    assert [s.method.terms[0].weight for s in grid[:8]] == [w for _, w in methods.MATCHED.values()], (
+        "matched ones first"
+    )
 
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
@@ -102,7 +104,10 @@ def test_hypotheses_without_a_ladder_or_with_half_of_one():
 
 def test_a_winner_has_the_best_validation_accuracy():
     table = ladder(EVEN | {"cosine@5": 0.8, "cosine@80": 0.6, "lp(2)@32": None, "lp(4)@0.1": 0.71})
-    assert winners(table) == {name: weight for name, (_, weight) in methods.RACE.items()} | {"cosine": 5, "lp(4)": 0.1}
+    assert winners(table) == {name: weight for name, (_, weight) in methods.MATCHED.items()} | {
+        "cosine": 5,
+        "lp(4)": 0.1,
+    }
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -112,7 +117,7 @@ def test_winners_are_the_stars_of_the_ladders_figure(seed):
     values = dict(zip(names, rng.uniform(0.6, 0.8, len(names)).tolist(), strict=True))
     lost = dict.fromkeys(rng.choice(names[8:], 6, replace=False))
     table = ladder(values | lost)
-    chosen = weight_ladder.brackets(weight_ladder.rungs(table), {name: w for name, (_, w) in methods.RACE.items()})
+    chosen = weight_ladder.brackets(weight_ladder.rungs(table), {name: w for name, (_, w) in methods.MATCHED.items()})
     assert dict(zip(chosen["distance"], chosen["weight"], strict=True)) == winners(table)
     assert chosen["diverged"].sum() == 6
 
