@@ -14,7 +14,6 @@ import importlib
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,9 +29,9 @@ from lrkd.evaluation import verification
 from lrkd.models import backbones
 from lrkd.models.heads import ArcFace
 from lrkd.study.experiment import commit, device_name
-from lrkd.training.acceleration import compiled, forget_compiled
+from lrkd.training.acceleration import compile_network
 from lrkd.training.schedule import Options
-from lrkd.training.step import Teacher, move_to, normalise, step_losses
+from lrkd.training.step import StepLosses, Teacher, memory_format, move_to, normalise
 
 CLASSES = 10_572  # CASIA-WebFace's
 Step = Callable[[], torch.Tensor]
@@ -82,7 +81,7 @@ def our_step(
     margins = [ArcFace(CLASSES, 512, scale=32.0, margin=0.5) for _ in range(2)]
     for mine, their in zip([*networks, *margins], theirs, strict=True):
         mine.load_state_dict(their.state_dict())
-    memory = torch.channels_last if options.channels_last else torch.contiguous_format
+    memory = memory_format(options)
     trained = torch.nn.ModuleDict({"network": networks[0], "head": margins[0]})
     for part in (trained, networks[1], margins[1]):
         move_to(part, hr.device, memory).train(part is trained)
@@ -93,18 +92,16 @@ def our_step(
 
     student, ask = networks
     if fast:
-        forget_compiled()
-        student, ask = (compiled(network, shown(lr), amp) for network in networks)
+        torch.compiler.reset()
+        student, ask = (compile_network(network, shown(lr), amp) for network in networks)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=gpu)
-    terms = methods.get("askd").terms
-    teacher = Teacher(networks[1], margins[1])
-    losses = partial(
-        step_losses, trained, margins[0], lambda x: student(shown(lr)), teacher, ask, terms, options, shown
-    )
+    teacher = Teacher(networks[1], margins[1], terms=methods.get("askd").terms)
+    losses = StepLosses(trained, options, teacher, lambda x: student(shown(lr)), ask)
+    sharp = (hr + 1) / 2
 
     def step() -> torch.Tensor:
         with torch.autocast(hr.device.type, torch.bfloat16, enabled=amp):
-            parts, _ = losses(hr, y, None, 1.0, None, torch.Generator())
+            parts, _ = losses(sharp, y, 1.0, torch.Generator())
         optimizer.zero_grad(set_to_none=True)
         parts.sum().backward()
         optimizer.step()

@@ -12,7 +12,6 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from benchmarks.shared import finish, place
 from lrkd.distill import methods
 from lrkd.models import backbones, heads
 from lrkd.study.experiment import commit, device_name
-from lrkd.training.acceleration import Speed, compiled, forget_compiled, quick_convolutions
+from lrkd.training.acceleration import Speed, compile_network, cudnn_benchmark
+from lrkd.training.batches import augment, draw_augmentation
 from lrkd.training.schedule import Options
-from lrkd.training.step import Teacher, augment, draw_augmentation, move_to, normalise, step_losses
+from lrkd.training.step import StepLosses, Teacher, memory_format, move_to
 
 CLASSES, SIDE = 10_000, 14
 STEPS = {"teacher": "none", "fskd": "fskd", "askd": "askd"}
@@ -69,10 +69,10 @@ def step(
 ) -> Callable[[], torch.Tensor]:
     """One training step on a batch that lies on the device; every call trains on."""
     method = methods.get(STEPS[name])
-    memory = torch.channels_last if options.channels_last else torch.contiguous_format
+    memory = memory_format(options)
     network, other = backbones.build(model), backbones.build(model, seed=1)
     head, its = (heads.build("cosface", CLASSES, network.embedding) for _ in range(2))
-    taught = None if name == "teacher" else Teacher(other, its)
+    taught = None if name == "teacher" else Teacher(other, its, terms=method.terms)
     trained = torch.nn.ModuleDict({"network": network, "head": head})
     if taught is not None and any(term.hint for term in method.terms):
         trained["hints"] = backbones.Hints(network.widths, taught.network.widths)
@@ -85,24 +85,21 @@ def step(
     y = torch.randint(CLASSES, (batch,), generator=generator).to(device)
     amp = options.precision == "bfloat16"
 
-    def shown(x: torch.Tensor) -> torch.Tensor:
-        return normalise(x).contiguous(memory_format=memory)
-
-    student, ask = network, None if taught is None else taught.network
-    if speed.uses("compiled", device):
-        forget_compiled()
-        student = compiled(network, shown(x), amp)
-        ask = None if taught is None else compiled(taught.network, shown(x), amp)
+    losses = StepLosses(trained, options, taught, network, None if taught is None else taught.network)
+    if speed.uses("compile", device):
+        torch.compiler.reset()
+        student = compile_network(network, losses.shown(x), amp)
+        ask = None if taught is None else compile_network(taught.network, losses.shown(x), amp)
+        losses = replace(losses, student=student, ask=ask)
     told = None
-    if taught is not None and speed.uses("once", device):
+    if losses.ask is not None and speed.uses("cache_teacher", device):
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            told = ask(shown(x))
-    losses = partial(step_losses, trained, head, student, taught, ask, method.terms, options, shown)
+            told = losses.ask(losses.shown(x))
 
     def once() -> torch.Tensor:
         hr = augment(x, *draw_augmentation(batch, options, generator))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            parts, _ = losses(hr, y, None, 1.0, told, generator)
+            parts, _ = losses(hr, y, 1.0, generator, told=told)
         optimizer.zero_grad(set_to_none=True)
         parts.sum().backward()
         optimizer.step()
@@ -144,7 +141,7 @@ def row(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     once = step(name, model, batch, options, speed, device)
-    with quick_convolutions():  # as in `fit`
+    with cudnn_benchmark():  # as in `fit`
         seconds = timed(once, device, repeats)
     return {
         "step": name,
@@ -183,16 +180,16 @@ def main() -> None:
     batches = arguments.batch or ([128, 512] if gpu else [2])
     repeats = arguments.repeats or (20 if gpu else 3)
     # What is on where all is; a CPU compiles and rounds to bfloat16 slower than it trains.
-    best, speed = Options(precision="bfloat16" if gpu else "float32"), Speed(compiled=gpu, once=True)
+    best, speed = Options(precision="bfloat16" if gpu else "float32"), Speed(compile=gpu, cache_teacher=True)
     off: dict[str, tuple[Options, Speed]] = {
         "all on": (best, speed),
         "float32": (replace(best, precision="float32"), speed),
         "no channels_last": (replace(best, channels_last=False), speed),
-        "no compile": (best, replace(speed, compiled=False)),
+        "no compile": (best, replace(speed, compile=False)),
         "no fused": (best, replace(speed, fused=False)),
-        "teacher each time": (best, replace(speed, once=False)),
+        "teacher each time": (best, replace(speed, cache_teacher=False)),
         # Convolutions in TF32, which is torch's own default, and nothing compiled: the published loop's precision.
-        "equal precision": (replace(best, precision="float32"), replace(speed, compiled=False, once=False)),
+        "equal precision": (replace(best, precision="float32"), replace(speed, compile=False, cache_teacher=False)),
     }
     if not gpu:
         for name in ("float32", "no compile", "no fused", "equal precision"):
@@ -208,7 +205,7 @@ def main() -> None:
             continue
         options, switched = off[what]
         options = replace(options, side=options_of(name).side)
-        work, reached = counted[name, switched.uses("once", device)], rates[options.precision]
+        work, reached = counted[name, switched.uses("cache_teacher", device)], rates[options.precision]
         measured = row(name, arguments.model, batch, options, switched, device, work, reached, repeats)
         rows.append(measured | {"switches": what})
         if part:

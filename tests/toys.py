@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import nn
 
 from lrkd.data.tables import Faces
 from lrkd.distill.terms import Term, attention, feature
-from lrkd.models import backbones, heads
-from lrkd.training.loop import Fitted, fit
+from lrkd.models import backbones, heads, layers
+from lrkd.training import loop
+from lrkd.training.execution import Execution
+from lrkd.training.loop import Fitted
 from lrkd.training.schedule import Options, Schedule
 from lrkd.training.step import Teacher
 
@@ -50,6 +53,22 @@ def state(*modules: nn.Module) -> dict[str, torch.Tensor]:
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Bit by bit."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def fit(
+    network: layers.Network,
+    head: heads.Head,
+    faces: Faces,
+    *,
+    schedule: Schedule,
+    options: Options | None = None,
+    teacher: Teacher | None = None,
+    terms: tuple[Term, ...] = (),
+    **execution: Any,
+) -> Fitted:
+    """Call `lrkd.training.loop.fit` with the fields of Execution as keywords, and the terms beside their teacher."""
+    taught = None if teacher is None else replace(teacher, terms=terms)
+    return loop.fit(network, head, faces, schedule, options, taught, Execution(**execution))
 
 
 def train(

@@ -21,6 +21,7 @@ from lrkd.data.tables import Faces
 from lrkd.distill import methods
 from lrkd.models import backbones, heads
 from lrkd.training import loop
+from lrkd.training.execution import Execution
 from lrkd.training.schedule import Options, Schedule
 from lrkd.training.step import Teacher
 
@@ -40,9 +41,8 @@ def some_steps(device: str, steps: int, size: int) -> float:
     head, its = (heads.build("cosface", 10, 128) for _ in range(2))
     options = Options(side=6, threads=1)
     terms, schedule = methods.get("fskd").terms, Schedule(1, batch=BATCH, lr=0.01)
-    teacher = Teacher(networks[1], its)
-    how = {"schedule": schedule, "options": options, "teacher": teacher, "terms": terms, "device": device}
-    loop.fit(networks[0], head, shown, progress=False, **how)  # type: ignore[arg-type]
+    teacher = Teacher(networks[1], its, terms=terms)
+    loop.fit(networks[0], head, shown, schedule, options, teacher, Execution(device=device, progress=False))
     if device == "cuda":
         torch.cuda.synchronize()
     return time.time()

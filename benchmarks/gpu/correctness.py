@@ -25,9 +25,10 @@ from lrkd.data.tables import Faces
 from lrkd.distill import methods
 from lrkd.evaluation import embedding
 from lrkd.models import backbones, heads, layers
-from lrkd.training import distributed, loop
-from lrkd.training import step as step_
+from lrkd.training import batches, loop
 from lrkd.training.acceleration import Speed
+from lrkd.training.execution import Execution
+from lrkd.training.partial_classes import Shard
 from lrkd.training.schedule import Options, Schedule
 from lrkd.training.step import Teacher
 
@@ -35,7 +36,7 @@ EXACT, STEPS, TF32 = 2e-3, 1e-2, 5e-2  # of several steps: a maximum that falls 
 Weights = dict[str, Tensor]
 Found = tuple[float, float, str]  # error, tolerance, message
 CLASSES, BATCH = 8, 16
-PLAIN = Speed(fused=False, compiled=False, ahead=False, beside=False, once=False)
+PLAIN = Speed(fused=False, compile=False, prefetch=False, async_checkpoint=False, cache_teacher=False)
 
 
 def faces(count: int = 64, size: int = 24) -> Faces:
@@ -64,7 +65,7 @@ def exact() -> Iterator[None]:
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             yield
 
-    with patch.object(loop, "quick_convolutions", plain):
+    with patch.object(loop, "cudnn_benchmark", plain):
         yield
 
 
@@ -90,13 +91,13 @@ def trained(
     if what.terms:
         chosen = torch.arange(len(shown)) % 2 == 0 if what.choice else None
         kind = what.teacher
-        teacher = Teacher(*networks(name, 9), kind == "shuffled", low=kind == "own-side", chosen=chosen)
-        if kind == "itself":
-            teacher = Teacher(network, head, itself=True)
+        taught = (network, head) if kind == "itself" else networks(name, 9)
+        how = {"shuffled": kind == "shuffled", "low": kind == "own-side", "itself": kind == "itself"}
+        teacher = Teacher(*taught, **how, chosen=chosen, terms=what.terms)
     options = more.pop("options", Options(side=6, threads=1))
     schedule = Schedule(epochs, batch=BATCH, lr=0.1, kind="step", ramp=0.0)
-    how: dict[str, Any] = {"schedule": schedule, "options": options, "speed": speed, "device": device}
-    loop.fit(network, head, shown, teacher=teacher, terms=what.terms, progress=False, **how, **more)
+    execution = Execution(device=device, speed=speed, progress=False, **more)
+    loop.fit(network, head, shown, schedule, options, teacher, execution)
     return {key: value - before[key] for key, value in weights().items()}
 
 
@@ -143,16 +144,16 @@ def check_switch(stage: Stage, method: str = "fskd", tolerance: float = STEPS, *
 
 
 def check_prefetch(stage: Stage) -> Found:
-    with patch.object(step_, "fits_on_device", lambda *of: False):
-        return check_switch(stage, ahead=True)
+    with patch.object(batches, "fits_on_device", lambda *of: False):
+        return check_switch(stage, prefetch=True)
 
 
 class _Killed(Exception):
     pass
 
 
-def check_resume(stage: Stage, beside: bool) -> Found:
-    many, speed = faces(), Speed(**PLAIN.__dict__ | {"beside": beside})
+def check_resume(stage: Stage, async_checkpoint: bool) -> Found:
+    many, speed = faces(), Speed(**PLAIN.__dict__ | {"async_checkpoint": async_checkpoint})
 
     def killed(step: int, _: Any) -> None:
         if step == 5:
@@ -234,7 +235,7 @@ def check_shard(stage: Stage) -> Found:
     y, head = y.to(stage.device), heads.build("cosface", CLASSES, 32).to(stage.device)
     whole = torch.autograd.grad(nn.functional.cross_entropy(head(x, y), y), head.weight)[0]
     with group(stage):
-        shard = distributed.Shard(head)
+        shard = Shard(head)
         found = torch.autograd.grad(shard(x, y)[0], shard.weight)[0]
     return relative(found, whole), EXACT, "gradient of the class centres, a group of one"
 
@@ -259,19 +260,19 @@ def checks(stage: Stage) -> dict[str, Callable[[Stage], Found]]:
         "bfloat16": check_bfloat16,
         "pooling": check_pooling,
         **{f"step of {name}": partial(check_step, name) for name in methods.METHODS},
-        **{name: partial(check_switch, **{name: True}) for name in ("fused", "beside")},
-        "cached teacher": partial(check_switch, once=True),
+        **{name: partial(check_switch, **{name: True}) for name in ("fused", "async_checkpoint")},
+        "cached teacher": partial(check_switch, cache_teacher=True),
         "prefetched": check_prefetch,
         "embedding": check_embedding,
-        "resumed": partial(check_resume, beside=False),
-        "resumed, checkpoints beside": partial(check_resume, beside=True),
+        "resumed": partial(check_resume, async_checkpoint=False),
+        "resumed, asynchronous checkpoints": partial(check_resume, async_checkpoint=True),
         **{f"head {name}": partial(check_head, name) for name in ("cosface", "arcface", "adaface")},
         **{f"degradation {name}": partial(check_degradation, name) for name in degradation.PRESETS},
         "group of one": check_group,
         "sharded head": check_shard,
         "export": check_export,
     }
-    found["compiled"] = partial(check_switch, compiled=True, tolerance=TF32)
+    found["compiled"] = partial(check_switch, compile=True, tolerance=TF32)
     if stage.rehearse:  # each kind once; the tests have the rest on a CPU
         kinds = {name.partition(" ")[0] if name.startswith(("step", "head", "degr")) else name: name for name in found}
         found = {name: found[name] for name in kinds.values() if name not in ("export", "compiled")}

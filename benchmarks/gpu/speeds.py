@@ -19,16 +19,16 @@ from benchmarks import against_peer, faces, student_speed, train_step
 from benchmarks.gpu.stage import Stage, begin
 from lrkd.study.experiment import commit
 from lrkd.study.results import write_table
-from lrkd.training.acceleration import Speed, quick_convolutions
+from lrkd.training.acceleration import Speed, cudnn_benchmark
 from lrkd.training.schedule import Options
 
 KERNELS = 25  # of a profile, the longest
-_BEST, _FAST = Options(precision="bfloat16"), Speed(compiled=True, once=False)
+_BEST, _FAST = Options(precision="bfloat16"), Speed(compile=True, cache_teacher=False)
 EAGER = {
-    "equal precision": (Options(), replace(_FAST, compiled=False)),
-    "no compile": (_BEST, replace(_FAST, compiled=False)),
+    "equal precision": (Options(), replace(_FAST, compile=False)),
+    "no compile": (_BEST, replace(_FAST, compile=False)),
 }
-COMPILED = {"teacher each time": (_BEST, _FAST), "all on": (_BEST, replace(_FAST, once=True))}
+COMPILED = {"teacher each time": (_BEST, _FAST), "all on": (_BEST, replace(_FAST, cache_teacher=True))}
 
 
 class Steps:
@@ -43,11 +43,11 @@ class Steps:
         stage = self.stage
         options = replace(options, side=train_step.options_of(name).side)
         if stage.rehearse:
-            options, speed = replace(options, precision="float32"), replace(speed, compiled=False)
+            options, speed = replace(options, precision="float32"), replace(speed, compile=False)
         if (precision := options.precision) not in self.rates:
             repeats = 1 if stage.rehearse else 10
             self.rates[precision] = train_step.rate(stage.device, getattr(torch, precision), repeats)
-        work = train_step.flops(name, self.model, speed.uses("once", stage.device))
+        work = train_step.flops(name, self.model, speed.uses("cache_teacher", stage.device))
         found = train_step.row(
             *(name, self.model, batch or self.batch, options, speed, stage.device),
             *(work, self.rates[precision], self.repeats),
@@ -70,7 +70,7 @@ def kernels(stage: Stage, steps: Steps, switches: str, options: Options, speed: 
         count, options = 1, replace(options, precision="float32")
     once = train_step.step("askd", steps.model, steps.batch, options, speed, stage.device)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if stage.gpu else [])]
-    with quick_convolutions():
+    with cudnn_benchmark():
         for _ in range(count):
             once()
         if stage.gpu:

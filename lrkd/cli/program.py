@@ -371,7 +371,7 @@ def _train(arguments: argparse.Namespace) -> None:
         preset=arguments.preset,
         design=arguments.design,
     )
-    with distributed.joined(experiment.device_of(arguments.device)) as device:
+    with distributed.init_distributed(experiment.device_of(arguments.device)) as device:
         run = experiment.train(spec, arguments.runs, device=device, speed=Speed(sync_norm=arguments.sync_norm))
         if distributed.rank():
             return

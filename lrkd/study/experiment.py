@@ -30,6 +30,7 @@ from lrkd.study.store import Run
 from lrkd.training import distributed
 from lrkd.training.acceleration import Speed
 from lrkd.training.checkpoint import load_model, save_model
+from lrkd.training.execution import Execution
 from lrkd.training.loop import fit
 from lrkd.training.step import Teacher
 
@@ -58,19 +59,19 @@ def train(
     """The spec's run, from the store or trained now (its teacher first), evaluated on validation and test.
 
     wait: whether to wait for another process that trains the run or one that it needs, or to raise runs.Busy.
-    speed: how it is computed, which is no part of what it is. Processes that `parallel.joined` has joined train it
+    speed: how it is computed, which is no part of what it is. Processes that `init_distributed` has joined train it
     together, and all must call this; without `Speed.sync_norm`, and with terms, it is another run than one process's.
 
     Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept. Raises
     ConfigError, before anything is trained, where a package is missing that the method's choice needs.
     """
-    speed = speed or (Speed() if spec.world is None else Speed(once=True))
-    spec = replace(spec, processes=distributed.size(), sync_norm=speed.sync_norm and distributed.size() > 1)
+    speed = speed or (Speed() if spec.world is None else Speed(cache_teacher=True))
+    spec = replace(spec, processes=distributed.world_size(), sync_norm=speed.sync_norm and distributed.world_size() > 1)
     device, choice = device_of(device), spec.method.choice
     if choice is not None and choice.kind != "random" and not find_run(spec, where).finished:
         check_packages()
     run = find_run(spec, where)
-    if not distributed.first(run.finished):
+    if not distributed.broadcast(run.finished):
         how: dict[str, Any] = {"device": device, "progress": progress, "stop": stop, "wait": wait, "speed": speed}
         lent = {name: train(need, where, **how) for name, need in spec.needs.items()}
         run_store.open_run(store_dir(where), run_name(spec), run_config(spec))
@@ -79,14 +80,14 @@ def train(
             tqdm.write(f"{run.path}: waiting for another process that trains this run")
 
         with run.lock(wait, on_wait=say) if distributed.rank() == 0 else nullcontext():
-            if not distributed.first(run.finished):
+            if not distributed.broadcast(run.finished):
                 try:
                     _train(spec, run, lent, device, progress, checkpoint_every, stop, speed)
                 except (ConfigError, DataError):
                     if distributed.rank() == 0:
                         run_store.discard(run)
                     raise
-            distributed.first(True)  # until the first process has measured and written, the others wait here
+            distributed.barrier()  # until the first process has measured and written, the others wait here
     if run.result["status"] != "ok":
         raise TrainingError(f"{run.path}: {run.result['reason']}")
     return run
@@ -127,17 +128,11 @@ def _train(
     stamp: dict[str, Any] = {"source": source, "device": device_name(device), "torch": torch.__version__}
     stamp["commit"] = commit()
     leader = distributed.rank() == 0
-    if distributed.size() > 1:
-        stamp |= {"processes": distributed.size(), "sync_norm": speed.sync_norm}
+    if distributed.world_size() > 1:
+        stamp |= {"processes": distributed.world_size(), "sync_norm": speed.sync_norm}
     try:
-        fitted = fit(
-            network,
-            head,
-            faces,
-            schedule=spec.schedule,
-            options=spec.options,
-            teacher=teacher,
-            terms=spec.method.terms,
+        taught = None if teacher is None else replace(teacher, terms=spec.method.terms)
+        execution = Execution(
             seed=spec.seed,
             device=device,
             directory=run.path,
@@ -148,6 +143,7 @@ def _train(
             speed=speed,
             **(_observed(spec, run, network, teacher, device) if leader else {}),
         )
+        fitted = fit(network, head, faces, spec.schedule, spec.options, taught, execution)
         if not leader:
             return
         kept: np.ndarray | dict[str, np.ndarray]
@@ -207,7 +203,7 @@ def selection(
 
 
 def _observed(spec: Spec, run: Run, network: layers.Network, teacher: Teacher | None, device: str) -> dict[str, Any]:
-    """The arguments with which `fit` writes the run's trace.csv, a row an observation; none for a run without."""
+    """The fields of Execution with which `fit` writes the run's trace.csv; none for a run without observations."""
     if not spec.observations:
         return {}
     faces = splits(spec.scale, spec.source)

@@ -1,11 +1,11 @@
 """What keeps a device busy while it trains, and is no part of what a run is: `Speed` says which of it is used.
 
-Batches are read ahead, networks compiled, what a frozen teacher says of an image is computed once, and checkpoints are
-written beside the training. On a CPU none of it is used unless asked for, and the bits stay as they are.
+Batches are prefetched, networks compiled, a frozen teacher's answers cached (`lrkd.training.teacher_cache`), and
+checkpoints written in a thread. On a CPU none of it is used unless asked for, and the bits stay as they are.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,34 +14,35 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lrkd.models.layers import Output
-
 Index = TypeVar("Index")
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Switches of `train.fit`; None is on where the device is a GPU (and, where said, where it pays).
+    """Switches of `lrkd.training.loop.fit`; None is on where the device is a GPU (and, where said, where it pays).
 
-    fused: the optimizer's one kernel. compiled: networks by torch.compile, None: in runs of `LONG` steps and more.
-    ahead: batches of images that do not fit on the device are read one step ahead in a thread. beside: checkpoints are
-    copied on the device and written by a thread. once: what the teacher says of an image is kept, where images are not
-    shifted and it fits into a third of the device's memory.
-    sync_norm: batch norm over the images of all processes. shard: identities from which on several processes share the
-    head's weights. The last two matter under torchrun only, see `lrkd.training.distributed`.
+    Attributes:
+        fused: Use the optimizer's one kernel.
+        compile: Compile the networks by torch.compile; None: in runs of `LONG` steps and more.
+        prefetch: Read batches of images that do not fit on the device one step ahead, in a thread.
+        async_checkpoint: Copy checkpoints on the device and write them in a thread.
+        cache_teacher: Keep what the teacher answers for each image, where images are not shifted and the answers fit
+            into a third of the device's free memory.
+        sync_norm: Batch norm over the images of all processes; matters under torchrun only.
+        shard: The number of identities from which on several processes share the head's weights.
     """
 
     fused: bool | None = None
-    compiled: bool | None = None
-    ahead: bool | None = None
-    beside: bool | None = None
-    once: bool | None = None
+    compile: bool | None = None
+    prefetch: bool | None = None
+    async_checkpoint: bool | None = None
+    cache_teacher: bool | None = None
     sync_norm: bool = False
     shard: int = 50_000
 
     def uses(self, name: str, device: torch.device, pays: bool = True) -> bool:
-        """Whether the switch of that name is on for a device."""
+        """Return whether the switch of that name is on for a device."""
         given: bool | None = getattr(self, name)
         return device.type == "cuda" and pays if given is None else given
 
@@ -50,8 +51,8 @@ class Speed:
 LONG = 2000
 
 
-def in_advance(read: Callable[[Index], Value], indices: Iterable[Index]) -> Iterator[Value]:
-    """`map(read, indices)`, with the next value read in a thread while this one is used; errors come in their place."""
+def prefetch(read: Callable[[Index], Value], indices: Iterable[Index]) -> Iterator[Value]:
+    """Yield `map(read, indices)`; the next value is read in a thread meanwhile, and errors come in their place."""
     with ThreadPoolExecutor(1, "read") as pool:
         coming: Future[Value] | None = None
         for index in indices:
@@ -63,15 +64,16 @@ def in_advance(read: Callable[[Index], Value], indices: Iterable[Index]) -> Iter
             yield coming.result()
 
 
-def forget_compiled() -> None:
-    """Drop what runs before compiled: after eight networks of a class torch goes on without, and hardly says so."""
-    torch.compiler.reset()
+def compile_network(network: nn.Module, example: Tensor, amp: bool) -> Callable[[Tensor], Any]:
+    """Compile a network for batches like `example`; where that fails, warn once and return the network itself.
 
+    It is tried forwards and backwards on the example; weights, buffers and random numbers stay as they were. Call
+    `torch.compiler.reset()` before a run: after eight networks of a class torch stops compiling, almost silently.
 
-def compiled(network: nn.Module, example: Tensor, amp: bool) -> Callable[[Tensor], Any]:
-    """The network compiled for batches like `example`, or itself, after one warning, where that cannot be done here.
-
-    It is tried forwards and backwards on the example; weights, buffers and random numbers stay as they were.
+    Args:
+        network: (B,3,S,S) -> Output.
+        example: (B,3,S,S) in [-1,1], on the network's device.
+        amp: Whether it runs under autocast to bfloat16.
     """
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     devices = [example.device] if example.device.type == "cuda" else []
@@ -97,8 +99,8 @@ def compiled(network: nn.Module, example: Tensor, amp: bool) -> Callable[[Tensor
 
 
 @contextmanager
-def quick_convolutions() -> Iterator[None]:
-    """cuDNN tries its algorithms for each shape and keeps the fastest; enabled is said too, as `flags` turns it off."""
+def cudnn_benchmark() -> Iterator[None]:
+    """Let cuDNN try its algorithms for each shape and keep the fastest; `flags` would turn cuDNN off by default."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         yield
 
@@ -128,20 +130,20 @@ class Writer:
             last.result()
 
 
-def copied(value: Any, change: Callable[[Tensor], Tensor] = torch.clone) -> Any:
-    """The same nested dictionaries and lists with `change` of each tensor."""
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor] = torch.clone) -> Any:
+    """Return the same nested dictionaries and lists with `change` of each tensor."""
     if isinstance(value, Tensor):
         return change(value.detach())
     if isinstance(value, dict):
-        return {name: copied(item, change) for name, item in value.items()}
+        return {name: map_tensors(item, change) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(item, change) for item in value)
+        return type(value)(map_tensors(item, change) for item in value)
     return value
 
 
-def on_host(value: Any, device: torch.device) -> Callable[[], Any]:
-    """A copy of nested tensors as they are now, made on the device; the function brings it to the CPU in any thread."""
-    copy = copied(value)
+def snapshot(value: Any, device: torch.device) -> Callable[[], Any]:
+    """Copy nested tensors on the device, now; return a function that brings the copy to the CPU, in any thread."""
+    copy = map_tensors(value)
     if device.type != "cuda":
         return lambda: copy
     ready = torch.cuda.Event()
@@ -151,70 +153,6 @@ def on_host(value: Any, device: torch.device) -> Callable[[], Any]:
         stream = torch.cuda.Stream(device)  # beside the training's own
         stream.wait_event(ready)
         with torch.cuda.stream(stream):
-            return copied(copy, Tensor.cpu)
+            return map_tensors(copy, Tensor.cpu)
 
     return bring
-
-
-class _Watched:
-    """A view that notes which of its fields are read."""
-
-    def __init__(self, view: Any, seen: set[str]) -> None:
-        self._view, self._seen = view, seen
-
-    def __getattr__(self, name: str) -> Any:
-        self._seen.add(name)
-        return getattr(self._view, name)
-
-
-def fields_read(functions: Sequence[Callable[[Any, Any], Any]], student: Any, teacher: Any) -> set[str]:
-    """Which fields of the teacher's view the functions of (student view, teacher view) read."""
-    seen: set[str] = set()
-    with torch.no_grad():
-        for function in functions:
-            function(student, _Watched(teacher, seen))
-    return seen
-
-
-def said_once(
-    ask: Callable[[Tensor], Output],
-    images: Callable[[Tensor], Tensor],
-    count: int,
-    fields: set[str],
-    mirror: bool,
-    room: float,
-    batch: int,
-) -> Callable[[Tensor, Tensor | None], Output] | None:
-    """What a frozen network says of each of `count` images, kept on its device; None if that takes more than `room`.
-
-    ask: (B,3,H,W) -> Output; images: (B,) indices -> (B,3,H,W). fields: of Output, the others are empty in what comes
-    back. mirror: of the mirror images too. room in bytes. The function takes (B,) indices and (B,) bool of which are
-    mirrored, or None.
-    """
-
-    def wanted(x: Tensor) -> list[list[Tensor]]:
-        out = ask(x)
-        parts = [[out.embedding], out.features, out.channel, out.spatial]
-        return [list(part) if name in fields else [] for name, part in zip(Output._fields, parts, strict=True)]
-
-    sides = 2 if mirror else 1
-    with torch.no_grad():
-        first = wanted(images(torch.arange(min(2, count))))
-        each = sum(x[0].numel() * x.element_size() for part in first for x in part)
-        if sides * count * each > room:
-            return None
-        kept = [[x.new_empty((sides, count, *x.shape[1:])) for x in part] for part in first]
-        for index in torch.arange(count).split(batch):
-            x = images(index)
-            here = index.to(x.device)
-            for side, shown in enumerate((x, x.flip(3))[:sides]):
-                for store, found in zip(kept, wanted(shown), strict=True):
-                    for into, value in zip(store, found, strict=True):
-                        into[side, here] = value
-
-    def look_up(index: Tensor, flip: Tensor | None) -> Output:
-        side = torch.zeros_like(index) if flip is None else flip.to(index)
-        embedding, *others = [tuple(store[side, index] for store in part) for part in kept]
-        return Output(embedding[0] if embedding else index.new_empty(0), *others)
-
-    return look_up

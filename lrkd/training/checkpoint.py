@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from lrkd.distill.terms import Term
 from lrkd.errors import RunError
 from lrkd.models.heads import Head
 from lrkd.models.layers import Network
 from lrkd.training import distributed
-from lrkd.training.acceleration import Speed, on_host
+from lrkd.training.acceleration import Writer, snapshot
+from lrkd.training.batches import Images
+from lrkd.training.execution import Execution
 from lrkd.training.log import Log
+from lrkd.training.partial_classes import Shard
 from lrkd.training.schedule import Options, Schedule
-from lrkd.training.step import Images, Teacher
+from lrkd.training.step import Teacher, TrainingStep
 
 
 def fingerprint(
@@ -31,12 +33,10 @@ def fingerprint(
     faces: Images,
     schedule: Schedule,
     options: Options,
-    speed: Speed,
     teacher: Teacher | None,
-    terms: Sequence[Term],
-    seed: int,
+    execution: Execution,
 ) -> str:
-    """What a run is, by part, as JSON: by its settings what a caller makes anew, by its bytes what he brings.
+    """Describe what a run is, by part, as JSON: what a caller makes by its settings, what a caller brings by its bytes.
 
     The weights that the network starts with are no part of it, as a checkpoint replaces them.
     """
@@ -45,9 +45,9 @@ def fingerprint(
     parts: dict[str, Any] = {
         "schedule": asdict(schedule),
         "options": asdict(options),
-        "seed": seed,
+        "seed": execution.seed,
         "data": [faces.digest, list(faces.images.shape), _digest([labels, pixels])],
-        "terms": [term.describe() for term in terms],
+        "terms": [] if teacher is None else [term.describe() for term in teacher.terms],
         "network": _shape(network),
         "head": _shape(head),
         "teacher": None,
@@ -63,8 +63,9 @@ def fingerprint(
         ]
         if teacher.chosen is not None:
             parts["chosen"] = _digest([teacher.chosen.cpu().numpy()])
-    if distributed.size() > 1:
-        parts["processes"] = [distributed.size(), speed.sync_norm, head.classes >= speed.shard]
+    if (processes := distributed.world_size()) > 1:
+        speed = execution.speed
+        parts["processes"] = [processes, speed.sync_norm, head.classes >= speed.shard]
     return json.dumps(parts, sort_keys=True)
 
 
@@ -86,81 +87,84 @@ def _digest(arrays: Iterable[np.ndarray]) -> str:
     return found.hexdigest()[:16]
 
 
-class CheckpointState:
-    """Everything that a run needs to go on, in one file."""
+class Checkpoint:
+    """Everything that a run needs to go on, in the file state.pt of a directory, and its rows in metrics.csv.
 
-    def __init__(
-        self,
-        trained: nn.ModuleDict,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-        generator: torch.Generator,
-        fingerprint: str,
-        device: torch.device,
-        shard: distributed.Shard | None = None,
-    ) -> None:
-        self.trained, self.optimizer, self.scheduler = trained, optimizer, scheduler
-        self.generator, self.fingerprint, self.device, self.shard = generator, fingerprint, device, shard
+    Args:
+        directory: Where the files are.
+        step: The run's step, which holds weights, optimizer, scheduler and generator.
+        fingerprint: What the run is; a file of another one is refused.
+        writer: Writes in a thread; None: `save` returns when the files are written.
+    """
 
-    def saving(self, directory: Path, step: int, log: Log, later: bool) -> Callable[[], None]:
-        """The state as it is now; the function writes it, in another thread too if it is to be called `later`."""
-        logged = log.state()
-        kept = logged["rows"]
+    def __init__(self, directory: Path, step: TrainingStep, fingerprint: str, writer: Writer | None = None) -> None:
+        self.directory, self.step, self.fingerprint, self.writer = directory, step, fingerprint, writer
+
+    def save(self, done: int, log: Log) -> None:
+        """Write the state after `done` steps. Every process must call this; the first writes.
+
+        Raises:
+            RunError: The disk is full, or refuses; the files that were there stay.
+        """
+        step, logged = self.step, log.state()
         state: dict[str, Any] = {
             "fingerprint": self.fingerprint,
-            "step": step,
+            "step": done,
             "log": logged,
-            "trained": self.trained.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
+            "trained": step.trained.state_dict(),
+            "optimizer": step.optimizer.state_dict(),
+            "scheduler": step.scheduler.state_dict(),
+            "generator": step.generator.get_state(),
             "rng": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "cuda": torch.cuda.get_rng_state(step.device) if step.device.type == "cuda" else None,
         }
-        if self.shard is not None:
-            self._reshape(state, self.shard.gathered)
-        bring = on_host(state, self.device) if later else lambda: state
+        if isinstance(shard := step.trained["head"], Shard):
+            self._reshape(state, shard, shard.gathered)
+        if distributed.rank():
+            return
+        bring = (lambda: state) if self.writer is None else snapshot(state, step.device)
 
         def write() -> None:
             buffer = io.BytesIO()  # a file that torch writes itself hides a full disk behind another error
             torch.save(bring(), buffer)
-            if kept:  # before the state: a run that is killed in between then writes these rows again
-                lines = [",".join(kept[0]), *(",".join(f"{value:.8g}" for value in row.values()) for row in kept)]
-                _write(directory / "metrics.csv", ("\n".join(lines) + "\n").encode())
-            _write(directory / "state.pt", buffer.getvalue())
+            if rows := logged["rows"]:  # before the state: a run that is killed in between then writes these rows again
+                lines = [",".join(rows[0]), *(",".join(f"{value:.8g}" for value in row.values()) for row in rows)]
+                write_whole(self.directory / "metrics.csv", ("\n".join(lines) + "\n").encode())
+            write_whole(self.directory / "state.pt", buffer.getvalue())
 
-        return write
+        if self.writer is None:
+            write()
+        else:
+            self.writer.add(write)
 
-    def _reshape(self, state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> None:
-        """The weights that processes share, and their momentum, as a state has them: whole, or this process's rows."""
-        assert self.shard is not None
-        state["trained"] = state["trained"] | {"head.head.weight": change(state["trained"]["head.head.weight"])}
-        at = next(k for k, weight in enumerate(self.trained.parameters()) if weight is self.shard.weight)
-        if at in (moments := state["optimizer"]["state"]):
-            buffer = change(moments[at]["momentum_buffer"])
-            changed = moments | {at: moments[at] | {"momentum_buffer": buffer}}
-            state["optimizer"] = state["optimizer"] | {"state": changed}
+    def resume(self, log: Log) -> int:
+        """Bring everything to what the file has, if it is there, and return the number of steps done.
 
-    def load(self, path: Path, log: Log) -> int:
-        """Bring everything to what the file has; -> the number of steps done."""
+        Raises:
+            RunError: The file is of another run, or cannot be read.
+        """
+        path, step = self.directory / "state.pt", self.step
+        # What the first process sees: it may have written the file itself just now, and the others not see it yet.
+        if not distributed.broadcast(path.exists()):
+            return 0
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location=step.device, weights_only=True)
             if state["fingerprint"] != self.fingerprint:
                 there, here = (dict(json.loads(text)) for text in (state["fingerprint"], self.fingerprint))
                 differ = ", ".join(sorted(key for key in {*there, *here} if there.get(key) != here.get(key)))
                 raise RunError(
-                    f"{path}: this checkpoint is of another run (different: {differ}); train in another folder, or "
-                    f"remove it"
+                    f"{path}: expected a checkpoint of this run, got one of another run (different: {differ}); train "
+                    f"in another folder, or remove it"
                 )
-            if self.shard is not None:
-                self._reshape(state, self.shard.share)
-            self.trained.load_state_dict(state["trained"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            self.generator.set_state(state["generator"].cpu())
+            if isinstance(shard := step.trained["head"], Shard):
+                self._reshape(state, shard, shard.share)
+            step.trained.load_state_dict(state["trained"])
+            step.optimizer.load_state_dict(state["optimizer"])
+            step.scheduler.load_state_dict(state["scheduler"])
+            step.generator.set_state(state["generator"].cpu())
             torch.set_rng_state(state["rng"].cpu())
-            if state["cuda"] is not None and self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+            if state["cuda"] is not None and step.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda"].cpu(), step.device)
             log.load(state["log"])
             return int(state["step"])
         except RunError:
@@ -170,9 +174,25 @@ class CheckpointState:
                 f"{path}: this checkpoint cannot be read ({type(error).__name__}); remove it to start anew"
             ) from error
 
+    def _reshape(self, state: dict[str, Any], shard: Shard, change: Callable[[Tensor], Tensor]) -> None:
+        """The weights that processes share, and their momentum, as a state has them: whole, or this process's rows."""
+        state["trained"] = state["trained"] | {"head.head.weight": change(state["trained"]["head.head.weight"])}
+        at = next(k for k, weight in enumerate(self.step.trained.parameters()) if weight is shard.weight)
+        if at in (moments := state["optimizer"]["state"]):
+            buffer = change(moments[at]["momentum_buffer"])
+            changed = moments | {at: moments[at] | {"momentum_buffer": buffer}}
+            state["optimizer"] = state["optimizer"] | {"state": changed}
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole: under a temporary name first, then renamed."""
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole: under a temporary name first, then renamed.
+
+    Unlike `lrkd.files.atomic` it always takes the same temporary name, so that the next run overwrites what a killed
+    one has left.
+
+    Raises:
+        RunError: The disk is full, or refuses; what was there stays.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(content)
@@ -186,17 +206,21 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def save_model(path: Path, network: Network, head: Head, config: dict[str, Any]) -> None:
-    """Network and head as one safetensors file that carries its config, from which it can be rebuilt alone."""
+    """Write network and head as one safetensors file that carries its config, from which it can be rebuilt alone."""
     tensors = {f"network.{key}": value.contiguous().cpu() for key, value in network.state_dict().items()}
     tensors |= {f"head.{key}": value.contiguous().cpu() for key, value in head.state_dict().items()}
-    _write(path, safetensors_bytes(tensors, {"config": json.dumps(config, sort_keys=True)}))
+    write_whole(path, safetensors_bytes(tensors, {"config": json.dumps(config, sort_keys=True)}))
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the config of a file written by `save_model`; RunError when it is none."""
+    """Read the tensors and the config of a file written by `save_model`.
+
+    Raises:
+        RunError: It is none.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             config = json.loads(file.metadata()["config"])
             return {key: file.get_tensor(key) for key in file.keys()}, config  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: is no model written by lrkd ({error})") from error
+        raise RunError(f"{path}: expected a model written by lrkd ({error})") from error

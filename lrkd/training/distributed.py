@@ -1,12 +1,11 @@
 """Several processes that train one network together, as torchrun starts them: what they share, and what each has alone.
 
 Each takes its part of every batch. A gradient is the mean over the processes (torch's DistributedDataParallel), so that
-a loss which is a mean over images is that of the whole batch; batch norm sees a part only, unless it is `synchronised`,
-and so do terms that compare images of a batch with each other. Without torchrun there is one process, and nothing here
-does anything.
+a loss which is a mean over images is that of the whole batch; batch norm sees a part only, unless it is synchronised
+(`sync_batch_norm`), and so do terms that compare images of a batch with each other. Without torchrun there is one
+process, and nothing here does anything.
 """
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,32 +14,37 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lrkd.errors import ConfigError
-from lrkd.models.heads import EPSILON, Head
 
 
-def _grouped() -> bool:
-    """Whether there is a group of processes, if only of one, as where a GPU's collectives are tried."""
+def is_initialized() -> bool:
+    """Return whether there is a group of processes, if only of one, as where a GPU's collectives are tried."""
     return dist.is_available() and dist.is_initialized()
 
 
-def size() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if _grouped() else 1
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is; 0 writes files and speaks."""
-    return dist.get_rank() if size() > 1 else 0
+    """Return which of them this one is; 0 writes files and shows progress."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
-def joined(device: str) -> Iterator[str]:
-    """Join the processes of torchrun while the block runs; -> the device of this one, whose kind `device` says.
+def init_distributed(device: str) -> Iterator[str]:
+    """Join the processes of torchrun while the block runs.
 
-    Raises ConfigError for an environment that is not torchrun's, and for more processes than there are GPUs.
+    Args:
+        device: "cpu" or "cuda", what each process computes on.
+
+    Yields:
+        The device of this process, such as "cuda:1".
+
+    Raises:
+        ConfigError: The environment is not torchrun's, or there are more processes than GPUs.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield device
@@ -49,14 +53,15 @@ def joined(device: str) -> Iterator[str]:
         value = os.environ.get(name, "")
         if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
             raise ConfigError(
-                f"{name} is {value!r} in the environment, where WORLD_SIZE asks for several processes: torchrun sets "
-                f"both; unset WORLD_SIZE to train with one"
+                f"environment: expected {name} as torchrun sets it beside WORLD_SIZE, got {value!r}; unset "
+                f"WORLD_SIZE to train with one process"
             )
     if device.startswith("cuda"):
         number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= there:
             raise ConfigError(
-                f"LOCAL_RANK is {number}, and the GPUs here are {there}: torchrun --nproc-per-node {there} is right"
+                f"LOCAL_RANK: expected less than {there}, the number of GPUs here, got {number}; start with torchrun "
+                f"--nproc-per-node {there}"
             )
         device = f"cuda:{number}"
         torch.cuda.set_device(device)
@@ -70,50 +75,61 @@ def joined(device: str) -> Iterator[str]:
         dist.destroy_process_group()
 
 
-def part(batch: int) -> slice:
-    """This process's part of a batch's rows. Raises ConfigError for a batch that cannot be dealt evenly."""
-    if batch % size():
-        raise ConfigError(f"batch is {batch}: {size()} processes share it evenly when it is a multiple of {size()}")
-    each = batch // size()
+def local_part(batch: int) -> slice:
+    """Return this process's part of a batch's rows.
+
+    Raises:
+        ConfigError: The processes cannot share the batch evenly.
+    """
+    if batch % world_size():
+        raise ConfigError(f"batch: expected a multiple of {world_size()}, the number of processes, got {batch}")
+    each = batch // world_size()
     return slice(rank() * each, (rank() + 1) * each)
 
 
-def summed(x: Tensor) -> Tensor:
-    """The sum over all processes, (...) -> (...), in place; no gradient."""
-    if _grouped():
+def all_reduce(x: Tensor) -> Tensor:
+    """Sum a tensor (...) over all processes, in place and without a gradient. Every process must call this."""
+    if is_initialized():
         dist.all_reduce(x)
     return x
 
 
-def agreed(said: bool) -> bool:
-    """Whether any process says so, for all alike. Every process must ask."""
-    return said if size() == 1 else bool(summed(torch.tensor(float(said), device=_place())))
+def any_process(said: bool) -> bool:
+    """Return whether any process says so, the same in all. Every process must call this."""
+    return said if world_size() == 1 else bool(all_reduce(torch.tensor(float(said), device=_place())))
 
 
-def first(said: bool) -> bool:
-    """What the first process says. Every process must ask; it is also where they wait for each other."""
-    return agreed(said and rank() == 0)
+def broadcast(said: bool) -> bool:
+    """Return what the first process says, in all. Every process must call this."""
+    return any_process(said and rank() == 0)
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    any_process(True)
 
 
 def _place() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-class _Sum(torch.autograd.Function):
+class SumOverProcesses(torch.autograd.Function):
     """The sum over all processes; its gradient is that of the sum of their losses."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return summed(x.clone())
+        return all_reduce(x.clone())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return summed(gradients[0].clone())
+        return all_reduce(gradients[0].clone())
 
 
-def together(trained: nn.Module, function: Callable[..., Any], alone: nn.Parameter | None = None) -> Callable[..., Any]:
-    """The function of the module's parameters, with gradients that are means over the processes but for `alone`'s."""
-    if not _grouped():
+def data_parallel(
+    trained: nn.Module, function: Callable[..., Any], alone: nn.Parameter | None = None
+) -> Callable[..., Any]:
+    """Make gradients of a function of the module's parameters means over the processes, except the one of `alone`."""
+    if not is_initialized():
         return function
     whole = _Whole(trained, function)
     ignored = [name for name, value in whole.named_parameters() if value is alone]
@@ -132,8 +148,8 @@ class _Whole(nn.Module):
         return self.function(*inputs)
 
 
-class _Norm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the images of all processes, on any device; each has equally many."""
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the images of all processes, each of which has equally many; torch's own knows GPUs only."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         pass
@@ -143,10 +159,10 @@ class _Norm(nn.modules.batchnorm._BatchNorm):
             return super().forward(x)
         dims, full = [0, *range(2, x.ndim)], x.float()
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        count = size() * x.numel() // x.shape[1]
-        mean = _Sum.apply(full.sum(dims)) / count
+        count = world_size() * x.numel() // x.shape[1]
+        mean = SumOverProcesses.apply(full.sum(dims)) / count
         centred = full - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(dims)) / count
+        variance = SumOverProcesses.apply(centred.square().sum(dims)) / count
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -159,81 +175,17 @@ class _Norm(nn.modules.batchnorm._BatchNorm):
 
 
 @contextmanager
-def synchronised(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """Batch norm of the module is over all processes while the block runs; its weights and buffers stay the same."""
+def sync_batch_norm(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """Let the module's batch norm see the images of all processes while the block runs; its weights stay the same."""
     kinds = {
         norm: type(norm)
         for norm in module.modules()
-        if wanted and _grouped() and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
+        if wanted and is_initialized() and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d)
     }
     for norm in kinds:
-        norm.__class__ = _Norm
+        norm.__class__ = SyncBatchNorm
     try:
         yield
     finally:
         for norm, kind in kinds.items():
             norm.__class__ = kind
-
-
-class Shard(nn.Module):
-    """A head of which each process has a share of the classes: (B,D), (B,) -> loss (), right (), of the whole batch.
-
-    The idea of partial FC (arXiv 2010.05222), with all classes. The embeddings of all processes meet each share; only
-    maxima, sums and the labels' logits travel back. `weight` (C / processes, D) is this process's alone.
-    """
-
-    def __init__(self, head: Head) -> None:
-        super().__init__()
-        if head.classes < size():
-            raise ConfigError(f"a head of {head.classes} classes cannot be shared by {size()} processes")
-        self._whole = (head,)  # in a tuple: no part of this module
-        each, more = divmod(head.classes, size())
-        self.start = rank() * each + min(rank(), more)
-        self.stop = self.start + each + (rank() < more)
-        self.head = copy.deepcopy(head)
-        self.head.weight = nn.Parameter(self.share(head.weight).detach().clone())
-        self.head.classes = self.stop - self.start
-        # The losses of the processes are averaged, and each holds the whole one: its gradient came size() times.
-        self.head.weight.register_hook(lambda gradient: gradient / size())
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """This process's class centres."""
-        return self.head.weight
-
-    def share(self, whole: Tensor) -> Tensor:
-        """(C,...) -> this process's rows."""
-        return whole[self.start : self.stop]
-
-    def gathered(self, share: Tensor) -> Tensor:
-        """This process's rows -> (C,...), on every process. Every process must ask."""
-        whole = share.new_zeros((self._whole[0].classes, *share.shape[1:]))
-        whole[self.start : self.stop] = share
-        return summed(whole)
-
-    def give_back(self) -> None:
-        """Write what was learned into the head that this was made of. Every process must ask."""
-        state = self.head.state_dict()
-        self._whole[0].load_state_dict(state | {"weight": self.gathered(state["weight"])})
-
-    def forward(self, embedding: Tensor, labels: Tensor, ramp: float = 1.0) -> tuple[Tensor, Tensor]:
-        at = slice(rank() * len(labels), (rank() + 1) * len(labels))
-        x = embedding.new_zeros((size() * len(labels), embedding.shape[1]), dtype=torch.float32)
-        y = labels.new_zeros(len(x))
-        y[at] = labels
-        x = _Sum.apply(x.index_copy(0, torch.arange(at.start, at.stop, device=x.device), embedding.float()))
-        y = summed(y)
-        mine = (y >= self.start) & (y < self.stop)
-        near = (y - self.start).clamp(0, self.head.classes - 1)
-        with torch.autocast(x.device.type, enabled=False):
-            logits = self.head(x, near, ramp=ramp)
-            # Rows whose label is elsewhere were given a margin at the nearest class here: it is taken back.
-            plain = (F.normalize(x) * F.normalize(self.weight)[near]).sum(1).clamp(-1 + EPSILON, 1 - EPSILON)
-            own = torch.where(mine, logits.gather(1, near[:, None])[:, 0], self.head.scale * plain)
-            logits = logits.scatter(1, near[:, None], own[:, None])
-            largest = logits.detach().amax(1)
-            dist.all_reduce(largest, dist.ReduceOp.MAX)
-            total = _Sum.apply((logits - largest[:, None]).exp().sum(1))
-            label = _Sum.apply(own * mine)
-        right = (label.detach() >= largest).float().mean()
-        return (total.log() + largest - label).mean(), right

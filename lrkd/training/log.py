@@ -1,5 +1,6 @@
 """The rows of metrics.csv."""
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +13,6 @@ from torch import Tensor, nn
 from lrkd.errors import TrainingError
 from lrkd.training import distributed
 
-
-def distinct_names(names: Sequence[str]) -> list[str]:
-    """The names, the second of a kind as "feature-2"."""
-    seen = (names[: k + 1].count(name) for k, name in enumerate(names))
-    return [name if nth == 1 else f"{name}-{nth}" for name, nth in zip(names, seen, strict=True)]
-
-
 # The columns of metrics.csv beside the losses by their names.
 COLUMNS = ("step", "epoch", "lr", "ramp", "loss", "train_accuracy", "images_per_s")
 
@@ -26,39 +20,57 @@ COLUMNS = ("step", "epoch", "lr", "ramp", "loss", "train_accuracy", "images_per_
 class Log:
     """The rows of metrics.csv, and what has come since the last one: the steps' values and their time.
 
-    names: of the losses, identity first. values: (1 + terms + 1,) a step, the losses and the share of right labels.
+    Args:
+        names: Of the losses, identity first; a name that is taken already becomes "feature-2".
+        batch: Images a step.
+
+    Attributes:
+        rows: Those of metrics.csv.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
+    def __init__(self, names: Sequence[str], batch: int) -> None:
+        taken = [*COLUMNS, *names]
+        nths = [taken[: k + 1].count(name) for k, name in enumerate(taken)][len(COLUMNS) :]
+        self.names = [name if nth == 1 else f"{name}-{nth}" for name, nth in zip(names, nths, strict=True)]
+        self.batch = batch
         self.rows: list[dict[str, float]] = []
         self._pending: list[tuple[int, Tensor]] = []  # on the device, not looked at yet
-        self._since = np.empty((0, len(names) + 1))  # looked at
+        self._since = np.empty((0, len(self.names) + 1))  # looked at
         self._clock = self._before = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """Return how long the steps of all rows took."""
+        done = [0.0, *(row["step"] for row in self.rows)]
+        return sum(
+            (after - before) * self.batch / row["images_per_s"]
+            for row, (before, after) in zip(self.rows, itertools.pairwise(done), strict=True)
+        )
+
     def start(self) -> None:
-        """Time runs from here."""
+        """Let time run from here."""
         self._clock = time.perf_counter() - self._before
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Time does not run in the block."""
+        """Stop the time while the block runs."""
         began = time.perf_counter()
         yield
         self._clock += time.perf_counter() - began
 
     def add(self, step: int, values: Tensor) -> None:
-        """The values of a step."""
+        """Add the values of a step, (1 + terms + 1,): the losses and the share of right labels."""
         self._pending.append((step, values))
 
     def check(self, trained: nn.Module | None = None) -> None:
-        """TrainingError at the first step with a loss that is not finite, and for weights that are not.
+        """Look at what has come, and at the weights where they are given. With `row` the only wait for a GPU.
 
-        With `row` the only wait for a GPU.
+        Raises:
+            TrainingError: A loss is not finite, with its first step, or the weights are not.
         """
         if self._pending:
-            together = distributed.summed(torch.stack([value for _, value in self._pending])) / distributed.size()
-            values = together.double().cpu().numpy()
+            total = distributed.all_reduce(torch.stack([value for _, value in self._pending]))
+            values = (total / distributed.world_size()).double().cpu().numpy()
             bad = ~np.isfinite(values[:, : len(self.names)])
             if bad.any():
                 row = int(bad.any(1).argmax())
@@ -75,18 +87,19 @@ class Log:
                 f"learning rate or the terms' weights"
             )
 
-    def row(self, step: int, batch: int, epoch: float, lr: float, ramp: float) -> dict[str, float]:
-        """Add the row of what came since the last one, and begin anew."""
+    def row(self, step: int, epoch: float, lr: float, ramp: float) -> dict[str, float]:
+        """Add the row of what came since the last one, begin anew, and return it."""
         self.check()
         mean, count, now = self._since.mean(0), len(self._since), time.perf_counter()
         losses = {key: float(value) for key, value in zip(self.names, mean[:-1], strict=True)}
         row = {"step": step, "epoch": epoch, "lr": lr, "ramp": ramp, "loss": float(mean[:-1].sum()), **losses}
-        self.rows.append(row | {"train_accuracy": float(mean[-1]), "images_per_s": count * batch / (now - self._clock)})
+        pace = count * self.batch / (now - self._clock)
+        self.rows.append(row | {"train_accuracy": float(mean[-1]), "images_per_s": pace})
         self._since, self._clock = self._since[:0], now
         return self.rows[-1]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; call `check` before."""
+        """Return what a checkpoint keeps; call `check` before."""
         now = time.perf_counter()
         return {"rows": list(self.rows), "since": torch.from_numpy(self._since), "seconds": now - self._clock}
 
@@ -96,6 +109,6 @@ class Log:
 
 
 def check_finite(module: nn.Module) -> bool:
-    """Whether all weights and buffers are, in every process."""
+    """Return whether all weights and buffers are finite, in every process."""
     tensors = [x for x in module.state_dict().values() if x.is_floating_point()]
-    return not distributed.agreed(not bool(torch.stack([x.isfinite().all() for x in tensors]).all()))
+    return not distributed.any_process(not bool(torch.stack([x.isfinite().all() for x in tensors]).all()))

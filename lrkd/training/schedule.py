@@ -12,9 +12,20 @@ from lrkd.errors import ConfigError
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD with Nesterov momentum over `epochs`; "onecycle" peaks at `lr`, "step" divides by 10 after each milestone.
+    """SGD with Nesterov momentum.
 
-    ramp: the share of all steps over which the head's margin grows from 0 to its value.
+    Attributes:
+        epochs: How often each image is seen.
+        batch: Images a step, of all processes together.
+        lr: The learning rate, or its peak.
+        kind: "onecycle" rises to `lr` and falls to almost nothing; "step" divides by 10 after each milestone.
+        milestones: Epochs after which "step" divides.
+        momentum: Of SGD.
+        weight_decay: Likewise.
+        ramp: The share of all steps over which the head's margin grows from 0 to its value.
+
+    Raises:
+        ConfigError: A value is out of its range.
     """
 
     epochs: int
@@ -28,9 +39,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 2 or not self.lr > 0:
-            raise ConfigError(f"{self}: epochs must be at least 1, batch at least 2 and lr positive")
+            raise ConfigError(f"expected epochs of at least 1, a batch of at least 2 and a positive lr, got {self}")
         if self.kind not in ("onecycle", "step"):
-            raise ConfigError(f"schedule kind is {self.kind!r}: choose onecycle or step")
+            raise ConfigError(f"schedule.kind: expected onecycle or step, got {self.kind!r}")
 
 
 # The papers' own schedules. A-SKD's code steps its scheduler before the epoch, so that its stated drops at 6/11/15/17
@@ -43,9 +54,17 @@ ASKD_SCHEDULE = Schedule(20, batch=128, lr=0.1, kind="step", milestones=(5, 10, 
 class Options:
     """How a run computes, beside what it optimises.
 
-    side: LR side in pixels, a tuple of sides drawn per image, or None for HR. preset: of `degradation`. mirror: random
-    horizontal flips. shift: random translations of up to that many pixels, edges repeated. precision "bfloat16" means
-    autocast. threads: of the CPU, None for torch's own choice; part of a result, as sums depend on it in the last bit.
+    Attributes:
+        side: LR side in pixels, a tuple of sides drawn per image, or None for HR.
+        preset: Of `lrkd.data.degradation`.
+        mirror: Whether images are flipped at random.
+        shift: Images are translated by up to that many pixels at random, edges repeated.
+        precision: "bfloat16" means autocast.
+        channels_last: Whether weights and images lie in that order.
+        threads: Of the CPU, None for torch's own choice; part of a result, as sums depend on it in the last bit.
+
+    Raises:
+        ConfigError: The precision is another.
     """
 
     side: int | tuple[int, ...] | None = None
@@ -58,12 +77,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"precision is {self.precision!r}: choose float32 or bfloat16")
+            raise ConfigError(f"precision: expected float32 or bfloat16, got {self.precision!r}")
 
 
 def make_scheduler(
     optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int, steps_an_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
+    """Make the learning rate's scheduler, which is stepped after each of `steps` updates."""
     if schedule.kind == "onecycle":
         # One step more than is taken: the scheduler counts the state after the last update too.
         return torch.optim.lr_scheduler.OneCycleLR(

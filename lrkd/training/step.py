@@ -1,9 +1,8 @@
-"""One training step: augmentation, forward passes, the losses and their sum."""
+"""One training step: augmentation, forward passes, the losses and their sum, the update."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,32 +12,32 @@ from torch import Tensor, nn
 from lrkd.data.degradation import degrade, to_device
 from lrkd.distill.losses import cosine_logits
 from lrkd.distill.terms import Term, View
-from lrkd.errors import DataError
 from lrkd.models.heads import Head
 from lrkd.models.layers import Network, Output
 from lrkd.training import distributed
-from lrkd.training.acceleration import fields_read, said_once
-from lrkd.training.schedule import Options
+from lrkd.training.acceleration import compile_network
+from lrkd.training.batches import Batches, augment, draw_augmentation
+from lrkd.training.execution import Execution
+from lrkd.training.partial_classes import Shard
+from lrkd.training.schedule import Options, Schedule, make_scheduler
 
-
-class Images(Protocol):
-    """What `fit` needs of `data.Faces`: uint8 images (N,H,W,3), int64 labels (N,), the number of classes, a digest."""
-
-    @property
-    def images(self) -> Any: ...
-    @property
-    def labels(self) -> np.ndarray: ...
-    @property
-    def digest(self) -> str: ...
+# (B,) indices on the device, (B,) bool of which are mirrored or None -> what a teacher answers.
+Answers = Callable[[Tensor, Tensor | None], Output]
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen HR network and the class weights of its head, which only terms on logits need.
+    """A frozen HR network, and what a student learns from it.
 
-    shuffled: it sees each image's neighbour in the batch. low: it sees the LR images that the student sees. itself: it
-    is the student, which is then trained on the sharp images as on the LR ones. chosen: (N,) bool, of which training
-    images its features are learned by a term that asks (`losses.regression`); None: of all.
+    Attributes:
+        network: What teaches.
+        head: Its class weights, which only terms on logits need.
+        shuffled: It sees each image's neighbour in the batch.
+        low: It sees the LR images that the student sees.
+        itself: It is the student, which is then trained on the sharp images as on the LR ones.
+        chosen: (N,) bool, of which training images its features are learned by a term that asks
+            (`lrkd.distill.losses.regression`); None: of all.
+        terms: The distillation losses; a run needs at least one.
     """
 
     network: Network
@@ -47,64 +46,126 @@ class Teacher:
     low: bool = False
     itself: bool = False
     chosen: Tensor | None = None
+    terms: tuple[Term, ...] = ()
 
 
 def normalise(images: Tensor) -> Tensor:
-    """[0,1] -> [-1,1], what every network here takes."""
+    """Bring images from [0,1] to [-1,1], which every network here takes."""
     return images * 2 - 1
 
 
-def step_losses(
-    trained: nn.ModuleDict,
-    head: Head | distributed.Shard,
-    student: Callable[[Tensor], Output],
-    teacher: Teacher | None,
-    ask: Callable[[Tensor], Output] | None,
-    terms: Sequence[Term],
-    options: Options,
-    shown: Callable[[Tensor], Tensor],
-    hr: Tensor,
-    labels: Tensor,
-    chosen: Tensor | None,
-    ramp: float,
-    told: Output | None,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """The weighted losses (1 + terms,), identity first, and the share of right labels (1,).
+def memory_format(options: Options) -> torch.memory_format:
+    """Return in which order weights and images lie."""
+    return torch.channels_last if options.channels_last else torch.contiguous_format
 
-    student, ask: the networks' forward passes. told: what the teacher says, where that is known already.
+
+def move_to(module: nn.Module, device: torch.device, memory: torch.memory_format) -> nn.Module:
+    """Move a module to a device and a memory format, in place."""
+    return module.to(device).to(memory_format=memory)  # type: ignore[call-overload]  # torch's stubs leave it out
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """The losses of a batch, before the backward pass.
+
+    Attributes:
+        trained: "network", "head" (or a `Shard` of one), and "hints" where a term has hint layers.
+        options: How a run computes.
+        teacher: Whose terms are computed, if any.
+        student: The network's forward pass, compiled or not.
+        ask: The teacher's.
     """
-    side = options.side
-    if side is not None:
-        enlarge = trained["network"].size != side
-        lr = degrade(hr, side, preset=options.preset, generator=generator, enlarge=enlarge)
-    seen = hr if side is None else lr
-    if teacher is not None and teacher.itself:
-        s, t = sharp_and_small(student(shown(torch.cat([seen, hr]))))
-        embedding, answers = torch.cat([s.embedding, t.embedding]), labels.repeat(2)
-    else:
-        s = student(shown(seen))
-        embedding, answers = s.embedding, labels
-    if isinstance(head, distributed.Shard):
-        identity, right = head(embedding, answers, ramp)
-    else:
-        logits = head(embedding, answers, ramp=ramp)
-        identity = F.cross_entropy(logits.float(), answers)
-        right = (logits.detach().argmax(1) == answers).float().mean()
-    losses = [identity]
-    if teacher is not None and ask is not None:
-        if not teacher.itself:
-            with torch.no_grad():
-                sharp = seen if teacher.low else hr.roll(1, 0) if teacher.shuffled else hr
-                t = ask(shown(sharp)) if told is None else told
-        views = _views(trained, head, teacher, s, t, labels, chosen)
-        with torch.autocast(hr.device.type, enabled=False):
-            losses += [term.weight * term.function(*map(_float, views)) for term in terms]
-    return torch.stack(losses), right[None]
+
+    trained: nn.ModuleDict
+    options: Options
+    teacher: Teacher | None
+    student: Callable[[Tensor], Output]
+    ask: Callable[[Tensor], Output] | None
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Make the images that networks take of images in [0,1]."""
+        return normalise(x).contiguous(memory_format=memory_format(self.options))
+
+    def small(self, x: Tensor) -> Tensor:
+        """Bring images (B,3,H,W) to the student's own size, as an example of what it takes."""
+        size = cast(Network, self.trained["network"]).size
+        return x if size == x.shape[-1] else F.interpolate(x, (size, size))
+
+    def __call__(
+        self,
+        hr: Tensor,
+        labels: Tensor,
+        ramp: float,
+        generator: torch.Generator,
+        chosen: Tensor | None = None,
+        told: Output | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the losses of a batch.
+
+        Args:
+            hr: (B,3,H,W) in [0,1].
+            labels: (B,) int64.
+            ramp: The share of the head's margin that is used.
+            generator: Of random degradations.
+            chosen: (B,) bool, see `Teacher`.
+            told: What the teacher answers, where that is known already.
+
+        Returns:
+            The weighted losses (1 + terms,), identity first, and the share of right labels (1,).
+        """
+        side, teacher = self.options.side, self.teacher
+        seen = hr
+        if side is not None:
+            enlarge = self.trained["network"].size != side
+            seen = degrade(hr, side, preset=self.options.preset, generator=generator, enlarge=enlarge)
+        if teacher is not None and teacher.itself:
+            s, t = halves(self.student(self.shown(torch.cat([seen, hr]))))
+            embedding, answers = torch.cat([s.embedding, t.embedding]), labels.repeat(2)
+        else:
+            s = self.student(self.shown(seen))
+            embedding, answers = s.embedding, labels
+        identity, right = self.identity(embedding, answers, ramp)
+        losses = [identity]
+        if teacher is not None and self.ask is not None:
+            if not teacher.itself:
+                with torch.no_grad():
+                    sharp = seen if teacher.low else hr.roll(1, 0) if teacher.shuffled else hr
+                    t = self.ask(self.shown(sharp)) if told is None else told
+            views = self.views(s, t, labels, chosen)
+            with torch.autocast(hr.device.type, enabled=False):
+                losses += [term.weight * term.function(*views) for term in teacher.terms]
+        return torch.stack(losses), right[None]
+
+    def identity(self, embedding: Tensor, labels: Tensor, ramp: float) -> tuple[Tensor, Tensor]:
+        """Compute the identity loss () and the share of right labels ()."""
+        head = self.trained["head"]
+        if isinstance(head, Shard):
+            loss, right = head(embedding, labels, ramp)
+            return loss, right
+        logits = head(embedding, labels, ramp=ramp)
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        return F.cross_entropy(logits.float(), labels), right
+
+    def views(self, s: Output, t: Output, labels: Tensor, chosen: Tensor | None) -> tuple[View, View]:
+        """Make what the terms see of student and teacher; logits are empty where processes share the classes."""
+        assert self.teacher is not None
+        head, its = self.trained["head"], self.teacher.head
+        plain = target = labels.new_empty(0)
+        if not isinstance(head, Shard):
+            with torch.autocast(labels.device.type, enabled=False):  # bfloat16 would round a logit of 30 to an eighth
+                with torch.no_grad():
+                    if its is not None and len(t.embedding):
+                        target = cosine_logits(t.embedding.float(), its.weight, its.scale)
+                plain = cosine_logits(s.embedding.float(), cast(Head, head).weight, cast(Head, head).scale)
+        hinted = self.trained["hints"](s.features) if "hints" in self.trained else s.features
+        return (
+            _float(View(s.embedding, s.features, hinted, s.channel, s.spatial, plain, labels)),
+            _float(View(t.embedding, t.features, t.features, t.channel, t.spatial, target, labels, chosen)),
+        )
 
 
-def sharp_and_small(out: Output) -> tuple[Output, Output]:
-    """What a network says of the first and of the second half of a batch."""
+def halves(out: Output) -> tuple[Output, Output]:
+    """Split what a network returns for a batch into that of its first and of its second half."""
 
     def part(rows: slice) -> Output:
         return Output(out.embedding[rows], *(tuple(x[rows] for x in maps) for maps in out[1:]))
@@ -113,140 +174,108 @@ def sharp_and_small(out: Output) -> tuple[Output, Output]:
     return part(slice(middle)), part(slice(middle, None))
 
 
-def _views(
-    trained: nn.ModuleDict,
-    head: Head | distributed.Shard,
-    teacher: Teacher,
-    s: Output,
-    t: Output,
-    labels: Tensor,
-    chosen: Tensor | None,
-) -> tuple[View, View]:
-    """What the terms see of student and teacher; logits are empty where processes share the classes."""
-    plain = target = labels.new_empty(0)
-    if not isinstance(head, distributed.Shard):
-        with torch.autocast(labels.device.type, enabled=False):  # bfloat16 would round a logit of 30 to an eighth
-            with torch.no_grad():
-                if teacher.head is not None and len(t.embedding):
-                    target = cosine_logits(t.embedding.float(), teacher.head.weight, teacher.head.scale)
-            plain = cosine_logits(s.embedding.float(), head.weight, head.scale)
-    hinted = trained["hints"](s.features) if "hints" in trained else s.features
-    return (
-        View(s.embedding, s.features, hinted, s.channel, s.spatial, plain, labels),
-        View(t.embedding, t.features, t.features, t.channel, t.spatial, target, labels, chosen),
-    )
-
-
-def cache_teacher(
-    trained: nn.ModuleDict,
-    teacher: Teacher,
-    terms: Sequence[Term],
-    images: Callable[[Tensor], Tensor],
-    count: int,
-    options: Options,
-    shown: Callable[[Tensor], Tensor],
-    device: torch.device,
-    batch: int,
-) -> Callable[[Tensor, Tensor | None], Output] | None:
-    """`device.said_once` of the teacher, for what the terms read of it; None where that is too much to keep."""
-    network, head = cast(Network, trained["network"]), cast("Head | distributed.Shard", trained["head"])
-
-    def answer(x: Tensor) -> Output:
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-            out: Output = teacher.network(shown(x))
-        return out
-
-    trained.eval()
-    with torch.no_grad():  # two images are enough to see which fields are read
-        x = images(torch.arange(2))
-        small = x if network.size == x.shape[-1] else F.interpolate(x, (network.size, network.size))
-        labels = torch.zeros(2, dtype=torch.int64, device=device)
-        some = None if teacher.chosen is None else teacher.chosen[:2].to(device)
-        views = _views(trained, head, teacher, network(shown(small)), teacher.network(shown(x)), labels, some)
-        fields = fields_read([term.function for term in terms], *map(_float, views))
-    trained.train()
-    fields = {{"hinted": "features", "logits": "embedding"}.get(name, name) for name in fields}
-    room = torch.cuda.mem_get_info(device)[0] / 3 if device.type == "cuda" else _RESIDENT_BYTES
-    found = said_once(answer, images, count, fields, options.mirror, room, batch)
-    if found is None or not teacher.shuffled:
-        return found
-    return lambda index, flip: found(index.roll(1), None if flip is None else flip.roll(1))
-
-
-def move_to(module: nn.Module, device: torch.device, memory: torch.memory_format) -> nn.Module:
-    return module.to(device).to(memory_format=memory)  # type: ignore[call-overload]  # torch's stubs leave it out
-
-
 def _float(view: View) -> View:
     """The same view in float32: distances of bfloat16 tensors would lose what they measure."""
 
-    def cast(x: Any) -> Any:
+    def convert(x: Any) -> Any:
         if isinstance(x, tuple):
-            return tuple(cast(item) for item in x)
+            return tuple(convert(item) for item in x)
         return x.float() if x is not None and x.is_floating_point() else x
 
-    return View(*(cast(tuple(item) if isinstance(item, Sequence) else item) for item in view))
+    return View(*(convert(tuple(item) if isinstance(item, Sequence) else item) for item in view))
 
 
-def draw_augmentation(count: int, options: Options, generator: torch.Generator) -> tuple[Tensor | None, Tensor | None]:
-    """Which of `count` images are mirrored (count,) and how far each is shifted (count,2), from a CPU generator."""
-    flip = torch.rand(count, generator=generator) < 0.5 if options.mirror else None
-    if not options.shift:
-        return flip, None
-    return flip, torch.randint(-options.shift, options.shift + 1, (2, count), generator=generator).T
+class TrainingStep:
+    """A step of a run: draws its augmentation, computes the losses and updates the weights.
 
+    Attributes:
+        trained: What is trained, see `StepLosses`.
+        optimizer, scheduler, generator: The state of the training beside the weights.
+        losses: What is minimised.
+    """
 
-def augment(hr: Tensor, flip: Tensor | None, shift: Tensor | None) -> Tensor:
-    """Mirrored (B,) and shifted (B,2) images, (B,3,H,W) -> the same shape."""
-    size = hr.shape[-1]
-    if flip is not None:
-        hr = torch.where(to_device(flip, hr.device)[:, None, None, None], hr.flip(3), hr)
-    if shift is not None:
-        drawn = to_device(shift.T[..., None], hr.device)
-        rows, columns = (torch.arange(size, device=hr.device) + drawn).clamp(0, size - 1)
-        each = torch.arange(len(hr), device=hr.device)[:, None, None]
-        hr = hr.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return hr
+    def __init__(
+        self,
+        trained: nn.ModuleDict,
+        teacher: Teacher | None,
+        schedule: Schedule,
+        options: Options,
+        execution: Execution,
+        steps_an_epoch: int,
+    ) -> None:
+        self.trained, self.schedule, self.options, self.execution = trained, schedule, options, execution
+        self.device, self.steps = torch.device(execution.device), schedule.epochs * steps_an_epoch
+        self.generator = torch.Generator().manual_seed(execution.seed)
+        self.optimizer = torch.optim.SGD(
+            trained.parameters(),
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+            nesterov=True,
+            fused=execution.speed.uses("fused", self.device),
+        )
+        self.scheduler = make_scheduler(self.optimizer, schedule, self.steps, steps_an_epoch)
+        student = cast(Network, trained["network"])
+        self.losses = StepLosses(trained, options, teacher, student, None if teacher is None else teacher.network)
+        self._chosen = None if teacher is None or teacher.chosen is None else teacher.chosen.to(self.device)
+        self._amp = options.precision == "bfloat16"
+
+    def start(self, batches: Batches, answers: Answers | None, compiled: bool) -> None:
+        """Make ready for the first step, when all weights are what they are to be.
+
+        Args:
+            batches: What is trained on.
+            answers: What the teacher answers, where that is stored.
+            compiled: Whether to compile the networks.
+        """
+        losses, teacher = self.losses, self.losses.teacher
+        self._batches, self._answers = batches, answers
+        if compiled:
+            x = batches.example()
+            torch.compiler.reset()
+            student = compile_network(self.trained["network"], losses.shown(losses.small(x)), self._amp)
+            losses = replace(losses, student=student)
+            if teacher is not None and answers is None and not teacher.itself:
+                losses = replace(losses, ask=compile_network(teacher.network, losses.shown(x), self._amp))
+        head = self.trained["head"]
+        alone = head.weight if isinstance(head, Shard) else None
+        self._compute = distributed.data_parallel(self.trained, losses, alone)
+
+    def ramp(self, step: int) -> float:
+        """Return the share of the margin that the head uses in a step, counted from 0."""
+        return min(1.0, step / (self.schedule.ramp * self.steps)) if self.schedule.ramp else 1.0
+
+    def __call__(self, step: int, index: Tensor, images: Tensor) -> Tensor:
+        """Take a step.
+
+        Args:
+            step: The number of steps done before.
+            index: (B,) indices of the images.
+            images: (B,3,H,W) in [0,1].
+
+        Returns:
+            The losses and the share of right labels (1 + terms + 1,).
+        """
+        seed, share, device = self.execution.seed, self._batches.share, self.device
+        drawn = draw_augmentation(self._batches.batch, self.options, self.generator)
+        flip, shift = (None if x is None else x[share] for x in drawn)
+        hr, here = augment(images, flip, shift), to_device(index, device)
+        chosen = None if self._chosen is None else self._chosen[here]
+        told = None
+        if self._answers is not None:
+            told = self._answers(here, None if flip is None else to_device(flip, device))
+        own = self.generator
+        if distributed.world_size() > 1:
+            own = torch.Generator().manual_seed(stream_seed(seed, step))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._amp):
+            losses, right = self._compute(hr, self._batches.labels[here], self.ramp(step), own, chosen, told)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        return torch.cat([losses.detach(), right])
 
 
 def stream_seed(seed: int, step: int) -> int:
-    """The seed of this process's random degradations in a step, its own among those that train together."""
+    """Return the seed of this process's random degradations in a step, its own among those that train together."""
     return int(np.random.SeedSequence([seed, step, distributed.rank()]).generate_state(1)[0])
-
-
-def checked_labels(faces: Images, head: Head) -> Tensor:
-    """The labels of all images; DataError for one that the head has no class for, which a GPU would not say."""
-    labels = torch.from_numpy(np.asarray(faces.labels))
-    if (largest := int(labels.max())) >= head.classes:
-        raise DataError(
-            f"label {largest} does not fit a head of {head.classes} classes: labels are 0 to {head.classes - 1}"
-        )
-    return labels
-
-
-# Images of more bytes than this stay where they lie when a CPU trains on them.
-_RESIDENT_BYTES = 2e9
-
-
-def fits_on_device(faces: Images, device: torch.device, share: float = 0.3) -> bool:
-    """Whether all images take less than that share of the device's free memory (2 GB on a CPU)."""
-    room = share * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _RESIDENT_BYTES
-    return math.prod(faces.images.shape) < room
-
-
-def resident_images(faces: Images, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """A function from indices to float images (B,3,H,W) in [0,1] on the device.
-
-    All images are put on the device once where they fit; otherwise each batch is read from where it lies.
-    """
-    if fits_on_device(faces, device):
-        everything = torch.from_numpy(np.array(faces.images[:])).to(device).permute(0, 3, 1, 2)
-        return lambda index: everything[to_device(index, device)].float() / 255
-
-    def read(index: Tensor) -> Tensor:
-        part = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()]))
-        if device.type == "cuda":
-            part = part.pin_memory().to(device, non_blocking=True)
-        return part.permute(0, 3, 1, 2).float() / 255
-
-    return read

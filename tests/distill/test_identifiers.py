@@ -16,7 +16,6 @@ from lrkd.distill.identifiers import described
 from lrkd.distill.methods import METHODS, weighed
 from lrkd.distill.terms import Term
 from lrkd.errors import ConfigError
-from lrkd.training.loop import fit
 from lrkd.training.schedule import Schedule
 from lrkd.training.step import Teacher
 
@@ -114,9 +113,9 @@ def test_a_lambda_is_refused_wherever_a_term_is_described(distance, tmp_path):
     network, head = toys.pair()
     more = {"schedule": Schedule(1, 16), "teacher": Teacher(*toys.pair(9)), "terms": terms[:1], "progress": False}
     with pytest.raises(ConfigError, match="expected a function written with def"):
-        fit(network, head, toys.faces(), directory=tmp_path, **more)
+        toys.fit(network, head, toys.faces(), directory=tmp_path, **more)
     assert list(tmp_path.iterdir()) == []
-    fit(network, head, toys.faces(), **more)  # what leaves nothing on disk can be mixed up with nothing
+    toys.fit(network, head, toys.faces(), **more)  # what leaves nothing on disk can be mixed up with nothing
 
 
 def test_a_parameter_that_is_no_plain_value_is_refused():

@@ -10,7 +10,6 @@ from lrkd.distill.parts import PARTS, check, read, shown
 from lrkd.errors import ConfigError
 from lrkd.models import backbones, heads
 from lrkd.models.wrap import Embeddings
-from lrkd.training.loop import fit
 from lrkd.training.step import Teacher
 
 BARE = backbones.small(8, 8, (4, 8), cbam=False)
@@ -102,8 +101,8 @@ TABLE = Embeddings(torch.ones(64, 8))
 )
 def test_training_does_not_begin_without_what_it_needs(teacher, student, term, match, tmp_path):
     with pytest.raises(ConfigError, match=match):
-        fit(student, HEAD, toys.faces(), schedule=toys.Schedule(1, batch=16), options=toys.OPTIONS, teacher=teacher,
-            terms=(term,), progress=False, directory=tmp_path)  # fmt: skip
+        toys.fit(student, HEAD, toys.faces(), schedule=toys.Schedule(1, batch=16), options=toys.OPTIONS,
+                 teacher=teacher, terms=(term,), progress=False, directory=tmp_path)  # fmt: skip
     assert not list(tmp_path.iterdir())
 
 
@@ -116,7 +115,7 @@ def test_a_teacher_without_a_head_teaches_what_one_with_a_head_does(term):
     weights = []
     for head in (None, HEAD):
         network, own = toys.pair(1)
-        fit(network, own, toys.faces(), schedule=toys.Schedule(1, batch=16), options=toys.OPTIONS,
+        toys.fit(network, own, toys.faces(), schedule=toys.Schedule(1, batch=16), options=toys.OPTIONS,
             teacher=Teacher(FULL, head), terms=(term,), progress=False)  # fmt: skip
         weights.append(toys.state(network, own))
     assert toys.equal(*weights)

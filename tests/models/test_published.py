@@ -38,7 +38,6 @@ from lrkd.evaluation.identification import fuse, rank_k
 from lrkd.evaluation.verification import kfold_verification
 from lrkd.models import backbones, checkpoints, heads, published
 from lrkd.models.published import load_foreign
-from lrkd.training.loop import fit
 from lrkd.training.step import Teacher
 
 State = dict[str, Tensor]
@@ -310,7 +309,7 @@ def test_an_adaface_checkpoint_teaches_features_relations_and_embeddings_without
     teacher = load_foreign(lightning(tmp_path / "adaface.ckpt", {f"model.{k}": v for k, v in state.items()}))
     student, head = backbones.small(112, 9, NARROW, cbam=False), heads.build("cosface", 2, 9)
     before = toys.state(teacher)
-    fitted = fit(
+    fitted = toys.fit(
         student,
         head,
         toys.faces(2, 4, 112),

@@ -19,7 +19,6 @@ from lrkd.errors import ConfigError, DataError
 from lrkd.models import backbones
 from lrkd.models.wrap import Embeddings, Input, load_embeddings, onnx_network, wrap
 from lrkd.onnx import export
-from lrkd.training.loop import fit
 from lrkd.training.step import Teacher
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -170,7 +169,7 @@ def test_a_wrapped_student_is_trained_by_a_teacher_without_a_head():
     head = type(head)(4, 5, scale=16.0, margin=0.1)
     teacher = backbones.small(8, 5, (4, 8))
     terms = (distill_terms.feature(), distill_terms.embedding())
-    fit(student, head, toys.faces(), schedule=toys.Schedule(1, batch=16), options=toys.OPTIONS,
+    toys.fit(student, head, toys.faces(), schedule=toys.Schedule(1, batch=16), options=toys.OPTIONS,
         teacher=Teacher(teacher), terms=terms, progress=False)  # fmt: skip
     assert not torch.equal(student.state_dict()["module.fc.weight"], before["module.fc.weight"])
 
@@ -280,7 +279,7 @@ def test_a_file_that_takes_weights_from_elsewhere_or_is_none_is_refused(tmp_path
 def trained(teacher: Teacher, term: distill_terms.Term) -> dict[str, Tensor]:
     network, head = toys.pair(1)
     options = toys.Options(threads=1, mirror=False)
-    fit(network, head, toys.faces(), schedule=toys.Schedule(2, batch=16), options=options,
+    toys.fit(network, head, toys.faces(), schedule=toys.Schedule(2, batch=16), options=options,
         teacher=teacher, terms=(term,), progress=False)  # fmt: skip
     return toys.state(network, head)
 

@@ -35,7 +35,6 @@ from lrkd.study import experiment, presets
 from lrkd.study import spec as study_spec
 from lrkd.study.presets import SCALES
 from lrkd.study.spec import Spec
-from lrkd.training.loop import fit
 from lrkd.training.schedule import Options, Schedule
 
 SIDE = 8
@@ -70,7 +69,7 @@ def student():
     network = backbones.build("mobile", size=SIDE, embedding=32, depths=(1, 2), widths=(16, 24), last=48)
     head = heads.build("cosface", 8, 32, seed=0, scale=16.0, margin=0.1)
     schedule, options = Schedule(4, batch=32, lr=0.1), Options(side=SIDE, shift=1, threads=1)
-    fit(network, head, toys.faces(8, 32, 16), schedule=schedule, options=options, seed=0, progress=False)
+    toys.fit(network, head, toys.faces(8, 32, 16), schedule=schedule, options=options, seed=0, progress=False)
     return network.eval()
 
 

@@ -366,7 +366,9 @@ def test_the_teachers_kept_words_train_the_same_student(cycle, tmp_path):
     from lrkd.training.acceleration import Speed
 
     spec = PLACE.spec(COSINE, 0, "S")
-    kept, asked = (experiment.train(spec, tmp_path / str(once), device="cpu", progress=False, speed=Speed(once=once))
-                   for once in (True, False))  # fmt: skip
+    kept, asked = (
+        experiment.train(spec, tmp_path / str(cached), device="cpu", progress=False, speed=Speed(cache_teacher=cached))
+        for cached in (True, False)
+    )
     for a, b in zip(*(experiment.load(run)[0].state_dict().values() for run in (kept, asked)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -16,9 +16,8 @@ from lrkd.distill import terms as distill_terms
 from lrkd.distill.terms import embedding, feature
 from lrkd.errors import RunError
 from lrkd.models import backbones
-from lrkd.training import acceleration, checkpoint, step
-from lrkd.training.acceleration import Speed, Writer, in_advance
-from lrkd.training.loop import fit
+from lrkd.training import acceleration, batches, checkpoint, teacher_cache
+from lrkd.training.acceleration import Speed, Writer, prefetch
 from lrkd.training.schedule import Options, Schedule
 from lrkd.training.step import Teacher
 
@@ -27,36 +26,36 @@ def test_switches_are_on_where_the_device_is_a_gpu_and_it_pays():
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert Speed().uses("fused", gpu)
     assert not Speed().uses("fused", cpu)
-    assert not Speed().uses("compiled", gpu, False)
-    assert Speed(compiled=True).uses("compiled", gpu, False)
-    assert Speed(ahead=True).uses("ahead", cpu)
-    assert not Speed(ahead=False).uses("ahead", gpu)
+    assert not Speed().uses("compile", gpu, False)
+    assert Speed(compile=True).uses("compile", gpu, False)
+    assert Speed(prefetch=True).uses("prefetch", cpu)
+    assert not Speed(prefetch=False).uses("prefetch", gpu)
 
 
 def test_the_fastest_convolutions_are_cudnns():
     before = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark
-    with acceleration.quick_convolutions():
+    with acceleration.cudnn_benchmark():
         assert (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark) == (True, True)
     assert (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark) == before
 
 
 def test_reading_in_advance_is_a_map_whose_next_value_is_read_meanwhile():
     read = []
-    values = in_advance(lambda k: (read.append(k), threading.current_thread().name)[1] and k * k, range(5))
+    values = prefetch(lambda k: (read.append(k), threading.current_thread().name)[1] and k * k, range(5))
     assert next(values) == 0
     end = time.monotonic() + 10
     while read != [0, 1]:
         assert time.monotonic() < end
         time.sleep(0.01)
     assert list(values) == [1, 4, 9, 16]
-    assert list(in_advance(str, [])) == []
+    assert list(prefetch(str, [])) == []
 
     def fail(k: int) -> int:
         if k == 2:
             raise OSError("image 2 is gone")
         return k
 
-    values = in_advance(fail, range(5))
+    values = prefetch(fail, range(5))
     assert [next(values), next(values)] == [0, 1]
     with pytest.raises(OSError, match="image 2 is gone"):
         next(values)
@@ -67,8 +66,8 @@ def test_images_that_are_read_in_advance_give_the_same_bits(tmp_path, monkeypatc
     np.save(tmp_path / "x.npy", faces.images)
     mapped = replace(faces, images=np.load(tmp_path / "x.npy", mmap_mode="r"))
     plain, _ = toys.train(faces=faces)
-    monkeypatch.setattr(step, "_RESIDENT_BYTES", 100)
-    assert toys.equal(toys.train(faces=mapped, speed=Speed(ahead=True))[0], plain)
+    monkeypatch.setattr(batches, "RESIDENT_BYTES", 100)
+    assert toys.equal(toys.train(faces=mapped, speed=Speed(prefetch=True))[0], plain)
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
@@ -93,7 +92,7 @@ def test_a_writer_takes_one_piece_at_a_time_and_says_what_went_wrong():
 
 def test_a_copy_for_later_is_of_now():
     weights = {"a": [torch.zeros(2)], "b": (torch.ones(1), None), "step": 3}
-    bring = acceleration.on_host(weights, torch.device("cpu"))
+    bring = acceleration.snapshot(weights, torch.device("cpu"))
     weights["a"][0] += 5
     found = bring()
     assert torch.equal(found["a"][0], torch.zeros(2))
@@ -110,10 +109,10 @@ def test_checkpoints_that_are_written_beside_the_training_resume_to_the_same_bit
             directory=tmp_path,
             stop=lambda: next(count) == 9,
             checkpoint_every=2,
-            speed=Speed(beside=True),
+            speed=Speed(async_checkpoint=True),
         )
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 9, "what was added last is there"
-    assert toys.equal(toys.train(epochs=4, directory=tmp_path, speed=Speed(beside=True))[0], whole)
+    assert toys.equal(toys.train(epochs=4, directory=tmp_path, speed=Speed(async_checkpoint=True))[0], whole)
     assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "metrics.csv"}
 
 
@@ -121,9 +120,9 @@ def test_a_disk_that_is_full_beside_the_training_stops_it(tmp_path, monkeypatch)
     def full(path, content):
         raise RunError(f"{path}: could not be written")
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(checkpoint, "write_whole", full)
     with pytest.raises(RunError, match="could not be written"):
-        toys.train(directory=tmp_path, checkpoint_every=2, speed=Speed(beside=True))
+        toys.train(directory=tmp_path, checkpoint_every=2, speed=Speed(async_checkpoint=True))
 
 
 # ---------------------------------------------------------------------------------------------------------- compiling
@@ -137,7 +136,7 @@ def test_a_compiled_network_trains_alike_and_trying_it_leaves_no_trace(monkeypat
 
     monkeypatch.setattr(torch, "compile", eager)
     plain, _ = toys.train(dropout=0.3)
-    fast, _ = toys.train(dropout=0.3, speed=Speed(compiled=True))
+    fast, _ = toys.train(dropout=0.3, speed=Speed(compile=True))
     assert toys.equal(fast, plain)
     assert len(set(map(id, used))) == 2, "student and teacher"
 
@@ -155,7 +154,7 @@ def test_a_machine_that_cannot_compile_says_so_once_and_trains(monkeypatch):
     with pytest.warns(
         UserWarning, match=r"torch.compile does not work here \(RuntimeError: no compiler here\)"
     ) as said:
-        slow, _ = toys.train(distil=False, speed=Speed(compiled=True))
+        slow, _ = toys.train(distil=False, speed=Speed(compile=True))
     assert len(said) == 1
     assert toys.equal(slow, plain)
 
@@ -171,7 +170,7 @@ def test_each_run_is_compiled_however_many_came_before(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(limit + 1):
-            toys.train(distil=False, epochs=1, speed=Speed(compiled=True))
+            toys.train(distil=False, epochs=1, speed=Speed(compile=True))
     assert len(graphs) > limit
 
 
@@ -199,7 +198,7 @@ def watched(**more):
     terms = more.pop("terms", (feature(weight=2.0), embedding()))
     schedule = Schedule(6, 16, lr=0.05)
     how = {"schedule": schedule, "options": options, "teacher": teacher, "terms": terms, "log_every": 1}
-    fitted = fit(network, head, toys.faces(), progress=False, **how, **more)
+    fitted = toys.fit(network, head, toys.faces(), progress=False, **how, **more)
     return [row["loss"] for row in fitted.rows], sum(shown)
 
 
@@ -208,7 +207,7 @@ def watched(**more):
 def test_what_the_teacher_says_of_an_image_is_asked_once(mirror, sides, shuffled):
     options = Options(side=4, threads=1, mirror=mirror)
     each, asked = watched(options=options, shuffled=shuffled)
-    once, rarely = watched(options=options, shuffled=shuffled, speed=Speed(once=True))
+    once, rarely = watched(options=options, shuffled=shuffled, speed=Speed(cache_teacher=True))
     assert once == pytest.approx(each, rel=1e-4)
     assert asked == 6 * 64
     assert rarely == sides * 64 + 2 + 2, "every image, and a look at two first"
@@ -217,9 +216,9 @@ def test_what_the_teacher_says_of_an_image_is_asked_once(mirror, sides, shuffled
 def test_a_teacher_that_is_asked_once_is_not_compiled(monkeypatch):
     made = []
     monkeypatch.setattr(torch, "compile", lambda network: (made.append(network), network)[1])
-    watched(speed=Speed(once=True, compiled=True))
+    watched(speed=Speed(cache_teacher=True, compile=True))
     assert len(made) == 1
-    watched(options=Options(side=4, shift=1, threads=1), speed=Speed(once=True, compiled=True))
+    watched(options=Options(side=4, shift=1, threads=1), speed=Speed(cache_teacher=True, compile=True))
     assert len(made) == 3
 
 
@@ -238,18 +237,18 @@ def test_logits_are_exact_where_all_else_is_rounded():
 
 
 def test_shifted_images_are_asked_about_each_time_and_so_are_too_many(monkeypatch):
-    assert watched(options=Options(side=4, shift=1, threads=1), speed=Speed(once=True))[1] == 6 * 64
-    monkeypatch.setattr(step, "_RESIDENT_BYTES", 100)
-    assert watched(speed=Speed(once=True))[1] == 6 * 64 + 2 + 2
+    assert watched(options=Options(side=4, shift=1, threads=1), speed=Speed(cache_teacher=True))[1] == 6 * 64
+    monkeypatch.setattr(batches, "RESIDENT_BYTES", 100)
+    assert watched(speed=Speed(cache_teacher=True))[1] == 6 * 64 + 2 + 2
 
 
 def test_only_what_the_terms_read_is_kept(monkeypatch):
     asked = []
-    whole = acceleration.said_once
-    monkeypatch.setattr(step, "said_once", lambda *args: (asked.append(args[3]), whole(*args))[1])
-    watched(terms=(embedding(),), speed=Speed(once=True))
-    watched(terms=(distill_terms.attention(), distill_terms.logits()), speed=Speed(once=True))
-    watched(terms=(distill_terms.cross(),), speed=Speed(once=True))
+    whole = teacher_cache.fields_read
+    monkeypatch.setattr(teacher_cache, "fields_read", lambda *args: (asked.append(whole(*args)), asked[-1])[1])
+    watched(terms=(embedding(),), speed=Speed(cache_teacher=True))
+    watched(terms=(distill_terms.attention(), distill_terms.logits()), speed=Speed(cache_teacher=True))
+    watched(terms=(distill_terms.cross(),), speed=Speed(cache_teacher=True))
     assert asked == [{"embedding"}, {"channel", "spatial", "embedding"}, {"features", "embedding", "labels"}]
 
 
@@ -272,7 +271,7 @@ def test_a_teacher_is_asked_once_of_a_backbone_of_ones_own_too():
         teacher = Teacher(Own(9), toys.pair(9)[1])
         options = Options(side=4, threads=1)
         more = {"schedule": Schedule(1, 16), "options": options, "terms": (feature(), embedding()), "progress": False}
-        fit(network, head, toys.faces(), teacher=teacher, speed=Speed(once=once), **more)
+        toys.fit(network, head, toys.faces(), teacher=teacher, speed=Speed(cache_teacher=once), **more)
         found.append(toys.state(network, head))
     for key, value in found[0].items():
         torch.testing.assert_close(found[1][key].float(), value.float(), rtol=1e-3, atol=1e-4)

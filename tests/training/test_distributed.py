@@ -22,7 +22,7 @@ from lrkd.training import checkpoint, distributed
 from lrkd.training.acceleration import Speed
 from lrkd.training.schedule import Options, Schedule
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 HOW = {"epochs": 3, "log_every": 1, "options": Options(side=4, shift=1, threads=1)}
 SYNC = {"speed": Speed(sync_norm=True)}
 SCENES = {
@@ -42,7 +42,7 @@ def train(scene: str, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    with distributed.joined("cpu"):
+    with distributed.init_distributed("cpu"):
         for scene in SCENES:
             train(scene, folder / scene)
         try:
@@ -51,8 +51,8 @@ def main(folder: Path) -> None:
             (folder / "uneven").write_text(str(error))
         # Stopped by what the second process alone hears; then to the end, from the first one's checkpoint, which is
         # written so slowly that the second, which does not write, would look for it too soon.
-        steps, write = iter(range(100)), checkpoint._write
-        checkpoint._write = lambda *words: time.sleep(0.3) or write(*words)
+        steps, write = iter(range(100)), checkpoint.write_whole
+        checkpoint.write_whole = lambda *words: time.sleep(0.3) or write(*words)
         try:
             stop = lambda: next(steps) == 8 and distributed.rank() == 1  # noqa: E731
             toys.train(directory=folder / "stopped", stop=stop, **(SCENES["shared head"] | {"epochs": 6}))
@@ -116,20 +116,20 @@ def test_they_stop_together_and_the_checkpoint_holds_all_classes(found):
     state = torch.load(found / "stopped" / "state.pt", weights_only=True)
     assert state["trained"]["head.head.weight"].shape == (4, 8)
     assert json.loads((found / "resumed").read_text()) == [True, 24]
-    assert "batch is 15: 2 processes share it evenly" in (found / "uneven").read_text()
+    assert "batch: expected a multiple of 2, the number of processes, got 15" in (found / "uneven").read_text()
 
 
 def test_alone_there_is_one_process_and_nothing_to_agree_on():
-    with distributed.joined("cpu") as device:
-        assert (device, distributed.size(), distributed.rank()) == ("cpu", 1, 0)
-        assert distributed.part(7) == slice(0, 7)
-        assert [distributed.agreed(said) for said in (True, False)] == [True, False]
-        assert [distributed.first(said) for said in (True, False)] == [True, False]
+    with distributed.init_distributed("cpu") as device:
+        assert (device, distributed.world_size(), distributed.rank()) == ("cpu", 1, 0)
+        assert distributed.local_part(7) == slice(0, 7)
+        assert [distributed.any_process(said) for said in (True, False)] == [True, False]
+        assert [distributed.broadcast(said) for said in (True, False)] == [True, False]
         x = torch.ones(2)
-        assert distributed.summed(x) is x
+        assert distributed.all_reduce(x) is x
         network, _ = toys.pair()
-        with distributed.synchronised(network, True):
-            assert not any(type(module) is distributed._Norm for module in network.modules())
+        with distributed.sync_batch_norm(network, True):
+            assert not any(type(module) is distributed.SyncBatchNorm for module in network.modules())
 
 
 TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -138,16 +138,16 @@ TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "l
 @pytest.mark.parametrize(
     ("wrong", "device", "match"),
     [
-        *(({name: ""}, "cpu", f"{name} is '' in the environment") for name in TORCHRUN),
-        *(({name: "x"}, "cpu", f"{name} is 'x'.* unset WORLD_SIZE") for name in TORCHRUN if name != "MASTER_ADDR"),
-        ({}, "cuda", "LOCAL_RANK is 1, and the GPUs here are 1: torchrun --nproc-per-node 1 is right"),
+        *(({name: ""}, "cpu", f"expected {name} as torchrun .*, got ''") for name in TORCHRUN),
+        *(({name: "x"}, "cpu", f"expected {name} .*, got 'x'") for name in TORCHRUN if name != "MASTER_ADDR"),
+        ({}, "cuda", "LOCAL_RANK: expected less than 1, .*, got 1; start with torchrun --nproc-per-node 1"),
     ],
 )
 def test_settings_that_are_not_torchruns_are_named(monkeypatch, wrong, device, match):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name, value in (TORCHRUN | wrong).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=match), distributed.joined(device):
+    with pytest.raises(ConfigError, match=match), distributed.init_distributed(device):
         pass
 
 
@@ -170,7 +170,7 @@ def test_the_command_trains_with_two_processes_and_says_so(smoke, tmp_path):
 
 
 def test_logits_of_shared_classes_cannot_be_distilled(monkeypatch):
-    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 0)
     network, head = toys.pair()
     with pytest.raises(ConfigError, match="logits"):

@@ -3,6 +3,8 @@
 They know shapes, types and devices, and fail where a GPU would; their backward pass and their speed are not tried.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,10 +16,10 @@ from lrkd.data.renderer import FaceModel
 from lrkd.distill import methods
 from lrkd.distill.terms import Term
 from lrkd.models import backbones, heads
-from lrkd.training import distributed, loop, step
-from lrkd.training.acceleration import said_once
+from lrkd.training import batches, distributed, step
 from lrkd.training.schedule import Options
-from lrkd.training.step import Teacher
+from lrkd.training.step import StepLosses, Teacher
+from lrkd.training.teacher_cache import cache_answers
 
 GPU = torch.device("cuda")
 
@@ -25,8 +27,8 @@ GPU = torch.device("cuda")
 @pytest.fixture
 def fake(monkeypatch):
     """Tensors that are made in the test are fake; pinned memory needs a driver and is left out."""
-    for module in (loop, degradation):
-        monkeypatch.setattr(module, "sent", lambda x, device: x.to(device))
+    for module in (step, batches, degradation):
+        monkeypatch.setattr(module, "to_device", lambda x, device: x.to(device))
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
@@ -54,28 +56,22 @@ def one_step(terms: tuple[Term, ...], kind: str, choice: bool, precision: str, n
     network, other = (backbones.build(name, 24, 32, seed=seed) for seed in range(2))
     own, its = (heads.build(head, 20, network.embedding) for _ in range(2))
     picked = torch.ones(8, dtype=torch.bool, device=GPU) if choice else None
-    teacher = Teacher(other, its, kind == "shuffled", low=kind == "own-side", chosen=picked) if terms else None
-    if kind == "itself":
-        teacher = Teacher(network, own, itself=True)
+    how = {"shuffled": kind == "shuffled", "low": kind == "own-side", "itself": kind == "itself", "terms": terms}
+    teacher = Teacher(*((network, own) if how["itself"] else (other, its)), **how, chosen=picked) if terms else None
     trained = nn.ModuleDict({"network": network, "head": own})
     if any(term.hint for term in terms):
         trained["hints"] = backbones.Hints(network.widths, other.widths)
     for part in (trained, other, its):
         placed(part)
 
-    def shown(x: Tensor) -> Tensor:
-        return step.normalise(x).contiguous(memory_format=torch.channels_last)
-
     generator = torch.Generator().manual_seed(0)
-    hr = step.augment(
-        torch.rand(8, 3, network.size, network.size, device=GPU), *step.draw_augmentation(8, options, generator)
+    hr = batches.augment(
+        torch.rand(8, 3, network.size, network.size, device=GPU), *batches.draw_augmentation(8, options, generator)
     )
     labels = torch.zeros(8, dtype=torch.int64, device=GPU)
     ask = None if teacher is None else teacher.network
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
-        losses, right = step.step_losses(
-            trained, own, network, teacher, ask, terms, options, shown, hr, labels, picked, 1.0, None, generator
-        )
+        losses, right = StepLosses(trained, options, teacher, network, ask)(hr, labels, 1.0, generator, picked)
     assert (losses.device.type, losses.dtype, right.device.type) == ("cuda", torch.float32, "cuda")
     return losses
 
@@ -104,12 +100,12 @@ def test_an_update_stays_on_the_gpu(fake):
 
 
 def test_a_synchronised_norm_stays_on_the_gpu(fake, monkeypatch):
-    monkeypatch.setattr(distributed, "_grouped", lambda: True)
-    monkeypatch.setattr(distributed, "size", lambda: 1)
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 1)
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda x, *of: None)
     network = placed(backbones.small(24, 32, (8, 8, 16, 16)).train())
-    with distributed.synchronised(network, True):
-        assert any(type(part) is distributed._Norm for part in network.modules())
+    with distributed.sync_batch_norm(network, True):
+        assert any(type(part) is distributed.SyncBatchNorm for part in network.modules())
         assert network(torch.rand(4, 3, 24, 24, device=GPU)).embedding.device.type == "cuda"
 
 
@@ -128,7 +124,8 @@ def test_faces_are_rendered_on_the_gpu(fake):
 
 def test_what_a_teacher_said_is_kept_on_the_gpu(fake):
     network, images = placed(backbones.small().eval()), torch.rand(10, 3, 48, 48, device=GPU)
-    ask = said_once(network, lambda index: images[index.to(GPU)], 10, {"features", "embedding"}, True, 1e9, 4)
-    told = ask(torch.arange(4, device=GPU), torch.ones(4, dtype=torch.bool, device=GPU))
+    some = SimpleNamespace(images=lambda index: images[index.to(GPU)], count=10, batch=4, share=slice(0, 4))
+    answers = cache_answers(network, some, {"features", "embedding"}, True, 1e9)
+    told = answers(torch.arange(4, device=GPU), torch.ones(4, dtype=torch.bool, device=GPU))
     assert {x.device.type for x in (told.embedding, *told.features)} == {"cuda"}
     assert told.channel == told.spatial == ()

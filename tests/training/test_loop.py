@@ -27,14 +27,14 @@ from lrkd.distill.distances import cosine, lp
 from lrkd.distill.terms import Term, feature
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.models import backbones, heads
-from lrkd.training import checkpoint
+from lrkd.training import batches, checkpoint
 from lrkd.training import step as step_
+from lrkd.training.batches import augment, draw_augmentation, image_reader
 from lrkd.training.checkpoint import load_model, save_model
-from lrkd.training.loop import fit
 from lrkd.training.schedule import ASKD_SCHEDULE, FSKD_SCHEDULE, Options, Schedule
-from lrkd.training.step import Teacher, augment, draw_augmentation, normalise, resident_images
+from lrkd.training.step import Teacher, normalise
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 
 
 def run_until(step: int, **more):
@@ -139,7 +139,7 @@ def test_the_seed_of_fit_alone_changes_order_and_augmentation():
     found = []
     for seed in (0, 1):
         network, head = toys.pair(0)
-        fit(network, head, toys.faces(), schedule=Schedule(1, batch=16), seed=seed, progress=False)
+        toys.fit(network, head, toys.faces(), schedule=Schedule(1, batch=16), seed=seed, progress=False)
         found.append(toys.state(network, head))
     assert not toys.equal(*found)
 
@@ -162,8 +162,8 @@ def test_memory_mapped_images_read_batch_by_batch_give_the_same_bits(tmp_path, m
     mapped = replace(faces, images=np.load(tmp_path / "x.npy", mmap_mode="r"))
     resident, _ = toys.train(faces=faces)
     assert toys.equal(toys.train(faces=mapped)[0], resident)
-    monkeypatch.setattr(step_, "_RESIDENT_BYTES", 100)
-    read = resident_images(mapped, torch.device("cpu"))
+    monkeypatch.setattr(batches, "RESIDENT_BYTES", 100)
+    read = image_reader(mapped, torch.device("cpu"), resident=False)
     assert not any(getattr(cell.cell_contents, "shape", ()) for cell in read.__closure__), "nothing was copied"
     assert toys.equal(toys.train(faces=mapped)[0], resident)
     parts = faces.subset(np.arange(len(faces)))
@@ -236,7 +236,7 @@ def test_one_step_of_sgd_as_by_hand():
     grads = {f"{k}.{name}": p.grad for k, m in enumerate((network, head)) for name, p in m.named_parameters()}
     network, head = toys.pair()
     options = replace(toys.OPTIONS, mirror=False, channels_last=False)
-    fit(network, head, faces, schedule=schedule, options=options, seed=3, progress=False)
+    toys.fit(network, head, faces, schedule=schedule, options=options, seed=3, progress=False)
     for key, after in toys.state(network, head).items():
         if key in grads:
             wanted = start[key] - 0.1 * 1.9 * (grads[key] + 5e-4 * start[key])
@@ -286,7 +286,7 @@ def test_the_student_sees_the_degraded_and_the_teacher_the_hr_image():
     for module in (network, teacher.network):
         module.register_forward_pre_hook(note)
     options = Options(side=2, mirror=False, threads=1)
-    fit(
+    toys.fit(
         network,
         head,
         toys.faces(),
@@ -316,7 +316,7 @@ def test_training_leaves_no_trace_in_the_teacher(head):
     network, classes = toys.pair(0, head)
     start = toys.state(network, classes)
     terms = (feature(), distill_terms.logits(), distill_terms.embedding())
-    fit(network, classes, toys.faces(), schedule=Schedule(2, 16), teacher=teacher, terms=terms, progress=False)
+    toys.fit(network, classes, toys.faces(), schedule=Schedule(2, 16), teacher=teacher, terms=terms, progress=False)
     assert toys.equal(toys.state(teacher.network, teacher.head), before)
     assert not teacher.network.training
     assert all(p.grad is None for p in (*teacher.network.parameters(), *teacher.head.parameters()))
@@ -336,7 +336,7 @@ def views(shuffled: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     teacher = Teacher(*toys.pair(9), shuffled=shuffled)
     faces = toys.faces()
     network, head = toys.pair()
-    fit(
+    toys.fit(
         network,
         head,
         faces,
@@ -359,11 +359,10 @@ def test_a_shuffled_teacher_is_shown_other_images():
     assert (cosine(seen, own) > 1e-3).all(), "nobody's teacher saw the student's image"
 
 
-def test_terms_and_teacher_come_together():
-    network, head = toys.pair()
-    for more in ({"teacher": Teacher(*toys.pair(9))}, {"terms": (feature(),)}):
-        with pytest.raises(ConfigError, match="give both or neither"):
-            fit(network, head, toys.faces(), schedule=Schedule(1, 16), progress=False, **more)
+def test_a_teacher_without_terms_teaches_nothing():
+    more = {"schedule": Schedule(1, 16), "teacher": Teacher(*toys.pair(9)), "progress": False}
+    with pytest.raises(ConfigError, match="teacher: expected at least one term, got none"):
+        toys.fit(*toys.pair(), toys.faces(), **more)
 
 
 # ---------------------------------------------------------------------------------------------------------- learning
@@ -381,7 +380,7 @@ def test_a_student_learns_an_easy_set():
     network, head = toys.pair()
     untrained = accuracy(network, head)
     schedule = Schedule(8, 16, lr=0.1)
-    found = fit(network, head, toys.faces(), schedule=schedule, options=toys.OPTIONS, progress=False, log_every=4)
+    found = toys.fit(network, head, toys.faces(), schedule=schedule, options=toys.OPTIONS, progress=False, log_every=4)
     assert found.rows[-1]["loss"] < found.rows[0]["loss"] / 3
     assert found.rows[-1]["train_accuracy"] > 0.95 > found.rows[0]["train_accuracy"]
     assert accuracy(network, head) > max(0.95, untrained), "images never seen"
@@ -395,7 +394,7 @@ def test_distillation_brings_the_student_nearer_to_its_teacher_on_images_never_s
         network, head = toys.pair()
         terms = (distill_terms.embedding(weight=weight), feature(weight=weight))
         options = replace(toys.OPTIONS, side=4, mirror=False)
-        fitted = fit(
+        fitted = toys.fit(
             network,
             head,
             toys.faces(),
@@ -452,14 +451,14 @@ def test_a_row_is_the_mean_since_the_last_whatever_is_saved_between(tmp_path, lo
 
 def test_a_term_may_be_called_as_a_column_is():
     more = {"teacher": Teacher(*toys.pair(9)), "terms": (replace(feature(), name="loss"),), "progress": False}
-    (row,) = fit(*toys.pair(), toys.faces(), schedule=Schedule(1, 16), **more).rows
+    (row,) = toys.fit(*toys.pair(), toys.faces(), schedule=Schedule(1, 16), **more).rows
     assert row["loss"] == pytest.approx(row["identity"] + row["loss-2"])
 
 
 def test_terms_of_one_name_have_a_column_each():
     def rows(*terms):
         more = {"teacher": Teacher(*toys.pair(9)), "terms": terms, "progress": False, "log_every": 1}
-        return fit(*toys.pair(), toys.faces(), schedule=Schedule(1, 16), **more).rows
+        return toys.fit(*toys.pair(), toys.faces(), schedule=Schedule(1, 16), **more).rows
 
     terms = (feature(), feature(lp(2), weight=1.0))
     for row in rows(*terms):
@@ -485,10 +484,10 @@ def test_observe_is_told_steps_and_hints_and_training_mode_comes_back():
         done.append(step)
         network.eval()
 
-    fit(network, head, toys.faces(), schedule=Schedule(3, 16), progress=False, observe=note)
+    toys.fit(network, head, toys.faces(), schedule=Schedule(3, 16), progress=False, observe=note)
     assert done == [4, 8, 12], "after every epoch of four steps"
     done.clear()
-    fit(network, head, toys.faces(), schedule=Schedule(3, 16), progress=False, observe=note, observe_every=5)
+    toys.fit(network, head, toys.faces(), schedule=Schedule(3, 16), progress=False, observe=note, observe_every=5)
     assert done == [5, 10]
     assert not network.training
     assert not head.training
@@ -530,7 +529,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_term_and_hint(tmp_path, step,
     network, head = toys.pair()
     terms = (feature(), Term("mine", 2.0, At(step, value)))
     with pytest.raises(TrainingError, match=rf"step {step}: the loss term 'mine' is {said}; lower the learning rate"):
-        fit(
+        toys.fit(
             network,
             head,
             toys.faces(),
@@ -573,7 +572,7 @@ def test_an_update_that_is_not_finite_is_never_returned_nor_saved(tmp_path, told
     more = {"teacher": Teacher(*toys.pair(9)), "terms": (Term("mine", 1.0, poison(step)),), "progress": False}
     where = {"directory": tmp_path, "checkpoint_every": 2} if saved else {}
     with pytest.raises(TrainingError, match=said):
-        fit(network, head, toys.faces(), schedule=Schedule(2, 16), **more, **where)
+        toys.fit(network, head, toys.faces(), schedule=Schedule(2, 16), **more, **where)
     if saved:
         kept = torch.load(tmp_path / "state.pt", weights_only=True)
         assert kept["step"] == (step - 1) // 2 * 2, "the last good one"
@@ -586,7 +585,7 @@ def test_the_fault_is_named_before_anyone_looks():
     more = {"teacher": Teacher(*toys.pair(9)), "terms": (Term("mine", 1.0, At(2, math.nan)),), "progress": False}
     seen = []
     with pytest.raises(TrainingError, match="step 2: the loss term 'mine' is nan"):
-        fit(
+        toys.fit(
             network,
             head,
             toys.faces(),
@@ -606,11 +605,11 @@ def test_too_high_a_rate_is_named_as_the_identity_loss():
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        ({"epochs": 0}, "epochs must be at least 1"),
-        ({"batch": 1}, "batch at least 2"),
-        ({"lr": 0}, "lr positive"),
-        ({"lr": math.nan}, "lr positive"),
-        ({"kind": "cosine"}, "kind is 'cosine': choose onecycle or step"),
+        ({"epochs": 0}, "epochs of at least 1.*epochs=0"),
+        ({"batch": 1}, "batch of at least 2.*batch=1"),
+        ({"lr": 0}, "positive lr"),
+        ({"lr": math.nan}, "positive lr"),
+        ({"kind": "cosine"}, "kind: expected onecycle or step, got 'cosine'"),
     ],
 )
 def test_impossible_schedules(more, match):
@@ -619,9 +618,9 @@ def test_impossible_schedules(more, match):
 
 
 def test_impossible_options_and_too_few_images():
-    with pytest.raises(ConfigError, match="precision is 'half': choose float32 or bfloat16"):
+    with pytest.raises(ConfigError, match="precision: expected float32 or bfloat16, got 'half'"):
         Options(precision="half")
-    with pytest.raises(ConfigError, match="batch is 128, but there are only 64 images"):
+    with pytest.raises(ConfigError, match="batch: expected at most 64, the number of training images, got 128"):
         toys.train(schedule=Schedule(1))
     with pytest.raises(ConfigError, match="side"):
         toys.train(options=Options(side=9))
@@ -629,7 +628,7 @@ def test_impossible_options_and_too_few_images():
 
 def test_a_label_that_the_head_does_not_have():
     wrong = replace(toys.faces(classes=5), digest="five")
-    with pytest.raises(DataError, match=r"label 4 does not fit a head of 4 classes"):
+    with pytest.raises(DataError, match=r"labels: expected 0 to 3, as the head has 4 classes, got 4"):
         toys.train(faces=wrong)
 
 
@@ -650,14 +649,14 @@ def test_a_label_that_the_head_does_not_have():
 def test_a_checkpoint_of_another_run_is_refused_and_kept(tmp_path, other):
     run_until(3, directory=tmp_path)
     before = (tmp_path / "state.pt").read_bytes()
-    with pytest.raises(RunError, match=r"state\.pt: this checkpoint is of another run"):
+    with pytest.raises(RunError, match=r"state\.pt: expected a checkpoint of this run"):
         toys.train(directory=tmp_path, **other)
     assert (tmp_path / "state.pt").read_bytes() == before
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     run_until(3, directory=tmp_path)
-    with pytest.raises(RunError, match=r"state\.pt: this checkpoint is of another run \(different: head\)"):
+    with pytest.raises(RunError, match=r"got one of another run \(different: head\)"):
         toys.train(directory=tmp_path, head="adaface")
 
 
@@ -672,7 +671,7 @@ def test_a_checkpoint_knows_everything_that_a_caller_brings(tmp_path):
         how |= {"faces": faces, "terms": (distill_terms.regression(),), "schedule": Schedule(1, 16, lr=0.05)} | more
         count = itertools.count(1)
         with pytest.raises((RunError, KeyboardInterrupt), match=expected):
-            fit(**how, options=toys.OPTIONS, progress=False, directory=tmp_path, stop=lambda: next(count) == 1)
+            toys.fit(**how, options=toys.OPTIONS, progress=False, directory=tmp_path, stop=lambda: next(count) == 1)
 
     run("stopped at step 1")
     for head in (
@@ -807,5 +806,5 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, damage):
         path.write_bytes(checkpoint.safetensors_bytes({"x": torch.ones(1)}))
     elif damage != "missing":
         path.write_bytes({"cut": whole[: len(whole) // 2], "text": json.dumps({"a": 1}).encode()}[damage])
-    with pytest.raises(RunError, match=r"m\.safetensors: is no model written by lrkd"):
+    with pytest.raises(RunError, match=r"m\.safetensors: expected a model written by lrkd"):
         load_model(path)
