@@ -164,7 +164,9 @@ class Spec:
             processes=self.processes,
             sync_norm=self.sync_norm,
         )
-        return replace(found, side=self.side) if self.method.teacher == "own-side" else found
+        if self.method.teacher != "own-side":
+            return found
+        return replace(found, side=self.side, student=self.student if self.student in DESIGNS else self.teacher)
 
     @property
     def lent(self) -> networks.Lent | None:
