@@ -304,7 +304,7 @@ def run_config(spec: Spec) -> dict[str, Any]:
 
 
 def _teacher_config(spec: Spec) -> Any:
-    """The hash of a teacher's run, or what is known of one from a file, or the name of an untrained network, or None."""
+    """The hash of a teacher's run, what is known of one from a file, or the name of an untrained network."""
     if spec.teacher_run is not None:
         return store.digest(run_config(spec.teacher_run))
     if not spec.has_teacher:
