@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from lrkd import userfile
 from lrkd.data import prepared
 from lrkd.distill import methods
 from lrkd.errors import ConfigError, DataError, RunError
@@ -144,6 +145,25 @@ def test_the_hash_covers_a_users_file_and_not_where_it_lies(nets, tmp_path):
     assert config_hash(one) != before
     nets.write_text(NETS)
     assert config_hash(one) == before
+
+
+def test_the_hash_covers_a_users_method_and_all_that_its_file_has(nets):
+    method = """
+from lrkd.distill.methods import Method
+from lrkd.distill.terms import Term
+
+FACTOR = 2
+
+def loss(student, teacher):
+    return FACTOR * (student.embedding - teacher.embedding).square().mean()
+
+MINE = Method("mine", "mine", (Term("mine", 1.0, loss),))
+"""
+    hashes = []
+    for text in (method, method.replace("FACTOR = 2", "FACTOR = 3"), method):
+        nets.write_text(text)
+        hashes.append(config_hash(Spec(userfile.load_object(f"{nets}:MINE").value, 6, 0, SMOKE)))
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 def test_a_module_that_is_not_wrapped_is_seeded_and_has_its_own_embedding(nets):
