@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from lrkd import userfile
 from lrkd.errors import ConfigError, RunError, needed
 from lrkd.study import runner
 from lrkd.study.spec import Spec
@@ -31,6 +32,10 @@ class Job:
     device: str | None = None
     budget: float | None = None
     known: pd.DataFrame | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the users' files come first, as methods in `wanted` are defined there."""
+        return {"files": userfile.LoadedFiles(), **self.__dict__}
 
     def __call__(self) -> int:
         """Train until nothing is left or the budget of minutes is over; -> the number of runs that are there."""
@@ -59,9 +64,9 @@ def submit(job: Job, count: int, launcher: str, folder: Path, parameters: Mappin
     Raises ConfigError where submitit or Slurm is not there, or a parameter is not known.
     """
     if launcher not in LAUNCHERS:
-        raise ConfigError(f"launcher is {launcher!r}: {' and '.join(LAUNCHERS)} are known")
+        raise ConfigError(f"launcher: expected {' or '.join(LAUNCHERS)}, got {launcher!r}")
     if count < 1:
-        raise ConfigError(f"jobs is {count}: at least 1 is needed")
+        raise ConfigError(f"jobs: expected at least 1, got {count}")
     with needed("a launcher", "cluster"):
         import submitit
         from submitit.core.utils import FailedJobError

@@ -52,7 +52,6 @@ def train(
     *,
     device: str | None = None,
     progress: bool = True,
-    checkpoint_every: int = 100,
     stop: Callable[[], bool] | None = None,
     wait: bool = True,
     speed: Speed | None = None,
@@ -84,7 +83,7 @@ def train(
         with run.lock(wait, on_wait=say) if distributed.rank() == 0 else nullcontext():
             if not distributed.first(run.finished):
                 try:
-                    _train(spec, run, lent, device, progress, checkpoint_every, stop, speed)
+                    _train(spec, run, lent, device, progress, stop, speed)
                 except (ConfigError, DataError):
                     if distributed.rank() == 0:
                         run_store.discard(run)
@@ -155,7 +154,6 @@ def _train(
     lent: Mapping[str, Run],
     device: str,
     progress: bool,
-    every: int,
     stop: Callable[[], bool] | None,
     speed: Speed,
 ) -> None:
@@ -186,7 +184,7 @@ def _train(
             seed=spec.seed,
             device=device,
             directory=run.path,
-            checkpoint_every=every,
+            checkpoint_every=100,
             progress=progress,
             name=run_name(spec),
             stop=stop,
@@ -326,7 +324,7 @@ def device_of(name: str | None = None) -> str:
         there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     name = name or ("cuda" if "cuda" in there else "cpu")
     if name not in there:
-        raise ConfigError(f"device is {name!r}: this machine has {', '.join(there)}")
+        raise ConfigError(f"device: expected one of {', '.join(there)} on this machine, got {name!r}")
     return name
 
 

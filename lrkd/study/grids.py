@@ -44,7 +44,8 @@ CONFIRMING_TEACHERS = (2, 3)
 def _core(scale: Scale, source: str) -> list[Spec]:
     """Every method of one stage, every side, 6 seeds over 2 teachers, the hardest side first.
 
-    Of photographs four methods at the hardest side, and what resolution costs; all else too, after these, at scale gpu.
+    Of photographs four methods at the hardest side, and what resolution costs; all else too, after these, at a
+    thorough scale.
     """
     hardest, others = scale.sides[-1], (None, *scale.sides[:-1])
     if source == PROCEDURAL:
@@ -52,7 +53,7 @@ def _core(scale: Scale, source: str) -> list[Spec]:
         grid += _grid(("none",), (None,), 6)
     else:
         grid = _grid(PHOTO_METHODS, (hardest,), 6) + _grid(("none",), others, 3)
-        if scale.name == "gpu":
+        if scale.thorough:
             grid += _grid(COMPARED, (hardest,), 6) + _grid(("none",), (None,), 6)
             grid += _grid(COMPARED, scale.sides[-2::-1], 6)
             grid = list(dict.fromkeys(grid))
@@ -252,5 +253,5 @@ STUDIES: dict[str, Callable[..., list[Spec]]] = {
 def specs(name: str, scale: Scale, source: str = PROCEDURAL, ladder: pd.DataFrame | None = None) -> list[Spec]:
     """The runs of a named study, teachers first. ladder: results of study `ladder`, which `hypotheses` needs."""
     if name not in STUDIES:
-        raise ConfigError(f"study is {name!r}: the studies are {', '.join(STUDIES)}")
+        raise ConfigError(f"study: expected one of {', '.join(STUDIES)}, got {name!r}")
     return STUDIES[name](scale, source, ladder) if name == "hypotheses" else STUDIES[name](scale, source)

@@ -25,7 +25,7 @@ from lrkd.training.step import Teacher, normalise
 def observation(
     spec: Spec, faces: tables.Faces, network: layers.Network, teacher: Teacher | None, hints: Any, device: str
 ) -> dict[str, float]:
-    """Accuracy on the pairs of `faces`, and for a method with a term on the hinted features how each stage stands.
+    """Accuracy on the pairs of `faces`, and for a method with a term on the hinted features how alike each stage is.
 
     Accuracy is by the 10 folds, without mirror images. Of stage k, over 256 evenly spaced images: cosine_k of student
     and teacher, norm_k = |s|/|t|, norm_share_k = how much of |s-t|^2 is in the norms (`norm_angle_split`), and radial_k
@@ -189,13 +189,12 @@ def agreement(
     side: int | None,
     preset: str,
     device: str,
-    count: int = 512,
 ) -> dict[str, float]:
-    """Mean cosine of student and teacher on `count` evenly spaced images: features (hinted), maps, embedding.
+    """Mean cosine of student and teacher on 512 evenly spaced images: features (hinted), maps, embedding.
 
     What the two do not both show in the same shapes is left out.
     """
-    index = np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)
+    index = np.linspace(0, len(images) - 1, min(512, len(images))).astype(np.int64)
     x = torch.from_numpy(np.ascontiguousarray(images[index])).to(device).permute(0, 3, 1, 2).float() / 255
     native, drawn = network.size != x.shape[-1], torch.Generator().manual_seed(0)
     y = x if side is None else degrade(x, side, preset=preset, generator=drawn, enlarge=not native)

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from lrkd import userfile
 from lrkd.errors import ConfigError, RunError, TrainingError
 from lrkd.study import store
 from lrkd.study.experiment import device_of, find_run, store_dir, train
@@ -47,7 +48,7 @@ def run_study(
     """
     where, device = store_dir(where), device_of(device)
     if workers is not None and workers < 1:
-        raise ConfigError(f"workers is {workers}: at least 1 is needed")
+        raise ConfigError(f"workers: expected at least 1, got {workers}")
     there = set() if known is None else set(known["config"])
     missing = [spec for spec in wanted if config_hash(spec) not in there and not find_run(spec, where).finished]
     if workers is None:
@@ -73,7 +74,7 @@ def over_after(minutes: float | None) -> Callable[[], bool]:
     if minutes is None:
         return lambda: False
     if not minutes > 0:
-        raise ConfigError(f"budget is {minutes:g}: minutes above zero are right")
+        raise ConfigError(f"budget: expected minutes above zero, got {minutes:g}")
     end = time.monotonic() + 60 * minutes
     return lambda: time.monotonic() > end
 
@@ -118,7 +119,7 @@ def _trained(
     os.environ.setdefault("GLIBC_TUNABLES", _KEEP_MEMORY)  # read by the workers when they start
     context = multiprocessing.get_context("spawn")
     event = context.Event()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (event,))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (event, userfile.LoadedFiles()))
     running: dict[Future[bool], Spec] = {}
     try:
         while running or (waiting and not stop()):
@@ -182,8 +183,11 @@ def _uninterrupted() -> Iterator[None]:
 _stop: Any = None
 
 
-def _start_worker(event: Any) -> None:
-    """Workers leave Ctrl-C to the process that started them, which tells them by the event."""
+def _start_worker(event: Any, files: userfile.LoadedFiles) -> None:
+    """Workers leave Ctrl-C to the process that started them, which tells them by the event.
+
+    files: unpickling them has loaded the users' files, in which methods may be defined.
+    """
     global _stop
     _stop = event
     signal.signal(signal.SIGINT, signal.SIG_IGN)

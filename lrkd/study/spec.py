@@ -71,9 +71,13 @@ class Spec:
         if self.world is not None and (self.student or self.teacher or self.observations):
             raise ConfigError("a run in a world: expected no student or teacher of its own and no observations")
         if self.world is not None and self.setting == "T" and any(term.name == "logits" for term in self.method.terms):
-            raise ConfigError(f"method is {self.method.name!r}: in setting T the teacher's classes are other people")
+            raise ConfigError(
+                f"method {self.method.name!r} reads logits: in setting T the teacher's classes are other people"
+            )
         if self.world is not None and self.source != PROCEDURAL and self.world.setting != "S":
-            raise ConfigError(f"setting is {self.world.setting!r}: photographs have one set of people, setting S")
+            raise ConfigError(
+                f"setting: expected 'S', as photographs have one set of people, got {self.world.setting!r}"
+            )
         if self.student and self.student not in {**BUILDERS, **DESIGNS} and not userfile.is_reference(self.student):
             raise ConfigError(
                 f'student: expected a network ({", ".join([*BUILDERS, *DESIGNS])}) or "file.py:function", '
@@ -87,15 +91,15 @@ class Spec:
                 f"({', '.join(BUILDERS)}), got {self.teacher!r}"
             )
         if self.preset not in PRESETS:
-            raise ConfigError(f"preset is {self.preset!r}: the degradations are {', '.join(PRESETS)}")
+            raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {self.preset!r}")
         for name, seed in (("seed", self.seed), ("teacher-seed", self.teacher_seed)):
             if not isinstance(seed, int) or not 0 <= seed < 2**32:
-                raise ConfigError(f"{name} is {seed}: a whole number from 0 to {2**32 - 1} is right")
+                raise ConfigError(f"{name}: expected a whole number from 0 to {2**32 - 1}, got {seed}")
         for side in (self.side if isinstance(self.side, tuple) else (self.side,)) if self.side is not None else ():
             if not isinstance(side, int) or not 1 <= side <= self.scale.size:
                 raise ConfigError(
-                    f"side is {side}: at scale {self.scale.name} it is from 1 to {self.scale.size} pixels "
-                    f"(usual: {', '.join(map(str, self.scale.sides))}; leave it out for HR)"
+                    f"side: expected 1 to {self.scale.size} pixels at scale {self.scale.name} (usual: "
+                    f"{', '.join(map(str, self.scale.sides))}; leave it out for HR), got {side}"
                 )
 
     @property
@@ -116,7 +120,8 @@ class Spec:
             return found
         if self.images < 2:
             raise DataError(
-                f"{self.source}: has {self.images} image to train on: add people or images, and prepare it again"
+                f"{self.source}: expected 2 images to train on, got {self.images}: add people or images, and prepare "
+                "it again"
             )
         return found if found.batch <= self.images else replace(found, batch=self.images)
 

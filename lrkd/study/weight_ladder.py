@@ -80,7 +80,7 @@ BRACKET = [
 
 
 def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFrame:
-    """What a run's trace comes to, one row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`.
+    """What a run's trace says, one row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`.
 
     traces: columns config, method, seed, teacher_seed, step, accuracy, a row an observation. final: the last accuracy;
     auc: the mean over the observations, which are evenly spaced; steps_k: the first observed step at which the accuracy
@@ -170,9 +170,9 @@ def levels(raced: pd.DataFrame) -> tuple[float, float]:
 
 
 def groups(table: pd.DataFrame, alpha: float = 0.05) -> tuple[str, str, str]:
-    """`differences` -> the methods above the baseline, below it, and not told apart from it, as words for a sentence.
+    """`differences` -> the methods above the baseline, below it, and neither, as words for a sentence.
 
-    Told apart is what Holm's p puts below alpha. A row without a p (one pair) is not told apart.
+    Above or below is what Holm's p puts below alpha; a row without a p (one pair) is neither.
     """
     sure = table[table["holm"] < alpha]
     parts = (sure[sure["mean"] > 0], sure[sure["mean"] < 0], table.drop(sure.index))

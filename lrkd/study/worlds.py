@@ -36,9 +36,9 @@ class World:
 
     def __post_init__(self) -> None:
         if self.setting not in get_args(Setting):
-            raise ConfigError(f"setting is {self.setting!r}: the settings are {', '.join(SETTINGS)}")
+            raise ConfigError(f"setting: expected one of {', '.join(SETTINGS)}, got {self.setting!r}")
         if not 0 <= self.number < 2**31:
-            raise ConfigError(f"world is {self.number}: a whole number from 0 on is right")
+            raise ConfigError(f"world: expected a whole number from 0 on, got {self.number}")
 
     @property
     def judging(self) -> bool:
@@ -65,7 +65,7 @@ def people(scale: Scale, world: World, name: str, device: str = "cpu") -> People
     """
     found = scale.population
     if found is None:
-        raise ConfigError(f"scale {scale.name} has no worlds: it says not how many people one has")
+        raise ConfigError(f"scale {scale.name} has no worlds: expected one with a population")
     identities, images = getattr(found, name)
     pairs = dict(zip(("validation", "test"), found.pairs, strict=True)).get(name)
     face = tuple(sorted(scale.face.items()))
