@@ -178,7 +178,7 @@ def test_deep_is_the_papers_methods_and_their_controls():
 
 
 def test_unknown_study():
-    with pytest.raises(ConfigError, match="study: expected one of core, book.*got 'nore'"):
+    with pytest.raises(ConfigError, match=r"study: expected one of core, book.*got 'nore'"):
         specs("nore", SMOKE)
 
 
