@@ -32,7 +32,7 @@ def at_scales(*names: str, folder: Path = Path("results")) -> tuple[dict[str, pd
 
 
 def gains(table: pd.DataFrame, baseline: str = "none") -> pd.DataFrame:
-    """`stats.paired_differences` of the students on test people at the table's least side, where they have an interval.
+    """`statistics.paired_differences` of the students on test people at the table's least side, where they have an interval.
 
     -> indexed by method: `side, mean, low, high, p, n`; no row while the baseline has none.
     """

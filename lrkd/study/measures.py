@@ -28,7 +28,7 @@ def observation(
     """Accuracy on the pairs of `faces`, and for a method with a term on the hinted features how alike each stage is.
 
     Accuracy is by the 10 folds, without mirror images. Of stage k, over 256 evenly spaced images: cosine_k of student
-    and teacher, norm_k = |s|/|t|, norm_share_k = how much of |s-t|^2 is in the norms (`norm_angle_split`), and radial_k
+    and teacher, norm_k = their ratio of lengths, norm_share_k = how much of the squared distance is in the norms (`norm_angle_split`), and radial_k
     = how much of the squared gradient of the run's own loss changes only the norm (`gradient_split`).
     """
     pairs, side = pairs_of(faces), spec.side

@@ -107,8 +107,7 @@ def entrants(
 
     -> `method` (the distance, or "none"), `weight` (nan for none), `seed, teacher_seed, status, accuracy`, what
     `converged` says, and `own`: whether the teacher is the seed's own, teachers[seed mod their number] (always for
-    none, whose teacher counts not). A run that diverged counts with chance, in accuracy, final and auc, and reaches no
-    level. Unit: a run.
+    none, which has no teacher). A run that diverged counts with chance, in accuracy, final and auc, and reaches no level. Unit: a run.
     """
     check_columns(results, [*RUN, "status", "protocol", "accuracy"])
     raced = results["method"].astype(str).str.contains("@") | (results["method"] == "none")

@@ -54,7 +54,7 @@ class World:
         return self.setting == "D" or (self.setting == "T" and role == "teacher")
 
     def splits(self, role: str) -> dict[str, str]:
-        """Part of `data.Splits` -> the set of people that it is here: only what a run of that role may look at."""
+        """Part of `tables.Splits` -> the set of people that it is here: only what a run of that role may look at."""
         return {"train": "many" if self.many(role) else "train", self.shown: self.shown}
 
 
