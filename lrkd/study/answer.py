@@ -46,10 +46,20 @@ PARTS = ("length", "ladders", "worlds", "photographs")
 
 
 def plan(part: str, scale: Scale, source: str, tables: Path) -> list[Spec]:
-    """The runs of a part as far as the tables so far say which they are, the most valuable first.
+    """List the runs of a part as far as the tables so far say which they are, the most valuable first.
 
-    Raises DataError where a part before it has not ended, ConfigError for an unknown part and for photographs
-    that are none.
+    Args:
+        part: One of `PARTS`.
+        scale: The preset.
+        source: The data, as `Spec` has it.
+        tables: The folder of the tables.
+
+    Returns:
+        The runs.
+
+    Raises:
+        DataError: A part before it has not ended.
+        ConfigError: An unknown part, or photographs for another part than their own.
     """
     if part not in PARTS:
         raise ConfigError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
@@ -130,7 +140,7 @@ def table_path(tables: Path, part: str) -> Path:
 
 
 def read(tables: Path, part: str) -> pd.DataFrame:
-    """The table of a part, empty while there is none."""
+    """Read the table of a part; it is empty while there is none."""
     path = table_path(tables, part)
     if not path.exists():
         return pd.DataFrame(columns=list(COLUMNS))
@@ -138,7 +148,7 @@ def read(tables: Path, part: str) -> pd.DataFrame:
 
 
 def right_table(wanted: Iterable[Spec], where: Path) -> pd.DataFrame:
-    """What each finished judging run had right: -> `config, side, endpoint, n, right` (base64 of packed bits)."""
+    """Collect what each finished judging run had right: `config, side, endpoint, n, right` (base64 of packed bits)."""
     rows = []
     for spec in wanted:
         run = find_run(spec, where)
@@ -163,9 +173,14 @@ def right_table(wanted: Iterable[Spec], where: Path) -> pd.DataFrame:
 
 
 def people_table(wanted: Iterable[Spec]) -> pd.DataFrame:
-    """Who is shown in the pairs and by the probes of each judging world: -> `config, data, scale, world, what, people`.
+    """Collect who is shown in the pairs and by the probes of each judging world.
 
-    what: "left", "right" (P,) and "probe"; people: base64 of little-endian uint16. config: of the people's digest.
+    Args:
+        wanted: The runs.
+
+    Returns:
+        `config, data, scale, world, what, people`. what: "left", "right" (P,) and "probe"; people: base64 of
+        little-endian uint16; config: of the people's digest.
     """
     rows, seen = [], set()
     for spec in wanted:
@@ -243,7 +258,7 @@ def run(
 
 
 def check_claims(tables: Path) -> None:
-    """Refuse to judge before the claims are written down: claims.csv beside the tables, and committed in a checkout."""
+    """Raise DataError unless the claims are written down: claims.csv with the tables, committed in a checkout."""
     path = tables / "claims.csv"
     if not path.exists():
         raise DataError(f"{path}: is not there: claims are written down before the first run that judges them")
@@ -261,7 +276,7 @@ def check_claims(tables: Path) -> None:
 
 
 def listed(part: str, scale: Scale, tables: Path, source: str = PROCEDURAL) -> Iterator[dict[str, object]]:
-    """The runs of a part, whether the table has them."""
+    """List the runs of a part, and whether its table has them."""
     known = set(read(tables, part)["config"])
     for spec in with_needs(plan(part, scale, source, tables)):
         yield {"run": find_run(spec).path.name, "there": config_hash(spec) in known}

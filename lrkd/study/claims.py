@@ -20,13 +20,20 @@ TESTS = ("superiority", "equivalence")
 
 
 def read(path: Path) -> pd.DataFrame:
-    """claims.csv -> its rows with COLUMNS, margin a number.
+    """Read claims.csv.
 
     endpoint: of `endpoints.ENDPOINTS`. method, baseline: entrants; a baseline "none@rank1" is measured at another
     endpoint than the method. side: in pixels, or "hr". test: what is claimed, "superiority" of the method or
     "equivalence". margin: the smallest difference that matters, a fraction. family: claims that are corrected together.
 
-    Raises DataError that names the file, the row's id and the value where a claim cannot be judged.
+    Args:
+        path: The file.
+
+    Returns:
+        Its rows with COLUMNS, margin a number.
+
+    Raises:
+        DataError: A claim cannot be judged; names the file, the row's id and the value.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -38,7 +38,7 @@ class Job:
         return {"files": userfile.LoadedFiles(), **self.__dict__}
 
     def __call__(self) -> int:
-        """Train until nothing is left or the budget of minutes is over; -> the number of runs that are there."""
+        """Train until nothing is left or the budget of minutes is over; return the number of runs that are there."""
         table = runner.run_study(
             self.wanted,
             self.where,
@@ -51,17 +51,27 @@ class Job:
         return 0 if table.empty else int(table["config"].nunique())
 
     def checkpoint(self) -> Any:
-        """What submitit queues in place of a job that is preempted: the same one, as the store knows what is done."""
+        """Return what submitit queues in place of a preempted job: the same one, as the store knows what is done."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def submit(job: Job, count: int, launcher: str, folder: Path, parameters: Mapping[str, Any] | None = None) -> list[Any]:
-    """Queue `count` copies of the job, on Slurm as one array; -> submitit's jobs. Their logs go to `folder`.
+    """Queue copies of a job, on Slurm as one array.
 
-    parameters: of submitit's executor, such as timeout_min, gpus_per_node, cpus_per_task, slurm_partition.
-    Raises ConfigError where submitit or Slurm is not there, or a parameter is not known.
+    Args:
+        job: The job.
+        count: How many copies.
+        launcher: One of `LAUNCHERS`.
+        folder: For their logs.
+        parameters: Of submitit's executor, such as timeout_min, gpus_per_node, cpus_per_task, slurm_partition.
+
+    Returns:
+        submitit's jobs.
+
+    Raises:
+        ConfigError: submitit or Slurm is not there, or a parameter is not known.
     """
     if launcher not in LAUNCHERS:
         raise ConfigError(f"launcher: expected {' or '.join(LAUNCHERS)}, got {launcher!r}")
@@ -84,9 +94,14 @@ _EVERY = 30.0  # seconds between two looks
 
 
 def wait(jobs: Sequence[Any], on_look: Callable[[], None]) -> None:
-    """Return when all jobs have ended; on_look is called from time to time. Ctrl-C leaves the jobs alone.
+    """Wait until all jobs have ended. Ctrl-C leaves the jobs alone.
 
-    Raises RunError with the end of the log of a job that failed.
+    Args:
+        jobs: submitit's.
+        on_look: Called from time to time.
+
+    Raises:
+        RunError: A job failed; with the end of its log.
     """
     while not all(job.done() for job in jobs):
         on_look()

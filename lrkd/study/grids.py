@@ -134,9 +134,9 @@ def _hypotheses(scale: Scale, source: str, ladder: pd.DataFrame | None = None) -
 
 
 def winners(ladder: pd.DataFrame) -> dict[str, float]:
-    """The weight of each distance of `methods.RACE` whose validation accuracy is highest in the ladder's table.
+    """Choose the weight of each distance of `methods.RACE` whose validation accuracy is highest in the ladder's table.
 
-    A run that diverged loses. Raises DataError where a distance of the race has no finished run in the table.
+    A run that diverged loses. Raises DataError where a distance has no finished run in the table.
     """
     chosen = weight_ladder.brackets(weight_ladder.rungs(ladder)).dropna(subset="weight").set_index("distance")["weight"]
     if missing := set(methods.RACE) - set(chosen.index):
@@ -251,7 +251,20 @@ STUDIES: dict[str, Callable[..., list[Spec]]] = {
 
 
 def specs(name: str, scale: Scale, source: str = PROCEDURAL, ladder: pd.DataFrame | None = None) -> list[Spec]:
-    """The runs of a named study, teachers first. ladder: results of study `ladder`, which `hypotheses` needs."""
+    """List the runs of a named study, teachers first.
+
+    Args:
+        name: One of `STUDIES`.
+        scale: The preset.
+        source: The data, as `Spec` has it.
+        ladder: Results of study `ladder`, which `hypotheses` needs.
+
+    Returns:
+        The runs, in the order in which to train them.
+
+    Raises:
+        ConfigError: No such study.
+    """
     if name not in STUDIES:
         raise ConfigError(f"study: expected one of {', '.join(STUDIES)}, got {name!r}")
     return STUDIES[name](scale, source, ladder) if name == "hypotheses" else STUDIES[name](scale, source)

@@ -165,7 +165,7 @@ DESIGNS: dict[str, Mapping[str, Any]] = {
 
 
 def scale(name: str | None = None) -> Scale:
-    """The scale of that name; None reads LRKD_SCALE, else takes gpu where CUDA is there and cpu where not."""
+    """Return the scale of that name; None reads LRKD_SCALE, else takes gpu where CUDA is there and cpu where not."""
     name = name or os.environ.get("LRKD_SCALE") or ("gpu" if torch.cuda.is_available() else "cpu")
     if not isinstance(name, str) or name not in SCALES:
         raise ConfigError(f"scale: expected one of {', '.join(SCALES)}, got {name!r}")

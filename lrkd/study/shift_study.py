@@ -49,16 +49,21 @@ TABLE = Table("lrkd adapt", KEY)
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """A table of `lrkd adapt`; where the file is not there yet, one with `COLUMNS` and no row."""
+    """Read a table of `lrkd adapt`; where the file is not there yet, one with `COLUMNS` and no row."""
     found = TABLE.read(path) if Path(path).exists() else pd.DataFrame()
     return found.reindex(columns=list(COLUMNS))
 
 
 def calibration(table: pd.DataFrame) -> pd.DataFrame:
-    """At which dial the students without a teacher lose each level on validation people: -> `shift, level, dial, most`.
+    """Find at which dial the students without a teacher lose each level on validation people.
 
-    Their mean loss over seeds, made to rise by its running maximum, is read off between the measured dials. most: the
-    loss at the strongest; dial is nan where that does not reach the level.
+    Their mean loss over seeds, made to rise by its running maximum, is read off between the measured dials.
+
+    Args:
+        table: With part calibration.
+
+    Returns:
+        `shift, level, dial, most`. most: the loss at the strongest; dial is nan where that does not reach the level.
     """
     part = table[table["part"] == "calibration"]
     mean = part.groupby(["shift", "dial"], sort=False)["accuracy"].mean()
@@ -73,9 +78,12 @@ def calibration(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
-    """Rows that are adapted, with `source`, the value of the same run and condition unadapted, and `gain` above it.
+    """Compare adapted rows with the same run and condition unadapted, in one part of the table. Unit: a run.
 
-    Unit: a run. Of one part of the table. What the unadapted network says does not depend on batches and their order.
+    What the unadapted network says does not depend on batches and their order.
+
+    Returns:
+        The adapted rows, with `source`, the unadapted value, and `gain` above it.
     """
     keys = ["config", "shift", "level", "dial"]
     plain = table[table["adaptation"] == "source"].drop_duplicates(keys)[[*keys, value]]
@@ -92,7 +100,7 @@ class Choice(NamedTuple):
 
 
 def choice(table: pd.DataFrame) -> Choice:
-    """What is best for validation people, by gains in accuracy of students without a teacher, at the middle level.
+    """Choose what is best for validation people, by gains of students without a teacher, at the middle level.
 
     momentum: the highest mean of the gain on unshifted faces and that over the shifts, at batches of `BATCH`. least:
     the batch size from which on it costs unshifted faces less than `HARM` (twice the largest where it always does).
@@ -119,19 +127,30 @@ def gather(
     device: str = "cpu",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Measure the finished students among the runs, at their lowest side: -> a table of parts, a row a measurement.
+    """Measure the finished students among the runs, at their lowest side.
 
-    calibration, choice: on validation people, see the functions of these names. test: every student at every level,
-    unadapted and by FaceBN as it was chosen, also against sharp images: the middle level of all, the others of `MAIN`.
-    Each seed meets the test faces in an order of its own, so that an interval over seeds contains what the order does.
-    Then only on rendered faces, and of students without a teacher: momentum (others), alternatives (to FaceBN), batches
-    (sizes and orders), mixture, layers (what pure batch statistics move); of `MAIN`: matrix (kernels and sides). The
-    matrix of kernels has students that were trained with other presets too; all else is of the first student's preset.
-    dial, level: of the shift; order, batch, ...: see `Setting`. Parts come in the order of their worth.
+    Parts of the table, in the order of their worth: calibration, choice: on validation people, see the functions of
+    these names. test: every student at every level, unadapted and by FaceBN as it was chosen, also against sharp
+    images: the middle level of all, the others of `MAIN`. Each seed meets the test faces in an order of its own, so
+    that an interval over seeds contains what the order does. Then only on rendered faces, and of students without a
+    teacher: momentum (others), alternatives (to FaceBN), batches (sizes and orders), mixture, layers (what pure batch
+    statistics move); of `MAIN`: matrix (kernels and sides). The matrix of kernels has students that were trained with
+    other presets too; all else is of the first student's preset. dial, level: of the shift; order, batch, ...: see
+    `Setting`. At scale cpu about a quarter of an hour on one idle core.
 
-    known: an earlier table, perhaps of another machine: what it has is not measured again. on_table is called with the
-    table so far after every condition. At scale cpu about a quarter of an hour on one idle core. MissingError where no
-    student without a teacher has finished.
+    Args:
+        wanted: The runs.
+        where: The run store.
+        known: An earlier table, perhaps of another machine: what it has is not measured again.
+        on_table: Called with the table so far after every condition.
+        device: Where to compute.
+        progress: Whether to show bars.
+
+    Returns:
+        A row a measurement.
+
+    Raises:
+        MissingError: No student without a teacher has finished.
     """
     scale, source = wanted[0].scale, wanted[0].source
     low = min((spec.side for spec in wanted if isinstance(spec.side, int)), default=0)

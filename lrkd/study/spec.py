@@ -211,12 +211,12 @@ class Spec:
 
 
 def teacher_spec(scale: Scale, seed: int = 0, source: str = PROCEDURAL, student: str = "") -> Spec:
-    """The HR teacher of that seed; student: its network, see `Spec`, "" for the preset's."""
+    """Return the HR teacher of that seed; student: its network, see `Spec`, "" for the preset's."""
     return Spec(methods.get("none"), None, seed, scale, source, role="teacher", student=student)
 
 
 def splits(scale: Scale, source: str = PROCEDURAL) -> tables.Splits:
-    """The data of a scale: rendered faces, or the prepared folder `source`, brought to the scale's size."""
+    """Return the data of a scale: rendered faces, or the prepared folder `source`, brought to the scale's size."""
     cache, rendered = os.environ.get("LRKD_CACHE"), None
     if source == PROCEDURAL:
         place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
@@ -235,7 +235,7 @@ def _splits(size: int, source: str, cache: str | None, rendered: tuple[Any, ...]
 
 
 def digests(scale: Scale, source: str = PROCEDURAL) -> tuple[str, dict[str, str]]:
-    """The data's own name and each split's digest, as `splits` has them; but nothing is rendered, nothing resized."""
+    """Return the data's own name and each split's digest, as `splits` has them, without rendering or resizing."""
     if source == PROCEDURAL:
         place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
         counts = scale.identities, scale.images, scale.pairs
@@ -254,7 +254,7 @@ def _prepared(source: str) -> tables.Splits:
 
 
 def faces_of(spec: Spec, part: str) -> tables.Faces:
-    """The "train", "validation" or "test" people of a run's data; of a world only those that the run may look at."""
+    """Return the "train", "validation" or "test" people of a run's data; of a world only those that it may look at."""
     if spec.world is not None:
         sets = spec.world.splits(spec.role)
         if part not in sets:
@@ -286,7 +286,7 @@ def _digests(spec: Spec) -> dict[str, str]:
 
 
 def run_config(spec: Spec) -> dict[str, Any]:
-    """Everything that determines a run's weights and measures, in plain values: what the run store hashes."""
+    """Return everything that determines a run's weights and measures, in plain values: what the store hashes."""
     return {
         "role": spec.role,
         "scale": spec.scale.name,
@@ -318,22 +318,22 @@ def _teacher_config(spec: Spec) -> Any:
 
 
 def seed_of_teacher(spec: Spec) -> int | None:
-    """The seed of a run's teacher; None where it has no teacher, or one that is as it is."""
+    """Return the seed of a run's teacher; None without one, and for one that is not trained here."""
     return None if spec.method.teacher == "none" or spec.teacher_kind != "trained" else spec.teacher_seed
 
 
 def teacher_label(spec: Spec) -> str:
-    """What a results table calls a run's teacher; "" for the preset's own."""
+    """Name a run's teacher as a results table does; "" for the preset's own."""
     return networks.label(spec.teacher) if spec.teacher and spec.has_teacher else ""
 
 
 def source_name(spec: Spec) -> str:
-    """The data's own name, wherever its folder lies."""
+    """Return the data's own name, wherever its folder lies."""
     return PROCEDURAL if spec.source == PROCEDURAL else digests(spec.scale, spec.source)[0]
 
 
 def run_name(spec: Spec) -> str:
-    """The readable part of a run's folder name."""
+    """Return the readable part of a run's folder name."""
     sides = [spec.side] if not isinstance(spec.side, tuple) else spec.side
     where = "-".join("hr" if side is None else str(side) for side in sides)
     what = "teacher" if spec.role == "teacher" else spec.method.name
@@ -354,5 +354,5 @@ def _plain(text: str) -> str:
 
 
 def config_hash(spec: Spec) -> str:
-    """The hash of the run's configuration, which a results table has in its column `config`."""
+    """Return the hash of the run's configuration, which a results table has in its column `config`."""
     return store.digest(run_config(spec))

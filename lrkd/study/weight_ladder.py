@@ -103,11 +103,18 @@ def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFram
 def entrants(
     results: pd.DataFrame, traces: pd.DataFrame, teachers: Sequence[int], levels: Sequence[float] = ()
 ) -> pd.DataFrame:
-    """Results and traces of `lrkd study hypotheses` -> one row a student that raced, on the test people.
+    """Take the students that raced from results and traces of `lrkd study hypotheses`, on the test people.
 
-    -> `method` (the distance, or "none"), `weight` (nan for none), `seed, teacher_seed, status, accuracy`, what
-    `converged` says, and `own`: whether the teacher is the seed's own, teachers[seed mod their number] (always for
-    none, which has no teacher). A run that diverged counts with chance, in accuracy, final and auc, and reaches no level. Unit: a run.
+    Args:
+        results: Results of the study.
+        traces: Its traces.
+        teachers: The seeds of its teachers.
+        levels: Of `converged`.
+
+    Returns:
+        One row a run: `method` (the distance, or "none"), `weight` (nan for none), `seed, teacher_seed, status,
+        accuracy`, what `converged` says, and `own`: whether the teacher is the seed's own, `teachers[seed mod their
+        number]`, always for none. A run that diverged has chance as accuracy, final and auc, and reaches no level.
     """
     check_columns(results, [*RUN, "status", "protocol", "accuracy"])
     raced = results["method"].astype(str).str.contains("@") | (results["method"] == "none")

@@ -59,7 +59,7 @@ class World:
 
 
 def people(scale: Scale, world: World, name: str, device: str = "cpu") -> People:
-    """The set "train", "many", "validation" or "test" of a world at a scale, not rendered yet.
+    """Return the set "train", "many", "validation" or "test" of a world at a scale, not rendered yet.
 
     The four share no person, and none with another world's. Raises ConfigError at a scale without a population.
     """
@@ -73,7 +73,7 @@ def people(scale: Scale, world: World, name: str, device: str = "cpu") -> People
 
 
 def epochs_on(scale: Scale, world: World, role: str, epochs: int) -> int:
-    """Epochs over a role's own training set for a study's length of `epochs` over the small one.
+    """Translate a study's length over the small training set into epochs over a role's own.
 
     A student of many people takes as many steps as one of few (as nearly as whole epochs allow), so that who knows more
     does not also train longer. A teacher of many takes half the epochs: each image half as often, in more steps.
