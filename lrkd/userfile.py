@@ -55,6 +55,26 @@ def load_object(reference: str) -> UserObject:
     return UserObject(getattr(module, name), f"{file.name}:{name}", hashlib.sha256(content).hexdigest())
 
 
+class LoadedFiles:
+    """The users' files that this process has loaded: another one that unpickles this loads them too.
+
+    It goes before what is defined in such files, whose modules the other process could not import.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_files, tuple(
+            str(module.__file__)
+            for module in list(sys.modules.values())
+            if "__digest__" in getattr(module, "__dict__", {})
+        )
+
+
+def _load_files(*paths: str) -> LoadedFiles:
+    for path in paths:
+        _run(Path(path), Path(path).read_bytes())
+    return LoadedFiles()
+
+
 def _own(value: Any, module: ModuleType) -> bool:
     return not isinstance(value, ModuleType) and getattr(value, "__module__", module.__name__) == module.__name__
 

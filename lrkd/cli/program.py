@@ -369,7 +369,7 @@ def _train(arguments: argparse.Namespace) -> None:
         teacher_seed=arguments.teacher_seed,
         role="teacher" if arguments.teacher else "student",
         preset=arguments.preset,
-        design=arguments.design,
+        student=arguments.design,
     )
     with distributed.init_distributed(experiment.device_of(arguments.device)) as device:
         run = experiment.train(spec, arguments.runs, device=device, speed=Speed(sync_norm=arguments.sync_norm))

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrkd import files
+from lrkd import files, userfile
 from lrkd.data import tables
 from lrkd.distill import methods
 from lrkd.distill.selection import Selection, check_packages, graph, select_count, unaries
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.evaluation import embedding
 from lrkd.models import backbones, heads, layers
+from lrkd.models.wrap import Embeddings
+from lrkd.study import networks, teaching
 from lrkd.study import store as run_store
 from lrkd.study.measures import RIGHT, evaluate, evaluate_in_world, observation
-from lrkd.study.spec import PROCEDURAL, Spec, faces_of, run_config, run_name, splits, teacher_spec
+from lrkd.study.spec import PROCEDURAL, Spec, faces_of, run_config, run_name, splits
 from lrkd.study.store import Run
 from lrkd.training import distributed
 from lrkd.training.acceleration import Speed
@@ -36,12 +38,12 @@ from lrkd.training.step import Teacher
 
 
 def store_dir(path: str | os.PathLike[str] | None = None) -> Path:
-    """The run store: `path`, else the environment's LRKD_RUNS, else `runs` under the working directory."""
+    """Return the run store: `path`, else the environment's LRKD_RUNS, else `runs` under the working directory."""
     return Path(path or os.environ.get("LRKD_RUNS") or "runs")
 
 
 def find_run(spec: Spec, where: Path | None = None) -> Run:
-    """The spec's place in the store, whether anything is there or not."""
+    """Return a spec's place in the store, whether anything is there or not."""
     return run_store.find_run(store_dir(where), run_name(spec), run_config(spec))
 
 
@@ -51,29 +53,43 @@ def train(
     *,
     device: str | None = None,
     progress: bool = True,
-    checkpoint_every: int = 100,
     stop: Callable[[], bool] | None = None,
     wait: bool = True,
     speed: Speed | None = None,
 ) -> Run:
-    """The spec's run, from the store or trained now (its teacher first), evaluated on validation and test.
+    """Return a spec's run, from the store or trained now (its teacher first), measured on validation and test people.
 
-    wait: whether to wait for another process that trains the run or one that it needs, or to raise runs.Busy.
-    speed: how it is computed, which is no part of what it is. Processes that `init_distributed` has joined train it
-    together, and all must call this; without `Speed.sync_norm`, and with terms, it is another run than one process's.
+    Processes that train together (`lrkd.training.distributed`) must all call this. Without `Speed.sync_norm`, or with
+    terms, theirs is another run than one process's.
 
-    Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept. Raises
-    ConfigError, before anything is trained, where a package is missing that the method's choice needs.
+    Args:
+        spec: What to train.
+        where: The run store; default: `store_dir()`.
+        device: Such as "cpu" or "cuda:0"; default: a GPU where there is one.
+        progress: Whether to show a bar.
+        stop: Asked after every step; True saves the run and ends in KeyboardInterrupt.
+        wait: Whether to wait for another process that trains this run or one that it needs.
+        speed: How it is computed, which does not change what it is.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        TrainingError: The run diverged, now or at an earlier call: that is a result, and it is kept.
+        ConfigError: Before anything is trained or written: a package is missing, or the networks lack what the method
+            needs (`check`).
+        Busy: Another process trains the run, and `wait` is False.
     """
     speed = speed or (Speed() if spec.world is None else Speed(cache_teacher=True))
     spec = replace(spec, processes=distributed.world_size(), sync_norm=speed.sync_norm and distributed.world_size() > 1)
-    device, choice = device_of(device), spec.method.choice
-    if choice is not None and choice.kind != "random" and not find_run(spec, where).finished:
-        check_packages()
+    device = device_of(device)
     run = find_run(spec, where)
     if not distributed.broadcast(run.finished):
+        check(spec)
         how: dict[str, Any] = {"device": device, "progress": progress, "stop": stop, "wait": wait, "speed": speed}
         lent = {name: train(need, where, **how) for name, need in spec.needs.items()}
+        if spec.has_teacher and spec.teacher_kind == "run":
+            lent["teacher"] = run_store.load_run(Path(spec.teacher).expanduser())
         run_store.open_run(store_dir(where), run_name(spec), run_config(spec))
 
         def say() -> None:
@@ -82,7 +98,7 @@ def train(
         with run.lock(wait, on_wait=say) if distributed.rank() == 0 else nullcontext():
             if not distributed.broadcast(run.finished):
                 try:
-                    _train(spec, run, lent, device, progress, checkpoint_every, stop, speed)
+                    _train(spec, run, lent, device, progress, stop, speed)
                 except (ConfigError, DataError):
                     if distributed.rank() == 0:
                         run_store.discard(run)
@@ -93,10 +109,58 @@ def train(
     return run
 
 
-def _build(spec: Spec, seed: int, classes: int) -> tuple[layers.Network, heads.Head]:
-    options = {key: value for key, value in spec.scale.head.items() if key != "name"}
-    head = heads.build(spec.scale.head["name"], classes, spec.scale.embedding, seed=seed, **options)
-    return backbones.build(**spec.model, seed=seed), head
+def check(spec: Spec) -> None:
+    """Raise ConfigError where a run's method needs what its networks do not show, or a package that is not there.
+
+    Nothing is trained for it and nothing written: networks that lrkd would train first are looked at untrained.
+    """
+    choice = spec.method.choice
+    if choice is not None and choice.kind != "random":
+        check_packages()
+    if not spec.method.terms:
+        return
+    network, head = teaching.build(spec, spec.seed, 2)
+    teacher: layers.Network
+    shown: heads.Head | None = head
+    if spec.method.teacher == "itself":
+        teacher = network
+    elif spec.method.teacher == "random":
+        teacher, shown = teaching.untrained_teacher(spec, 2)
+    elif spec.teacher_run is not None:
+        teacher, shown = teaching.build(spec.teacher_run, 0, 2)
+    elif spec.teacher_kind == "run":
+        teacher, shown = _lent_run(spec, run_store.load_run(Path(spec.teacher).expanduser()))
+    else:
+        teacher, shown = teaching.lent_network(spec, faces_of(spec, "train")), None
+    teaching.check(spec, (network, head), teacher, shown)
+
+
+def _lent_run(spec: Spec, run: Run) -> tuple[layers.Network, heads.Head | None]:
+    """Network and head of a teacher's run; without the head where its classes are other people."""
+    network, head = load(run)
+    same = run.config["data"].get("train") == run_config(spec)["data"]["train"]
+    return networks.resized(network, spec.scale.size), head if same else None
+
+
+def _teacher(
+    spec: Spec, lent: Mapping[str, Run], student: tuple[layers.Network, heads.Head], device: str
+) -> Teacher | None:
+    """Who teaches a run, as its method has it."""
+    kind, faces = spec.method.teacher, faces_of(spec, "train")
+    if kind == "none":
+        return None
+    if kind == "itself":
+        return Teacher(*student, itself=True)
+    if kind == "random":
+        return Teacher(*teaching.untrained_teacher(spec, faces.classes))
+    network: layers.Network
+    head: heads.Head | None = None
+    if "teacher" in lent:
+        network, head = _lent_run(spec, lent["teacher"]) if spec.teacher_kind == "run" else load(lent["teacher"])
+    else:
+        network = teaching.lent_network(spec, faces)
+    chosen = _chosen(spec, lent.get("teacher", network), device)
+    return Teacher(network, head, kind == "shuffled", low=kind == "own-side", chosen=chosen)
 
 
 def _train(
@@ -105,7 +169,6 @@ def _train(
     lent: Mapping[str, Run],
     device: str,
     progress: bool,
-    every: int,
     stop: Callable[[], bool] | None,
     speed: Speed,
 ) -> None:
@@ -113,20 +176,14 @@ def _train(
     asked = (spec.recipe.teacher if spec.role == "teacher" else spec.recipe.student).batch
     if progress and asked > spec.schedule.batch and distributed.rank() == 0:
         _say(f"{spec.source}: a batch is all of its {len(faces)} training images, as they are fewer than {asked}")
-    network, head = load(lent["start"]) if "start" in lent else _build(spec, spec.seed, faces.classes)
-    teacher = None
-    if "teacher" in lent:
-        chosen = _chosen(spec, lent["teacher"], device)
-        kind = spec.method.teacher
-        teacher = Teacher(*load(lent["teacher"]), kind == "shuffled", low=kind == "own-side", chosen=chosen)
-    elif spec.method.teacher == "itself":
-        teacher = Teacher(network, head, itself=True)
-    elif spec.method.teacher == "random":
-        untaught = teacher_spec(spec.scale, spec.teacher_seed, spec.source)
-        teacher = Teacher(*_build(untaught, 1000 + spec.teacher_seed, faces.classes))
+    network, head = load(lent["start"]) if "start" in lent else teaching.build(spec, spec.seed, faces.classes)
+    teacher = _teacher(spec, lent, (network, head), device)
     source = spec.source if spec.source == PROCEDURAL else str(Path(spec.source).resolve())  # from other folders too
     stamp: dict[str, Any] = {"source": source, "device": device_name(device), "torch": torch.__version__}
     stamp["commit"] = commit()
+    if userfile.is_reference(spec.student):
+        path, _, function = spec.student.rpartition(":")
+        stamp["student"] = f"{Path(path).expanduser().resolve()}:{function}"
     leader = distributed.rank() == 0
     if distributed.world_size() > 1:
         stamp |= {"processes": distributed.world_size(), "sync_norm": speed.sync_norm}
@@ -136,7 +193,7 @@ def _train(
             seed=spec.seed,
             device=device,
             directory=run.path,
-            checkpoint_every=every,
+            checkpoint_every=100,
             progress=progress,
             name=run_name(spec),
             stop=stop,
@@ -148,7 +205,8 @@ def _train(
             return
         kept: np.ndarray | dict[str, np.ndarray]
         if spec.world is None:
-            measures, kept = evaluate(spec, network, teacher, fitted.hints, device)
+            seeing = None if teacher is None or isinstance(teacher.network, Embeddings) else teacher
+            measures, kept = evaluate(spec, network, seeing, fitted.hints, device)
         else:
             measures, kept = evaluate_in_world(spec, network, teacher, device)
     except TrainingError as error:
@@ -174,7 +232,7 @@ def _say(text: str) -> None:
     tqdm.write(text)
 
 
-def _chosen(spec: Spec, teacher: Run, device: str) -> Tensor | None:
+def _chosen(spec: Spec, teacher: Run | layers.Network, device: str) -> Tensor | None:
     """(N,) bool: the training images of which the teacher's features are learned, None for all."""
     choice = spec.method.choice
     if choice is None:
@@ -188,14 +246,24 @@ def _chosen(spec: Spec, teacher: Run, device: str) -> Tensor | None:
 
 @functools.lru_cache(maxsize=8)
 def selection(
-    choice: methods.Choice, faces: tables.Faces, teacher: Run, device: str = "cpu"
+    choice: methods.Choice, faces: tables.Faces, teacher: Run | layers.Network, device: str = "cpu"
 ) -> tuple[np.ndarray, Selection]:
-    """How informative the teacher's feature of each image is (N,), and which of them `lrkd.distill.selection` chooses.
+    """Choose training images by the teacher's embeddings of them as they are, without their mirror images.
 
-    The images are embedded as they are, without their mirror images.
+    Args:
+        choice: The method's.
+        faces: The N training images.
+        teacher: Its run or its network.
+        device: Where to embed.
+
+    Returns:
+        How informative the embedding of each image is (N,), and which of them `lrkd.distill.selection` chooses.
     """
-    network, _ = load(teacher)
-    features = embedding.embed(network.to(device), faces.images, mirror=False)
+    network = networks.resized(load(teacher)[0], faces.size) if isinstance(teacher, Run) else teacher
+    if isinstance(network, Embeddings):
+        features = network.table.cpu().numpy()
+    else:
+        features = embedding.embed(network.to(device), faces.images, mirror=False)
     unary = unaries(features, faces.labels)
     edges = graph(features, faces.labels, choice.neighbours)
     beta = choice.beta if choice.kind == "graph" else 0.0
@@ -220,9 +288,11 @@ def _observed(spec: Spec, run: Run, network: layers.Network, teacher: Teacher | 
 
 
 def load(run: Run) -> tuple[layers.Network, heads.Head]:
-    """Network and head of a finished run, in evaluation mode.
+    """Load network and head of a finished run, in evaluation mode.
 
-    Raises RunError for a run that has not finished or has diverged, and where the file does not fit its config.
+    Raises:
+        RunError: The run has not finished, or has diverged, or its file does not fit its configuration.
+        FileChangedError: Its network is a user's function, whose file is gone or is another than it was.
     """
     if run.result["status"] != "ok":
         raise RunError(f"{run.path}: this run diverged and left no network ({run.result.get('reason')})")
@@ -230,7 +300,10 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
     tensors, made = load_model(path)
     try:
         model = dict(made["model"])
-        network = backbones.build(model.pop("name"), **model)
+        if "function" in model:
+            network = networks.rebuild(made, run.result.get("student"), run.path)
+        else:
+            network = backbones.build(model.pop("name"), **model)
         parts = {
             part: {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{part}.")}
             for part in ("network", "head")
@@ -239,6 +312,8 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
         head = heads.build(made["head"]["name"], len(parts["head"]["weight"]), network.embedding, **options)
         network.load_state_dict(parts["network"])
         head.load_state_dict(parts["head"])
+    except networks.FileChangedError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"{path}: its tensors do not fit its config ({str(error).partition(chr(10))[0]})") from error
     return network.eval(), head.eval()
@@ -246,7 +321,7 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
 
 @functools.lru_cache
 def commit() -> str:
-    """The short commit of the source tree, with "+" when lrkd/ has changes.
+    """Return the short commit of the source tree, with "+" when lrkd/ has changes.
 
     Outside a checkout what LRKD_COMMIT says, as where the files were copied to a machine without git; else "unknown".
     """
@@ -262,18 +337,18 @@ def commit() -> str:
 
 
 def device_of(name: str | None = None) -> str:
-    """The device of that name; None is CUDA where it is there, else the CPU. ConfigError for one that is not there."""
+    """Return the device of that name; None is CUDA where it is there, else the CPU. ConfigError for an absent one."""
     there = ["cpu"]
     if torch.cuda.is_available():
         there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     name = name or ("cuda" if "cuda" in there else "cpu")
     if name not in there:
-        raise ConfigError(f"device is {name!r}: this machine has {', '.join(there)}")
+        raise ConfigError(f"device: expected one of {', '.join(there)} on this machine, got {name!r}")
     return name
 
 
 def device_name(device: str) -> str:
-    """What computes: the GPU's name, or the CPU's model."""
+    """Return what computes: the GPU's name, or the CPU's model."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     try:

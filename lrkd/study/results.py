@@ -13,7 +13,7 @@ from lrkd.errors import RunError
 from lrkd.files import Table, atomic
 from lrkd.study import store
 from lrkd.study.experiment import find_run
-from lrkd.study.measures import pairs_of, result_rows
+from lrkd.study.measures import named_networks, pairs_of, result_rows
 from lrkd.study.spec import Spec, config_hash, source_name, splits
 
 RESULTS = ("config", "method", "side", "seed", "protocol", "accuracy")
@@ -24,19 +24,28 @@ PAIRS = Table("lrkd study --pairs", ("config",), ("config", "correct"))
 TRACES = Table("lrkd study --traces", ("config",), ("config", "method", "seed", "step", "accuracy"))
 SCORES = Table(
     "lrkd study --scores",
-    ("data", "scale", "role", "method", "side", "protocol", "design", "preset"),
+    ("data", "scale", "role", "method", "side", "protocol", "student", "teacher", "preset"),
     ("data", "method", "side", "protocol", "low", "high", "genuine", "impostor", "runs"),
     most="runs",
 )
 
 
 def without_test(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table for choosing: its rows of validation people, and those of runs that diverged."""
+    """Keep of a table what one may choose by: rows of validation people, and those of runs that diverged."""
     return frame[(frame["protocol"] == "validation") | (frame["status"] != "ok")] if len(frame) else frame
 
 
 def results_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The results table of those runs of the study that have finished, by an earlier table or in the store."""
+    """Make the results table of those runs that have finished, by an earlier table or in the store.
+
+    Args:
+        wanted: The runs, in the order of the rows.
+        where: The run store.
+        known: The earlier table, whose rows come first.
+
+    Returns:
+        One row a run and protocol, see `measures.result_rows`.
+    """
     kept = {} if known is None else {str(name): part.to_dict("records") for name, part in known.groupby("config")}
     found = [(spec, find_run(spec, where)) for spec in wanted]
     return pd.DataFrame(
@@ -47,7 +56,7 @@ def results_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.D
 
 
 def pair_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Whether each test pair was right, a row a run: -> `config, correct` (base64 of packed bits, in their order)."""
+    """Make the table of whether each test pair was right: a row a run, `config, correct` (base64 of packed bits)."""
 
     def rows(spec: Spec, run: store.Run) -> Iterator[dict[str, Any]]:
         bits = np.packbits(_scores(run)[1].astype(bool)).tobytes()
@@ -57,7 +66,7 @@ def pair_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.Data
 
 
 def trace_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What runs with observations saw: -> `config, method, seed, teacher_seed` and the columns of trace.csv."""
+    """Make the table of runs with observations: `config, method, seed, teacher_seed` and the columns of trace.csv."""
 
     def rows(spec: Spec, run: store.Run) -> Iterator[dict[str, Any]]:
         who = {
@@ -97,15 +106,21 @@ def _scores(run: store.Run) -> np.ndarray:
 
 
 def read_table(path: Path | str, columns: Sequence[str] = RESULTS) -> pd.DataFrame:
-    """A table of `lrkd study` with at least these columns; DataError when it is none."""
+    """Read a table of `lrkd study` with at least these columns; DataError where it is none."""
     return files.read_table(path, columns, "lrkd study")
 
 
 def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 50) -> pd.DataFrame:
-    """Test scores of the finished runs as histograms over [-1,1], pooled over seeds: genuine and impostor pairs.
+    """Make histograms of the finished runs' test scores over [-1,1], pooled over seeds: genuine and impostor pairs.
 
-    One row a role, method, side, protocol ("test", "test-hr-lr") and bin, with the number of runs pooled; also by
-    design and preset where any run has another than the usual one.
+    Args:
+        wanted: The runs.
+        where: The run store.
+        bins: Of a histogram.
+
+    Returns:
+        One row a role, method, side, protocol ("test", "test-hr-lr") and bin, with the number of runs pooled; also by
+        student, teacher and preset where any run has another than the usual one.
     """
     edges = np.linspace(-1, 1, bins + 1)
     counts: dict[tuple[Any, ...], np.ndarray] = {}
@@ -119,9 +134,11 @@ def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 5
         for protocol, values in (("test", scores[0]), ("test-hr-lr", scores[2])):
             found = [np.histogram(values[kind].clip(-1, 1), edges)[0] for kind in (same, ~same)]
             preset = "" if spec.preset == Spec.preset else spec.preset
-            key = (source_name(spec), spec.scale.name, spec.role, spec.method.name, side, protocol, spec.design, preset)
+            who = (source_name(spec), spec.scale.name, spec.role, spec.method.name, side, protocol)
+            named = named_networks(spec)
+            key = (*who, named.get("student", ""), named.get("teacher", ""), preset)
             counts[key] = counts.get(key, 0) + np.stack([*found, np.ones(bins, np.int64)])
-    names = ("data", "scale", "role", "method", "side", "protocol", "design", "preset")
+    names = ("data", "scale", "role", "method", "side", "protocol", "student", "teacher", "preset")
     table = pd.concat(
         [
             pd.DataFrame(
@@ -139,7 +156,7 @@ def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 5
         or [pd.DataFrame()],
         ignore_index=True,
     )
-    usual = [name for name in names[-2:] if name in table and table[name].eq("").all()]
+    usual = [name for name in names[-3:] if name in table and table[name].eq("").all()]
     return table.drop(columns=usual)
 
 

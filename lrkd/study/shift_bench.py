@@ -149,7 +149,7 @@ def batches(setting: Setting, labels: np.ndarray) -> list[np.ndarray]:
 
 
 def features(network: nn.Module, x: Tensor, given: Sequence[np.ndarray], device: str = "cpu") -> np.ndarray:
-    """(N,3,S,S) in [0,1], shown in these batches -> (N,D), without mirror images; as `verify.embed` does it."""
+    """(N,3,S,S) in [0,1], shown in these batches -> (N,D), without mirror images; as `embedding.embed` does it."""
     found: np.ndarray | None = None
     with torch.inference_mode():
         for part in given:

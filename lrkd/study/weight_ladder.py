@@ -80,7 +80,7 @@ BRACKET = [
 
 
 def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFrame:
-    """What a run's trace comes to, one row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`.
+    """What a run's trace says, one row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`.
 
     traces: columns config, method, seed, teacher_seed, step, accuracy, a row an observation. final: the last accuracy;
     auc: the mean over the observations, which are evenly spaced; steps_k: the first observed step at which the accuracy
@@ -103,12 +103,18 @@ def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFram
 def entrants(
     results: pd.DataFrame, traces: pd.DataFrame, teachers: Sequence[int], levels: Sequence[float] = ()
 ) -> pd.DataFrame:
-    """Results and traces of `lrkd study hypotheses` -> one row a student that raced, on the test people.
+    """Take the students that raced from results and traces of `lrkd study hypotheses`, on the test people.
 
-    -> `method` (the distance, or "none"), `weight` (nan for none), `seed, teacher_seed, status, accuracy`, what
-    `converged` says, and `own`: whether the teacher is the seed's own, teachers[seed mod their number] (always for
-    none, whose teacher counts not). A run that diverged counts with chance, in accuracy, final and auc, and reaches no
-    level. Unit: a run.
+    Args:
+        results: Results of the study.
+        traces: Its traces.
+        teachers: The seeds of its teachers.
+        levels: Of `converged`.
+
+    Returns:
+        One row a run: `method` (the distance, or "none"), `weight` (nan for none), `seed, teacher_seed, status,
+        accuracy`, what `converged` says, and `own`: whether the teacher is the seed's own, `teachers[seed mod their
+        number]`, always for none. A run that diverged has chance as accuracy, final and auc, and reaches no level.
     """
     check_columns(results, [*RUN, "status", "protocol", "accuracy"])
     raced = results["method"].astype(str).str.contains("@") | (results["method"] == "none")
@@ -170,9 +176,9 @@ def levels(raced: pd.DataFrame) -> tuple[float, float]:
 
 
 def groups(table: pd.DataFrame, alpha: float = 0.05) -> tuple[str, str, str]:
-    """`differences` -> the methods above the baseline, below it, and not told apart from it, as words for a sentence.
+    """`differences` -> the methods above the baseline, below it, and neither, as words for a sentence.
 
-    Told apart is what Holm's p puts below alpha. A row without a p (one pair) is not told apart.
+    Above or below is what Holm's p puts below alpha; a row without a p (one pair) is neither.
     """
     sure = table[table["holm"] < alpha]
     parts = (sure[sure["mean"] > 0], sure[sure["mean"] < 0], table.drop(sure.index))

@@ -44,7 +44,7 @@ def test_no_person_is_in_two_sets_or_two_worlds():
 def test_what_the_teacher_knows(setting, teacher, student):
     spec = PLACE.spec(COSINE, 0, setting)
     assert spec.setting == setting
-    for role, wanted in ((spec.teacher, teacher), (spec, student)):
+    for role, wanted in ((spec.teacher_run, teacher), (spec, student)):
         assert faces_of(role, "train").digest == worlds.people(SMOKE, World(0), wanted).digest
 
 
@@ -72,7 +72,11 @@ def test_one_run_where_two_settings_name_the_same():
     )
     assert PLACE.spec(NONE, 0, "T").setting == "S"
     taught = {setting: PLACE.spec(COSINE, 0, setting) for setting in worlds.SETTINGS}
-    assert config_hash(taught["T"].teacher) == config_hash(taught["D"].teacher) != config_hash(taught["S"].teacher)
+    assert (
+        config_hash(taught["T"].teacher_run)
+        == config_hash(taught["D"].teacher_run)
+        != config_hash(taught["S"].teacher_run)
+    )
     assert len({config_hash(spec) for spec in taught.values()}) == 3
 
 
@@ -93,12 +97,15 @@ def test_length_and_rate_are_part_of_a_runs_key_and_the_recipes_own_are_no_other
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: World(-1), "world is -1"),
-        (lambda: World(0, "U"), "setting is 'U': the settings are S, T, D"),
+        (lambda: World(-1), "world: expected a whole number from 0 on, got -1"),
+        (lambda: World(0, "U"), "setting: expected one of S, T, D, got 'U'"),
         (lambda: worlds.people(SCALES["full"], World(0), "train"), "scale full has no worlds"),
         (lambda: PLACE.spec(answer_plan.LOGITS, 0, "T"), "in setting T the teacher's classes are other people"),
         (lambda: Spec(methods.get("none"), 6, 0, SMOKE, "x", world=World(0, "T")), "photographs have one set"),
-        (lambda: Spec(methods.get("none"), 6, 0, SMOKE, world=World(0), observations=3), "neither a design nor"),
+        (
+            lambda: Spec(methods.get("none"), 6, 0, SMOKE, world=World(0), observations=3),
+            "expected no student or teacher of its own",
+        ),
     ],
 )
 def test_what_is_no_world_is_refused(make, said):
@@ -216,8 +223,8 @@ def test_rates_come_first_and_a_diverged_rung_loses():
 
 def test_a_student_waits_for_its_own_teacher_and_for_no_other_length():
     short, long = (replace(PLACE, epochs=k).spec(COSINE, 0, "S") for k in (1, 2))
-    assert runner._ready([short, long, long.teacher], []) == [short, long.teacher]
-    assert runner._ready([short, long], [short.teacher]) == [long]
+    assert runner._ready([short, long, long.teacher_run], []) == [short, long.teacher_run]
+    assert runner._ready([short, long], [short.teacher_run]) == [long]
 
 
 def test_every_claim_compares_entrants_that_run_where_it_is_judged():

@@ -46,6 +46,7 @@ def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(study_spec, "splits", tables)
+    monkeypatch.setattr(study_spec, "digests", lambda scale, source: (source, digests(source)))
 
 
 def planned() -> list[study_spec.Spec]:
