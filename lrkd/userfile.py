@@ -27,7 +27,8 @@ def is_reference(text: str) -> bool:
 def load_object(reference: str) -> UserObject:
     """Load an object from a Python file outside the package. The file is run: it must be one that you trust.
 
-    The file's folder can be imported from while it is run. Its digest covers the file alone, not what it imports.
+    Its folder is added to the end of `sys.path`, so that it can import its neighbours and other processes find it by
+    name. Its digest covers the file alone, not what it imports.
 
     Args:
         reference: "path/to/file.py:NAME".
@@ -63,7 +64,7 @@ def _run(file: Path, content: bytes) -> ModuleType:
     """The file as a module under its own name, by which pickle and inspect find what it defines; run once a content."""
     name, digest = file.stem, hashlib.sha256(content).hexdigest()
     known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) != str(file):
+    if _origin(name) not in (None, str(file)):
         raise ConfigError(f"{file}: the name {name!r} is taken by another module: expected another file name")
     if known is not None and getattr(known, "__digest__", "") == digest:
         return known
@@ -71,17 +72,25 @@ def _run(file: Path, content: bytes) -> ModuleType:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(file.parent))
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     try:
         exec(compile(content, str(file), "exec"), vars(module))
     except Exception as error:
         del sys.modules[name]
         line = getattr(error, "lineno", None) or _line(error, file)
         raise ConfigError(f"{file}, line {line}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(file.parent))
     vars(module)["__digest__"] = digest
     return module
+
+
+def _origin(name: str) -> str | None:
+    """Where a module of that name is, be it loaded or what an import would find; None where there is none."""
+    try:
+        found = importlib.util.find_spec(name)
+    except ValueError:  # loaded, and made by hand: it says nothing of where it is from
+        return ""
+    return None if found is None else str(Path(found.origin or "").resolve())
 
 
 def _line(error: Exception, file: Path) -> int:

@@ -22,6 +22,7 @@ from lrkd.distill.terms import (
     similarity_preserving,
 )
 from lrkd.errors import ConfigError
+from lrkd.userfile import is_reference, load_object
 
 TeacherKind = Literal["none", "trained", "random", "shuffled", "own-side", "itself"]
 
@@ -64,6 +65,7 @@ class Method:
     note: str = ""
     start: str | None = None
     choice: Choice | None = None
+    digest: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w@(][\w .,+*@()=-]{0,99}", self.name):
@@ -77,7 +79,8 @@ class Method:
     def describe(self) -> dict[str, Any]:
         """What determines the training, in plain values; titles and notes do not."""
         told = {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
-        more = {"start": self.start, "choice": None if self.choice is None else asdict(self.choice)}
+        choice = None if self.choice is None else asdict(self.choice)
+        more = {"start": self.start, "choice": choice, "sha256": self.digest or None}
         return told | {key: value for key, value in more.items() if value is not None}
 
 
@@ -276,7 +279,22 @@ def weighed(distance: str, weight: float) -> Method:
 
 
 def get(name: str, among: Iterable[str] | None = None) -> Method:
-    """The method of that name; ConfigError with the nearest names where there is none."""
+    """Get the method of that name, or of a user's file, as "mine.py:METHOD".
+
+    Args:
+        name: One of METHODS, or a reference of `lrkd.userfile`, whose file is run: it must be one that you trust.
+        among: The names that are offered; default: all.
+
+    Raises:
+        ConfigError: No such method, with the nearest names, or a file that cannot be run or has no method of that name.
+    """
+    if is_reference(name):
+        found = load_object(name)
+        if not isinstance(found.value, Method):
+            raise ConfigError(f"{name}: expected a Method of lrkd.distill.methods, got {type(found.value).__name__}")
+        if found.value.name in METHODS:
+            raise ConfigError(f"{name}: expected a name that lrkd does not have, got {found.value.name!r}")
+        return replace(found.value, digest=found.digest)
     known = list(METHODS if among is None else among)
     if name not in known:
         near = get_close_matches(name, known, n=3, cutoff=0.4)
