@@ -68,10 +68,10 @@ def sizes(scale: presets.Scale, folder: Path) -> pd.DataFrame:
     """
     contenders = {}
     for spec in grids.specs("designs", scale):
-        if spec.side == grids.SMALL_SIDE and spec.design not in contenders:
-            run, path = experiment.train(spec), folder / f"{spec.design}.onnx"
+        if spec.side == grids.SMALL_SIDE and spec.student not in contenders:
+            run, path = experiment.train(spec), folder / f"{spec.student}.onnx"
             file = written(run, path, "int8")
-            contenders[spec.design] = Contender(spec.design, file.size, experiment.load(run)[0], {"int8": path})
+            contenders[spec.student] = Contender(spec.student, file.size, experiment.load(run)[0], {"int8": path})
     x = np.random.default_rng(0).uniform(-1, 1, (BATCH, 3, grids.SMALL_SIDE, grids.SMALL_SIDE)).astype(np.float32)
     calls = [
         (name, functools.partial(session(one.files["int8"], 1).run, None, {recogniser.INPUT: x}))
@@ -119,7 +119,7 @@ def main(results: Path = RESULTS) -> None:
         write_table(results / "student-formats.csv", table.assign(config=row["config"], **stamp))
         write_table(results / "student-sizes.csv", sizes(scale, Path(folder)).assign(**stamp))
     accuracy = {protocol: run.result["measures"][protocol]["accuracy"] for protocol in ("validation", "test")}
-    about = {"design": spec.design, "method": spec.method.name, "seed": spec.seed, "teacher_seed": spec.teacher_seed}
+    about = {"design": spec.student, "method": spec.method.name, "seed": spec.seed, "teacher_seed": spec.teacher_seed}
     told = {"run": run.path.name, "rule": RULE, **about, "accuracy": accuracy, "config": run.config, "exported": stamp}
     write_json(results / "student.json", told | {"trained": run.result["commit"]})
 

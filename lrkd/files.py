@@ -22,7 +22,21 @@ if TYPE_CHECKING:
 # Columns that are never numbers, whatever they look like: a commit such as 1234e56 is none, nor is 0012345.
 TEXT = (
     *("config", "commit", "trained", "torch", "device", "data", "scale", "role", "method", "network", "run", "name"),
-    *("protocol", "split", "status", "preset", "degradation", "design", "part", "layer", "map", "kind", "correct"),
+    *(
+        "student",
+        "teacher",
+        "protocol",
+        "split",
+        "status",
+        "preset",
+        "degradation",
+        "design",
+        "part",
+        "layer",
+        "map",
+        "kind",
+        "correct",
+    ),
 )
 
 

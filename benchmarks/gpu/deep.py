@@ -11,6 +11,6 @@ class DeepTaught(Spec):
     """A run of scale gpu whose teacher is the IResNet-50 of scale gpu50; its weights' hash says so by the teacher's."""
 
     @property
-    def teacher(self) -> Spec | None:
-        own = super().teacher
+    def teacher_run(self) -> Spec | None:
+        own = super().teacher_run
         return own and teacher_spec(SCALES["gpu50"], self.teacher_seed, self.source)

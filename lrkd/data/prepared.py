@@ -176,6 +176,7 @@ def _faces(layout: Layout) -> Faces:
         missing=layout.missing if layout.missing.any() else None,
         sources=layout.sources,
         sha256=layout.sha256,
+        rows=np.arange(len(layout.labels)),
     )
 
 

@@ -35,6 +35,7 @@ class Faces:
     missing   (N,) bool: no face was found in this photograph, which protocols count as a miss; None where all were
     sources   (N,) names of the photographs, or None
     sha256    (N,) S64 of the photographs' bytes, for `lrkd.data.overlap.overlap`, or None
+    rows      (N,) int64 rows of the prepared folder's manifest that these are, or None
     Raises DataError where these do not fit each other.
     """
 
@@ -50,6 +51,7 @@ class Faces:
     missing: np.ndarray | None = None
     sources: tuple[str, ...] | None = None
     sha256: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape, n = tuple(self.images.shape), len(self.labels)
@@ -121,6 +123,7 @@ class Faces:
             missing=None if self.missing is None else self.missing[rows],
             sources=None if self.sources is None else tuple(self.sources[row] for row in rows),
             sha256=None if self.sha256 is None else self.sha256[rows],
+            rows=None if self.rows is None else self.rows[rows],
         )
 
 

@@ -16,16 +16,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lrkd import files
+from lrkd import files, userfile
 from lrkd.data import tables
 from lrkd.distill import methods
 from lrkd.distill.selection import Selection, check_packages, graph, select_count, unaries
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.evaluation import embedding
 from lrkd.models import backbones, heads, layers
+from lrkd.models.wrap import Embeddings
+from lrkd.study import networks, teaching
 from lrkd.study import store as run_store
 from lrkd.study.measures import RIGHT, evaluate, evaluate_in_world, observation
-from lrkd.study.spec import PROCEDURAL, Spec, faces_of, run_config, run_name, splits, teacher_spec
+from lrkd.study.spec import PROCEDURAL, Spec, faces_of, run_config, run_name, splits
 from lrkd.study.store import Run
 from lrkd.training import distributed
 from lrkd.training.acceleration import Speed
@@ -66,13 +68,14 @@ def train(
     """
     speed = speed or (Speed() if spec.world is None else Speed(once=True))
     spec = replace(spec, processes=distributed.size(), sync_norm=speed.sync_norm and distributed.size() > 1)
-    device, choice = device_of(device), spec.method.choice
-    if choice is not None and choice.kind != "random" and not find_run(spec, where).finished:
-        check_packages()
+    device = device_of(device)
     run = find_run(spec, where)
     if not distributed.first(run.finished):
+        check(spec)
         how: dict[str, Any] = {"device": device, "progress": progress, "stop": stop, "wait": wait, "speed": speed}
         lent = {name: train(need, where, **how) for name, need in spec.needs.items()}
+        if spec.has_teacher and spec.teacher_kind == "run":
+            lent["teacher"] = run_store.load_run(Path(spec.teacher).expanduser())
         run_store.open_run(store_dir(where), run_name(spec), run_config(spec))
 
         def say() -> None:
@@ -92,10 +95,58 @@ def train(
     return run
 
 
-def _build(spec: Spec, seed: int, classes: int) -> tuple[layers.Network, heads.Head]:
-    options = {key: value for key, value in spec.scale.head.items() if key != "name"}
-    head = heads.build(spec.scale.head["name"], classes, spec.scale.embedding, seed=seed, **options)
-    return backbones.build(**spec.model, seed=seed), head
+def check(spec: Spec) -> None:
+    """Raise ConfigError where a run's method needs what its networks do not show, or a package that is not there.
+
+    Nothing is trained for it and nothing written: networks that lrkd would train first are looked at untrained.
+    """
+    choice = spec.method.choice
+    if choice is not None and choice.kind != "random":
+        check_packages()
+    if not spec.method.terms:
+        return
+    network, head = teaching.build(spec, spec.seed, 2)
+    teacher: layers.Network
+    shown: heads.Head | None = head
+    if spec.method.teacher == "itself":
+        teacher = network
+    elif spec.method.teacher == "random":
+        teacher, shown = teaching.untrained_teacher(spec, 2)
+    elif spec.teacher_run is not None:
+        teacher, shown = teaching.build(spec.teacher_run, 0, 2)
+    elif spec.teacher_kind == "run":
+        teacher, shown = _lent_run(spec, run_store.load_run(Path(spec.teacher).expanduser()))
+    else:
+        teacher, shown = teaching.lent_network(spec, faces_of(spec, "train")), None
+    teaching.check(spec, (network, head), teacher, shown)
+
+
+def _lent_run(spec: Spec, run: Run) -> tuple[layers.Network, heads.Head | None]:
+    """Network and head of a teacher's run; without the head where its classes are other people."""
+    network, head = load(run)
+    same = run.config["data"].get("train") == run_config(spec)["data"]["train"]
+    return networks.resized(network, spec.scale.size), head if same else None
+
+
+def _teacher(
+    spec: Spec, lent: Mapping[str, Run], student: tuple[layers.Network, heads.Head], device: str
+) -> Teacher | None:
+    """Who teaches a run, as its method has it."""
+    kind, faces = spec.method.teacher, faces_of(spec, "train")
+    if kind == "none":
+        return None
+    if kind == "itself":
+        return Teacher(*student, itself=True)
+    if kind == "random":
+        return Teacher(*teaching.untrained_teacher(spec, faces.classes))
+    network: layers.Network
+    head: heads.Head | None = None
+    if "teacher" in lent:
+        network, head = _lent_run(spec, lent["teacher"]) if spec.teacher_kind == "run" else load(lent["teacher"])
+    else:
+        network = teaching.lent_network(spec, faces)
+    chosen = _chosen(spec, lent.get("teacher", network), device)
+    return Teacher(network, head, kind == "shuffled", low=kind == "own-side", chosen=chosen)
 
 
 def _train(
@@ -112,20 +163,14 @@ def _train(
     asked = (spec.recipe.teacher if spec.role == "teacher" else spec.recipe.student).batch
     if progress and asked > spec.schedule.batch and distributed.rank() == 0:
         _say(f"{spec.source}: a batch is all of its {len(faces)} training images, as they are fewer than {asked}")
-    network, head = load(lent["start"]) if "start" in lent else _build(spec, spec.seed, faces.classes)
-    teacher = None
-    if "teacher" in lent:
-        chosen = _chosen(spec, lent["teacher"], device)
-        kind = spec.method.teacher
-        teacher = Teacher(*load(lent["teacher"]), kind == "shuffled", low=kind == "own-side", chosen=chosen)
-    elif spec.method.teacher == "itself":
-        teacher = Teacher(network, head, itself=True)
-    elif spec.method.teacher == "random":
-        untaught = teacher_spec(spec.scale, spec.teacher_seed, spec.source)
-        teacher = Teacher(*_build(untaught, 1000 + spec.teacher_seed, faces.classes))
+    network, head = load(lent["start"]) if "start" in lent else teaching.build(spec, spec.seed, faces.classes)
+    teacher = _teacher(spec, lent, (network, head), device)
     source = spec.source if spec.source == PROCEDURAL else str(Path(spec.source).resolve())  # from other folders too
     stamp: dict[str, Any] = {"source": source, "device": device_name(device), "torch": torch.__version__}
     stamp["commit"] = commit()
+    if userfile.is_reference(spec.student):
+        path, _, function = spec.student.rpartition(":")
+        stamp["student"] = f"{Path(path).expanduser().resolve()}:{function}"
     leader = distributed.rank() == 0
     if distributed.size() > 1:
         stamp |= {"processes": distributed.size(), "sync_norm": speed.sync_norm}
@@ -152,7 +197,8 @@ def _train(
             return
         kept: np.ndarray | dict[str, np.ndarray]
         if spec.world is None:
-            measures, kept = evaluate(spec, network, teacher, fitted.hints, device)
+            seeing = None if teacher is None or isinstance(teacher.network, Embeddings) else teacher
+            measures, kept = evaluate(spec, network, seeing, fitted.hints, device)
         else:
             measures, kept = evaluate_in_world(spec, network, teacher, device)
     except TrainingError as error:
@@ -178,7 +224,7 @@ def _say(text: str) -> None:
     tqdm.write(text)
 
 
-def _chosen(spec: Spec, teacher: Run, device: str) -> Tensor | None:
+def _chosen(spec: Spec, teacher: Run | layers.Network, device: str) -> Tensor | None:
     """(N,) bool: the training images of which the teacher's features are learned, None for all."""
     choice = spec.method.choice
     if choice is None:
@@ -192,14 +238,17 @@ def _chosen(spec: Spec, teacher: Run, device: str) -> Tensor | None:
 
 @functools.lru_cache(maxsize=8)
 def selection(
-    choice: methods.Choice, faces: tables.Faces, teacher: Run, device: str = "cpu"
+    choice: methods.Choice, faces: tables.Faces, teacher: Run | layers.Network, device: str = "cpu"
 ) -> tuple[np.ndarray, Selection]:
     """How informative the teacher's feature of each image is (N,), and which of them `lrkd.distill.selection` chooses.
 
     The images are embedded as they are, without their mirror images.
     """
-    network, _ = load(teacher)
-    features = embedding.embed(network, faces.images, mirror=False, device=device)
+    network = networks.resized(load(teacher)[0], faces.size) if isinstance(teacher, Run) else teacher
+    if isinstance(network, Embeddings):
+        features = network.table.cpu().numpy()
+    else:
+        features = embedding.embed(network, faces.images, mirror=False, device=device)
     unary = unaries(features, faces.labels)
     edges = graph(features, faces.labels, choice.neighbours)
     beta = choice.beta if choice.kind == "graph" else 0.0
@@ -234,7 +283,10 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
     tensors, made = load_model(path)
     try:
         model = dict(made["model"])
-        network = backbones.build(model.pop("name"), **model)
+        if "function" in model:
+            network = networks.rebuild(made, run.result.get("student"), run.path)
+        else:
+            network = backbones.build(model.pop("name"), **model)
         parts = {
             part: {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{part}.")}
             for part in ("network", "head")
@@ -243,6 +295,8 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
         head = heads.build(made["head"]["name"], len(parts["head"]["weight"]), network.embedding, **options)
         network.load_state_dict(parts["network"])
         head.load_state_dict(parts["head"])
+    except networks.FileChangedError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"{path}: its tensors do not fit its config ({str(error).partition(chr(10))[0]})") from error
     return network.eval(), head.eval()

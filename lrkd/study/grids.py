@@ -188,7 +188,7 @@ def _designs(scale: Scale, source: str) -> list[Spec]:
     """Every design of the small student without a teacher, for validation; the chosen one at other sides too."""
     none = methods.METHODS["none"]
     return [
-        Spec(none, side, seed, scale, source, design=design)
+        Spec(none, side, seed, scale, source, student=design)
         for seed in CHOOSING_SEEDS
         for design, side in (
             *((design, SMALL_SIDE) for design in DESIGNS),
@@ -213,7 +213,7 @@ def _fractions(scale: Scale, source: str) -> list[Spec]:
     return [
         teacher_spec(scale, 0, source),
         *(
-            Spec(method, SMALL_SIDE, seed, scale, source, design=_small(scale))
+            Spec(method, SMALL_SIDE, seed, scale, source, student=_small(scale))
             for seed in CHOOSING_SEEDS
             for method in (*others, *chosen)
         ),
@@ -226,7 +226,7 @@ def _selection(scale: Scale, source: str) -> list[Spec]:
     return [
         *(teacher_spec(scale, seed, source) for seed in range(2)),
         *(
-            Spec(methods.METHODS[name], SMALL_SIDE, seed, scale, source, seed % 2, design=_small(scale))
+            Spec(methods.METHODS[name], SMALL_SIDE, seed, scale, source, seed % 2, student=_small(scale))
             for seed in range(6)
             for name in names
         ),

@@ -1,11 +1,10 @@
 """What is measured of a trained run, and the rows of a results table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lrkd.data import tables
 from lrkd.data.degradation import PRESETS, degrade
@@ -16,7 +15,8 @@ from lrkd.errors import DataError, TrainingError
 from lrkd.evaluation import embedding, endpoints, identification, separation
 from lrkd.evaluation.verification import Verification, kfold_verification
 from lrkd.models import layers
-from lrkd.study.spec import Spec, faces_of, splits
+from lrkd.study.networks import label
+from lrkd.study.spec import Spec, faces_of, seed_of_teacher, splits, teacher_label
 from lrkd.study.store import Run
 from lrkd.training.schedule import threads
 from lrkd.training.step import Teacher, normalise
@@ -79,8 +79,9 @@ def evaluate(
     Protocols: "validation" and "test" with both images at the run's side, "test-hr-lr" with the left image HR,
     "identification" with an HR gallery of each test person's first image and LR probes of the rest; for a teacher also
     "test-at-24" and so on, both images at a side that it was not trained for. A network that takes LR images at their
-    own size cannot be shown HR ones: its teacher's features, which it learns, stand in for them; without a teacher the
-    two protocols with HR images are left out, and their scores are nan.
+    own size cannot be shown HR ones: its teacher's features, which it learns, stand in for them; without a teacher,
+    and with one whose embeddings have another length, the two protocols with HR images are left out, and their scores
+    are nan.
     """
     faces = splits(spec.scale, spec.source)
     side = max(spec.side) if isinstance(spec.side, tuple) else spec.side
@@ -113,8 +114,9 @@ def evaluate(
     both, test = verification(low, low, faces.test)
     measures = {"validation": verification(tuned, tuned, faces.validation)[1], "test": test}
     scores = [both.scores, both.correct, *np.full((2, len(pairs)), np.nan)]
-    if not native or teacher is not None:
-        high = low if side is None else features(faces.test, None, teacher.network if native and teacher else network)
+    gallery = network if not native else teacher.network if teacher is not None else None
+    if gallery is not None and gallery.embedding == network.embedding:
+        high = low if side is None else features(faces.test, None, gallery)
         mixed, measures["test-hr-lr"] = verification(high, low, faces.test)
         scores[2:] = [mixed.scores, mixed.correct]
         first = np.unique(faces.test.labels, return_index=True)[1]
@@ -189,23 +191,28 @@ def agreement(
     device: str,
     count: int = 512,
 ) -> dict[str, float]:
-    """Mean cosine of student and teacher on `count` evenly spaced images: features (hinted), maps, embedding."""
+    """Mean cosine of student and teacher on `count` evenly spaced images: features (hinted), maps, embedding.
+
+    What the two do not both show in the same shapes is left out.
+    """
     index = np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)
     x = torch.from_numpy(np.ascontiguousarray(images[index])).to(device).permute(0, 3, 1, 2).float() / 255
     native, drawn = network.size != x.shape[-1], torch.Generator().manual_seed(0)
     y = x if side is None else degrade(x, side, preset=preset, generator=drawn, enlarge=not native)
 
-    def mean(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-        return float(torch.stack([(1 - cosine(s, t)).mean() for s, t in zip(a, b, strict=True)]).mean())
-
     with torch.inference_mode():
         s, t = network.eval()(normalise(y)), teacher.eval()(normalise(x))
-        alike = {"cosine_embedding": mean([s.embedding], [t.embedding])}
-        if native:  # no map of it is as large as the teacher's
-            return alike
         mapped = s.features if hints is None else hints.eval()(s.features)
-        alike["cosine_attention"] = mean([*s.channel, *s.spatial], [*t.channel, *t.spatial])
-        return alike | {"cosine_features": mean(mapped, t.features)}
+        parts = {
+            "cosine_embedding": ([s.embedding], [t.embedding]),
+            "cosine_attention": ([*s.channel, *s.spatial], [*t.channel, *t.spatial]),
+            "cosine_features": (mapped, t.features),
+        }
+        return {
+            name: float(torch.stack([(1 - cosine(a, b)).mean() for a, b in zip(ours, theirs, strict=True)]).mean())
+            for name, (ours, theirs) in parts.items()
+            if len(ours) and [a.shape for a in ours] == [b.shape for b in theirs]
+        }
 
 
 def result_rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
@@ -214,7 +221,6 @@ def result_rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
     if spec.world is not None:
         yield from _rows_of_world(spec, run, result)
         return
-    teacher = None if spec.method.teacher == "none" else spec.teacher_seed
     known = {
         "data": run.config["data"]["source"],
         "scale": spec.scale.name,
@@ -222,8 +228,8 @@ def result_rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
         "method": spec.method.name,
         "side": spec.scale.size if spec.side is None else spec.side,
         "seed": spec.seed,
-        "teacher_seed": teacher,
-        **({"design": spec.design} if spec.design else {}),
+        "teacher_seed": seed_of_teacher(spec),
+        **named_networks(spec),
         "status": result["status"],
     }
     source = {
@@ -235,6 +241,12 @@ def result_rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
     }
     for protocol, measures in result.get("measures", {"test": {}}).items():
         yield {**known, "protocol": protocol, **{name: measures.get(name) for name in MEASURES}, **source}
+
+
+def named_networks(spec: Spec) -> dict[str, str]:
+    """A table's columns `student` and `teacher`, where these are not the preset's own."""
+    found = {"student": label(spec.student) if spec.student else "", "teacher": teacher_label(spec)}
+    return {name: value for name, value in found.items() if value}
 
 
 def _rows_of_world(spec: Spec, run: Run, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from lrkd.errors import RunError
 from lrkd.files import Table, atomic
 from lrkd.study import store
 from lrkd.study.experiment import find_run
-from lrkd.study.measures import pairs_of, result_rows
+from lrkd.study.measures import named_networks, pairs_of, result_rows
 from lrkd.study.spec import Spec, config_hash, source_name, splits
 
 RESULTS = ("config", "method", "side", "seed", "protocol", "accuracy")
@@ -24,7 +24,7 @@ PAIRS = Table("lrkd study --pairs", ("config",), ("config", "correct"))
 TRACES = Table("lrkd study --traces", ("config",), ("config", "method", "seed", "step", "accuracy"))
 SCORES = Table(
     "lrkd study --scores",
-    ("data", "scale", "role", "method", "side", "protocol", "design", "preset"),
+    ("data", "scale", "role", "method", "side", "protocol", "student", "teacher", "preset"),
     ("data", "method", "side", "protocol", "low", "high", "genuine", "impostor", "runs"),
     most="runs",
 )
@@ -105,7 +105,7 @@ def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 5
     """Test scores of the finished runs as histograms over [-1,1], pooled over seeds: genuine and impostor pairs.
 
     One row a role, method, side, protocol ("test", "test-hr-lr") and bin, with the number of runs pooled; also by
-    design and preset where any run has another than the usual one.
+    student, teacher and preset where any run has another than the usual one.
     """
     edges = np.linspace(-1, 1, bins + 1)
     counts: dict[tuple[Any, ...], np.ndarray] = {}
@@ -119,9 +119,11 @@ def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 5
         for protocol, values in (("test", scores[0]), ("test-hr-lr", scores[2])):
             found = [np.histogram(values[kind].clip(-1, 1), edges)[0] for kind in (same, ~same)]
             preset = "" if spec.preset == Spec.preset else spec.preset
-            key = (source_name(spec), spec.scale.name, spec.role, spec.method.name, side, protocol, spec.design, preset)
+            who = (source_name(spec), spec.scale.name, spec.role, spec.method.name, side, protocol)
+            named = named_networks(spec)
+            key = (*who, named.get("student", ""), named.get("teacher", ""), preset)
             counts[key] = counts.get(key, 0) + np.stack([*found, np.ones(bins, np.int64)])
-    names = ("data", "scale", "role", "method", "side", "protocol", "design", "preset")
+    names = ("data", "scale", "role", "method", "side", "protocol", "student", "teacher", "preset")
     table = pd.concat(
         [
             pd.DataFrame(
@@ -139,7 +141,7 @@ def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 5
         or [pd.DataFrame()],
         ignore_index=True,
     )
-    usual = [name for name in names[-2:] if name in table and table[name].eq("").all()]
+    usual = [name for name in names[-3:] if name in table and table[name].eq("").all()]
     return table.drop(columns=usual)
 
 

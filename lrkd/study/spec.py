@@ -2,19 +2,22 @@
 
 import functools
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lrkd import userfile
 from lrkd.data import prepared, procedural, tables
 from lrkd.data.degradation import PRESETS
 from lrkd.data.downloads import how_to_prepare
 from lrkd.distill import methods
 from lrkd.distill.methods import Method
 from lrkd.errors import ConfigError, DataError
-from lrkd.study import store, worlds
+from lrkd.models.backbones import BUILDERS
+from lrkd.study import networks, store, worlds
 from lrkd.study.presets import DESIGNS, Recipe, Scale
 from lrkd.study.worlds import World
 from lrkd.training.schedule import Options, Schedule
@@ -29,7 +32,13 @@ class Spec:
     side: images degraded to it, as `degrade` does, by `preset`; None is HR, images as they are.
 
     observations: how often the run looks at validation images while it trains, which leaves a trace.csv beside it.
-    design: a student of `scales.DESIGNS`, which takes LR images at their own size; "" is the scale's own network.
+    student: its network: a name of `models.backbones.BUILDERS`, a small one of `presets.DESIGNS`, which takes LR images
+    at their own size, or "file.py:function", which returns an nn.Module, perhaps wrapped by `models.wrap.wrap`, and may
+    take `size`, `embedding` and `seed`; "" is the preset's own.
+    teacher: a name of BUILDERS, of a network that is trained here; the folder of a run; a published checkpoint (.ckpt,
+    .pt, .pth, .safetensors); an .onnx file; an .npy file of embeddings, a row an image of the data's manifest; or
+    "file.py:function", which returns a trained one. "" is the preset's network. One that is not trained here also says
+    how long a student's embeddings are, with every method, so that methods can be compared.
     processes, sync_norm: how many train it together, and whether their batch norm sees the whole batch; `train` sets
     both. They are part of what the run is where something sees only a process's part of the batch.
     world: where it takes place, and by that the people that are measured, see `endpoints`; None: the scale's one set of
@@ -46,7 +55,8 @@ class Spec:
     role: str = "student"
     preset: str = "area-bicubic"
     observations: int = 0
-    design: str = ""
+    student: str = ""
+    teacher: str = ""
     processes: int = 1
     sync_norm: bool = False
     world: World | None = None
@@ -54,21 +64,27 @@ class Spec:
     lr: float | None = None
 
     def __post_init__(self) -> None:
-        if self.world is not None and (self.design or self.observations):
-            raise ConfigError("a run in a world has neither a design nor observations")
+        if self.student == self.scale.model:
+            object.__setattr__(self, "student", "")
+        if self.teacher == self.scale.model:
+            object.__setattr__(self, "teacher", "")
+        if self.world is not None and (self.student or self.teacher or self.observations):
+            raise ConfigError("a run in a world: expected no student or teacher of its own and no observations")
         if self.world is not None and self.setting == "T" and any(term.name == "logits" for term in self.method.terms):
             raise ConfigError(f"method is {self.method.name!r}: in setting T the teacher's classes are other people")
         if self.world is not None and self.source != PROCEDURAL and self.world.setting != "S":
             raise ConfigError(f"setting is {self.world.setting!r}: photographs have one set of people, setting S")
-        if self.design and self.design not in DESIGNS:
-            raise ConfigError(f"design is {self.design!r}: the designs are {', '.join(DESIGNS)}")
-        if self.design and not isinstance(self.side, int):
-            raise ConfigError(f"side is {self.side}: design {self.design!r} takes LR images of one side")
-        if self.design and _paired(self.method):
-            fit = [name for name, method in methods.METHODS.items() if not _paired(method)]
+        if self.student and self.student not in {**BUILDERS, **DESIGNS} and not userfile.is_reference(self.student):
             raise ConfigError(
-                f"method is {self.method.name!r}: it holds the student's maps against the teacher's one to one, and "
-                f"design {self.design!r} has fewer; with a design go {', '.join(fit)}"
+                f'student: expected a network ({", ".join([*BUILDERS, *DESIGNS])}) or "file.py:function", '
+                f"got {self.student!r}"
+            )
+        if self.student in DESIGNS and not isinstance(self.side, int):
+            raise ConfigError(f"side: {self.student!r} takes LR images of one size: expected one side, got {self.side}")
+        if networks.teacher_kind(self.teacher) != "trained" and self.method.teacher in ("random", "own-side"):
+            raise ConfigError(
+                f"teacher: method {self.method.name!r} builds or trains its own: expected a network "
+                f"({', '.join(BUILDERS)}), got {self.teacher!r}"
             )
         if self.preset not in PRESETS:
             raise ConfigError(f"preset is {self.preset!r}: the degradations are {', '.join(PRESETS)}")
@@ -113,7 +129,7 @@ class Spec:
     def setting(self) -> str:
         """What the teacher knows, where there is one: without, a student of few people is in S and in T the same."""
         assert self.world is not None
-        own, teacher = self.world.many(self.role), self.teacher is not None and self.world.many("teacher")
+        own, teacher = self.world.many(self.role), self.teacher_run is not None and self.world.many("teacher")
         return "D" if own else "T" if teacher else "S"
 
     @property
@@ -127,13 +143,37 @@ class Spec:
         return replace(self.scale.options, side=self.side, preset=self.preset, shift=self.recipe.shift)
 
     @property
-    def teacher(self) -> "Spec | None":
-        """The run that this one learns from."""
-        if self.method.teacher in ("none", "random", "itself"):
+    def teacher_kind(self) -> networks.TeacherKind:
+        """What `teacher` names."""
+        return networks.teacher_kind(self.teacher)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether it learns from what `teacher` names, be it trained or not."""
+        return self.method.teacher not in ("none", "itself")
+
+    @property
+    def teacher_run(self) -> "Spec | None":
+        """The run that this one learns from, trained before it; None without, and for a teacher from a file."""
+        if not self.has_teacher or self.method.teacher == "random" or self.teacher_kind != "trained":
             return None
-        found = teacher_spec(self.scale, self.teacher_seed, self.source)
-        found = replace(found, world=self.world, epochs=self.epochs, processes=self.processes, sync_norm=self.sync_norm)
-        return replace(found, side=self.side) if self.method.teacher == "own-side" else found
+        found = replace(
+            teacher_spec(self.scale, self.teacher_seed, self.source, self.teacher),
+            world=self.world,
+            epochs=self.epochs,
+            processes=self.processes,
+            sync_norm=self.sync_norm,
+        )
+        if self.method.teacher != "own-side":
+            return found
+        return replace(found, side=self.side, student=self.student if self.student in DESIGNS else self.teacher)
+
+    @property
+    def lent(self) -> networks.Lent | None:
+        """What is known of a teacher that is not trained here."""
+        if self.teacher_kind == "trained":
+            return None
+        return networks.lent_teacher(self.teacher, self.scale.size, self.scale.embedding, self.teacher_seed)
 
     @property
     def divided(self) -> bool:
@@ -148,25 +188,26 @@ class Spec:
     @property
     def needs(self) -> "dict[str, Spec]":
         """The runs that must be there before this one: "teacher" and "start", where it has them."""
-        return {name: spec for name, spec in (("teacher", self.teacher), ("start", self.start)) if spec is not None}
+        return {name: spec for name, spec in (("teacher", self.teacher_run), ("start", self.start)) if spec is not None}
 
     @property
     def model(self) -> dict[str, Any]:
-        """The student's arguments for `models.build`."""
-        scale = self.scale
-        if self.design:
-            return {"size": self.side, "embedding": scale.embedding, **DESIGNS[self.design]}
-        return {"name": scale.model, "size": scale.size, "embedding": scale.embedding, **scale.model_options}
+        """The student's arguments for `backbones.build`; of a user's function, what it is and what it is asked for."""
+        scale, lent = self.scale, self.lent
+        shape = {"size": scale.size, "embedding": scale.embedding if lent is None else lent.embedding}
+        if self.student in DESIGNS:
+            return {**shape, "size": self.side, **DESIGNS[self.student]}
+        if self.student in BUILDERS:
+            return {"name": self.student, **shape}
+        if self.student:
+            made = userfile.load_object(self.student)
+            return {"function": made.name, "sha256": made.digest, **shape}
+        return {"name": scale.model, **shape, **scale.model_options}
 
 
-def _paired(method: Method) -> bool:
-    """Whether it needs a student with as many maps as its teacher; hint layers join them one to one."""
-    return any(term.paired or term.hint for term in method.terms)
-
-
-def teacher_spec(scale: Scale, seed: int = 0, source: str = PROCEDURAL) -> Spec:
-    """The HR teacher of that seed."""
-    return Spec(methods.get("none"), None, seed, scale, source, role="teacher")
+def teacher_spec(scale: Scale, seed: int = 0, source: str = PROCEDURAL, student: str = "") -> Spec:
+    """The HR teacher of that seed; student: its network, see `Spec`, "" for the preset's."""
+    return Spec(methods.get("none"), None, seed, scale, source, role="teacher", student=student)
 
 
 def splits(scale: Scale, source: str = PROCEDURAL) -> tables.Splits:
@@ -248,8 +289,8 @@ def run_config(spec: Spec) -> dict[str, Any]:
         "side": spec.side,
         "preset": spec.preset,
         "seed": spec.seed,
-        "teacher": None if spec.teacher is None else store.digest(run_config(spec.teacher)),
-        "teacher_seed": None if spec.method.teacher == "none" else spec.teacher_seed,
+        "teacher": _teacher_config(spec),
+        "teacher_seed": seed_of_teacher(spec),
         "model": spec.model,
         "head": dict(spec.scale.head),
         "schedule": asdict(spec.schedule),
@@ -262,6 +303,25 @@ def run_config(spec: Spec) -> dict[str, Any]:
     }
 
 
+def _teacher_config(spec: Spec) -> Any:
+    """The hash of a teacher's run, or what is known of one from a file, or the name of an untrained network, or None."""
+    if spec.teacher_run is not None:
+        return store.digest(run_config(spec.teacher_run))
+    if not spec.has_teacher:
+        return None
+    return spec.teacher or None if spec.lent is None else spec.lent.config
+
+
+def seed_of_teacher(spec: Spec) -> int | None:
+    """The seed of a run's teacher; None where it has no teacher, or one that is as it is."""
+    return None if spec.method.teacher == "none" or spec.teacher_kind != "trained" else spec.teacher_seed
+
+
+def teacher_label(spec: Spec) -> str:
+    """What a results table calls a run's teacher; "" for the preset's own."""
+    return networks.label(spec.teacher) if spec.teacher and spec.has_teacher else ""
+
+
 def source_name(spec: Spec) -> str:
     """The data's own name, wherever its folder lies."""
     return PROCEDURAL if spec.source == PROCEDURAL else digests(spec.scale, spec.source)[0]
@@ -271,11 +331,21 @@ def run_name(spec: Spec) -> str:
     """The readable part of a run's folder name."""
     sides = [spec.side] if not isinstance(spec.side, tuple) else spec.side
     where = "-".join("hr" if side is None else str(side) for side in sides)
-    what = "teacher" if spec.role == "teacher" else spec.method.name + (f"-{spec.design}" if spec.design else "")
-    taught = "" if spec.method.teacher == "none" else f"-t{spec.teacher_seed}"
+    what = "teacher" if spec.role == "teacher" else spec.method.name
+    if spec.student:
+        what += f"-{_plain(networks.label(spec.student))}"
+    seed = seed_of_teacher(spec)
+    taught = "" if seed is None else f"-t{seed}"
+    if name := teacher_label(spec):
+        taught += f"-{_plain(name)}"
     if spec.world is not None:
         taught += f"-w{spec.world.number}{spec.setting}"
     return f"{source_name(spec)}-{spec.scale.name}-{what}-{where}-s{spec.seed}{taught}"
+
+
+def _plain(text: str) -> str:
+    """A name as part of a folder's."""
+    return re.sub(r"[^\w.,+@=-]+", "-", text)[:80]
 
 
 def config_hash(spec: Spec) -> str:

@@ -138,7 +138,7 @@ def test_photographs_come_by_value():
 
 def test_a_deeper_teacher_is_another_run(tmp_path):
     deep = photographs.grid(GPU, "faces")["gpu-lfw-deep"][0]
-    assert deep.teacher.model["name"] == "iresnet50"
+    assert deep.teacher_run.model["name"] == "iresnet50"
     assert sum(p.numel() for p in backbones.build(**deep.model).parameters()) < 3e7
 
 

@@ -94,7 +94,7 @@ def test_every_design_is_weighed(made):
     sizes = pd.read_csv(made[0] / "student-sizes.csv").set_index("design")
     assert list(sizes.index) == ["mobile-xs", "plain-s"]
     for name, row in sizes.iterrows():
-        spec = next(s for s in grids.specs("designs", SMOKE) if s.design == name and s.side == grids.SMALL_SIDE)
+        spec = next(s for s in grids.specs("designs", SMOKE) if s.student == name and s.side == grids.SMALL_SIDE)
         network, _ = experiment.load(experiment.find_run(spec))
         assert row["parameters"] == sum(p.numel() for p in network.parameters()) < row["int8"]
         assert row["faces_per_s"] > 0

@@ -590,7 +590,7 @@ def test_what_is_no_photograph_is_named(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def exported(smoke, tmp_path_factory):
     """A student's run at 6 px, its own size, and the run as an int8 file; what the command printed."""
-    spec = Spec(methods.get("none"), 6, 0, SCALES["smoke"], design=next(iter(presets.DESIGNS)))
+    spec = Spec(methods.get("none"), 6, 0, SCALES["smoke"], student=next(iter(presets.DESIGNS)))
     run = experiment.train(spec, smoke / "export", device="cpu", progress=False)
     out = tmp_path_factory.mktemp("exported") / "face.onnx"
     assert main(["export", str(run.path), "--format", "int8", "--out", str(out)]) == 0

@@ -44,7 +44,7 @@ def test_no_person_is_in_two_sets_or_two_worlds():
 def test_what_the_teacher_knows(setting, teacher, student):
     spec = PLACE.spec(COSINE, 0, setting)
     assert spec.setting == setting
-    for role, wanted in ((spec.teacher, teacher), (spec, student)):
+    for role, wanted in ((spec.teacher_run, teacher), (spec, student)):
         assert faces_of(role, "train").digest == worlds.people(SMOKE, World(0), wanted).digest
 
 
@@ -72,7 +72,11 @@ def test_one_run_where_two_settings_name_the_same():
     )
     assert PLACE.spec(NONE, 0, "T").setting == "S"
     taught = {setting: PLACE.spec(COSINE, 0, setting) for setting in worlds.SETTINGS}
-    assert config_hash(taught["T"].teacher) == config_hash(taught["D"].teacher) != config_hash(taught["S"].teacher)
+    assert (
+        config_hash(taught["T"].teacher_run)
+        == config_hash(taught["D"].teacher_run)
+        != config_hash(taught["S"].teacher_run)
+    )
     assert len({config_hash(spec) for spec in taught.values()}) == 3
 
 
@@ -216,8 +220,8 @@ def test_rates_come_first_and_a_diverged_rung_loses():
 
 def test_a_student_waits_for_its_own_teacher_and_for_no_other_length():
     short, long = (replace(PLACE, epochs=k).spec(COSINE, 0, "S") for k in (1, 2))
-    assert runner._ready([short, long, long.teacher], []) == [short, long.teacher]
-    assert runner._ready([short, long], [short.teacher]) == [long]
+    assert runner._ready([short, long, long.teacher_run], []) == [short, long.teacher_run]
+    assert runner._ready([short, long], [short.teacher_run]) == [long]
 
 
 def test_every_claim_compares_entrants_that_run_where_it_is_judged():

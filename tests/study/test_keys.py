@@ -1,7 +1,6 @@
 """The committed runs keep their names: every configuration of book/results/runs.csv, built anew, has the same hash."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,8 +10,7 @@ import pandas as pd
 import pytest
 
 from lrkd.data import procedural
-from lrkd.data import tables as tables_
-from lrkd.data.tables import SPLITS, digest_of
+from lrkd.data.tables import SPLITS
 from lrkd.distill import methods
 from lrkd.study import spec as study_spec
 from lrkd.study import store
@@ -30,14 +28,7 @@ def digests(source: str) -> dict[str, str]:
     if source != study_spec.PROCEDURAL:
         made = RUNS[RUNS["data.source"] == source]
         return {split: made[f"data.{split}"].unique().item() for split in SPLITS}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(procedural, "_making", lambda folder: nullcontext())
-        patch.setattr(procedural, "_procedural_split", lambda _, *parts: digest_of(parts[-1], *parts[:-2]))
-        patch.setattr(tables_, "Splits", lambda *found: found)
-        found = procedural.procedural(
-            CPU.size, CPU.identities, CPU.images, CPU.pairs, face=dict(CPU.face), cache="nowhere"
-        )
-    return dict(zip(SPLITS, found, strict=True))
+    return procedural.procedural_digests(CPU.size, CPU.identities, CPU.images, CPU.pairs, face=dict(CPU.face))
 
 
 class Table(SimpleNamespace):
@@ -55,6 +46,7 @@ def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(study_spec, "splits", tables)
+    monkeypatch.setattr(study_spec, "digests", lambda scale, source: (source, digests(source)))
 
 
 def planned() -> list[study_spec.Spec]:

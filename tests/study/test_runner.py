@@ -183,10 +183,10 @@ def test_unknown_study():
 
 
 def test_a_spec_knows_its_teacher():
-    assert spec("none").teacher is None
-    assert spec("random-teacher").teacher is None
+    assert spec("none").teacher_run is None
+    assert spec("random-teacher").teacher_run is None
     for name in ("fskd", "shuffled-teacher"):
-        assert spec(name, seed=4, teacher_seed=1).teacher == teacher_spec(SMOKE, 1)
+        assert spec(name, seed=4, teacher_seed=1).teacher_run == teacher_spec(SMOKE, 1)
 
 
 @pytest.mark.parametrize(
@@ -541,7 +541,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
 
 
 def test_one_teacher_serves_students_of_every_degradation():
-    assert spec("fskd", preset="fskd").teacher == spec("fskd").teacher
+    assert spec("fskd", preset="fskd").teacher_run == spec("fskd").teacher_run
 
 
 def test_workers_of_a_killed_study_do_not_stay(tmp_path):

@@ -1,5 +1,6 @@
 """Small students in two stages: what they see, where they begin, which features they learn, what is measured."""
 
+import re
 import sys
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from lrkd.distill.terms import View
 from lrkd.errors import ConfigError
 from lrkd.evaluation import embedding, verification
 from lrkd.models.backbones import Hints
-from lrkd.study import experiment, measures, runner
+from lrkd.study import experiment, measures, runner, teaching
 from lrkd.study import spec as study_spec
 from lrkd.study.grids import DESIGN, SMALL_SIDE, specs
 from lrkd.study.presets import DESIGNS, SCALES
@@ -26,7 +27,7 @@ KINDS = ("graph", "top", "random")
 
 
 def spec(name: str, seed: int = 0, **more) -> Spec:
-    more = {"side": 8, "design": "mobile-xs", **more}
+    more = {"side": 8, "student": "mobile-xs", **more}
     return Spec(methods.get(name), more.pop("side"), seed, SMOKE, **more)
 
 
@@ -45,7 +46,7 @@ def studied(store):
 def test_what_a_run_needs_is_trained_first_and_once(studied, store):
     assert list(studied["method"].unique()) == ["skd", "skd-none", "skd-all"]
     assert (studied["status"] == "ok").all()
-    assert set(studied["design"]) == {"mobile-xs"}
+    assert set(studied["student"]) == {"mobile-xs"}
     assert len(list(store.iterdir())) == 5, "three of them, one start, one teacher"
     assert experiment.find_run(spec("none"), store).finished
 
@@ -152,9 +153,9 @@ def test_choices_have_their_size_and_kind(studied, store, fraction):
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        ({"design": "tiny"}, "design is 'tiny': the designs are mobile-xs"),
-        ({"side": None}, "side is None: design 'mobile-xs' takes LR images of one side"),
-        ({"side": (6, 8)}, r"side is \(6, 8\): design 'mobile-xs'"),
+        ({"student": "tiny"}, r"student: expected a network \(.*mobile-xs.*, got 'tiny'"),
+        ({"side": None}, "side: 'mobile-xs' takes LR images of one size: expected one side, got None"),
+        ({"side": (6, 8)}, r"side: 'mobile-xs' takes .*, got \(6, 8\)"),
     ],
 )
 def test_impossible_designs(more, match):
@@ -166,7 +167,7 @@ def test_impossible_designs(more, match):
 @pytest.mark.parametrize("name", [name for name, method in methods.METHODS.items() if method.terms])
 def test_exactly_the_methods_that_cannot_work_with_a_design_are_refused_before_anything_is_trained(name, design):
     terms, x = methods.get(name).terms, torch.rand(4, 3, 24, 24)
-    student, teacher = (experiment._build(one, 0, 10)[0] for one in (spec("none", design=design), teacher_spec(SMOKE)))
+    student, teacher = (teaching.build(one, 0, 10)[0] for one in (spec("none", student=design), teacher_spec(SMOKE)))
     s, t = student(x[..., :8, :8]), teacher(x)
 
     def train() -> None:
@@ -181,16 +182,17 @@ def test_exactly_the_methods_that_cannot_work_with_a_design_are_refused_before_a
     try:
         train()
     except (ValueError, RuntimeError):
-        with pytest.raises(ConfigError, match=f"method is '{name}': .* '{design}' has fewer; .* go none, logit-kd, "):
-            spec(name, design=design)
+        with pytest.raises(ConfigError, match=rf"{design} .*method '{name}'|method '{name}': .*{design}") as raised:
+            experiment.check(spec(name, student=design))
+        assert re.search("these methods work: .*(embedding|rkd|shuffled|none of lrkd)", str(raised.value))
     else:
-        spec(name, design=design)
+        experiment.check(spec(name, student=design))
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("side", [6, 16, 32])
 def test_every_design_takes_every_side(design, side):
-    network, _ = experiment._build(Spec(methods.get("none"), side, 0, SCALES["cpu"], design=design), 0, 10)
+    network, _ = teaching.build(Spec(methods.get("none"), side, 0, SCALES["cpu"], student=design), 0, 10)
     assert network.eval()(torch.zeros(2, 3, side, side)).embedding.shape == (2, 128)
 
 
@@ -200,8 +202,8 @@ def test_every_design_takes_every_side(design, side):
 def test_the_studies_of_the_small_student():
     scale = SCALES["cpu"]
     designs = specs("designs", scale)
-    assert {one.design for one in designs if one.side == SMALL_SIDE} == set(DESIGNS)
-    assert {one.side for one in designs if one.design == DESIGN} == {6, 8, 12, 16, 24, 32}
+    assert {one.student for one in designs if one.side == SMALL_SIDE} == set(DESIGNS)
+    assert {one.side for one in designs if one.student == DESIGN} == {6, 8, 12, 16, 24, 32}
     confirming = specs("selection", scale)
     students = [one for one in confirming if one.role == "student"]
     assert len(students) == 6 * 6

@@ -145,7 +145,8 @@ def test_a_run_that_looks_at_itself_ends_on_the_bits_of_one_that_does_not(store)
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_run_that_was_stopped_leaves_the_trace_of_one_that_was_not(store, tmp_path, step):
     shutil.copytree(
-        experiment.find_run(SEEN.teacher, store).path, tmp_path / experiment.find_run(SEEN.teacher, store).path.name
+        experiment.find_run(SEEN.teacher_run, store).path,
+        tmp_path / experiment.find_run(SEEN.teacher_run, store).path.name,
     )
     count = itertools.count(1)
     with pytest.raises(KeyboardInterrupt):

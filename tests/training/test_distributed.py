@@ -157,7 +157,7 @@ def test_the_command_trains_with_two_processes_and_says_so(smoke, tmp_path):
     spec = study_spec.Spec(methods.get("fskd"), 6, 0, presets.SCALES["smoke"])
     together = experiment.find_run(replace(spec, processes=2, sync_norm=True), tmp_path)
     assert not experiment.find_run(spec, tmp_path).finished, "its terms saw half a batch each: another run"
-    assert experiment.find_run(spec.teacher, tmp_path).finished, "nothing of the teacher's saw a part: the same run"
+    assert experiment.find_run(spec.teacher_run, tmp_path).finished, "nothing of the teacher's saw a part: the same run"
     single = experiment.train(spec, smoke / "single", device="cpu", progress=False)
     assert together.result["processes"] == 2
     assert together.result["sync_norm"] is True

@@ -1,0 +1,282 @@
+"""Students and teachers of every kind: what a run needs is said before it, what it is decides its name."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lrkd.data import prepared
+from lrkd.distill import methods
+from lrkd.errors import ConfigError, DataError, RunError
+from lrkd.models import backbones
+from lrkd.models.backbones import BUILDERS
+from lrkd.study import experiment, networks, results, teaching
+from lrkd.study.presets import DESIGNS, SCALES
+from lrkd.study.spec import PROCEDURAL, Spec, config_hash, run_config, run_name, splits, teacher_spec
+
+SMOKE = SCALES["smoke"]
+pytestmark = pytest.mark.usefixtures("smoke")
+
+NETS = """
+import torch
+from torch import nn
+from lrkd.models.wrap import wrap
+
+class Plain(nn.Module):
+    def __init__(self, size, embedding, stages=2):
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.output = nn.Sequential(nn.Flatten(), nn.Linear(8 * (size // 4) ** 2, embedding))
+
+    def forward(self, x):
+        return self.output(self.layer2(self.layer1(x)))
+
+def make(size, embedding):
+    return wrap(Plain(size, embedding), size, ["layer1", "layer2"])
+
+def bare(size):
+    return Plain(size, 20)
+
+def large():
+    return wrap(Plain(32, 40), 32)
+
+def wrong():
+    return 3
+
+def broken():
+    raise RuntimeError("no weights")
+
+VALUE = 3
+"""
+
+
+def spec(name: str = "embedding-cos", side: int | None = 6, seed: int = 0, **more) -> Spec:
+    return Spec(methods.get(name), side, seed, more.pop("scale", SMOKE), **more)
+
+
+def trained(one: Spec, store: Path):
+    return experiment.train(one, store, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="module")
+def store(smoke):
+    return smoke / "networks"
+
+
+@pytest.fixture
+def nets(tmp_path):
+    (tmp_path / "nets_of_a_test.py").write_text(NETS)
+    return tmp_path / "nets_of_a_test.py"
+
+
+# ----------------------------------------------------------------------------------------------------------- students
+
+
+def test_a_student_is_a_name_and_its_teacher_another(store):
+    """IResNet-18 taught by IResNet-50 is one line; here two small ones, as the scale is."""
+    one = spec("embedding-cos", student="mobile", teacher="iresnet18")
+    assert (one.model["name"], one.teacher_run.model["name"]) == ("mobile", "iresnet18")
+    assert run_name(one) == "procedural-smoke-embedding-cos-mobile-6-s0-t0-iresnet18"
+    assert run_name(one.teacher_run) == "procedural-smoke-teacher-iresnet18-hr-s0"
+    run = trained(one, store)
+    assert type(experiment.load(run)[0]).__name__ == "MobileFaceNet"
+    assert experiment.find_run(one.teacher_run, store).finished
+    table = results.results_table([one, spec("none")], store)
+    assert set(table["student"]) == {"mobile"}
+    assert set(table["teacher"]) == {"iresnet18"}
+
+
+def test_two_networks_never_share_a_runs_name(nets):
+    names = [*BUILDERS, *DESIGNS, f"{nets}:make", f"{nets}:bare"]
+    students = {run_name(spec(student=name)) for name in names}
+    teachers = {run_name(spec(teacher=name)) for name in (*BUILDERS, f"{nets}:make", f"{nets}:bare")}
+    assert len(students) == len(names)
+    assert len(teachers) == len(BUILDERS) + 2
+    assert len({config_hash(spec(student=name)) for name in names}) == len(names)
+
+
+def test_the_presets_own_network_by_its_name_is_the_same_run():
+    assert spec(student=SMOKE.model, teacher=SMOKE.model) == spec()
+    assert config_hash(spec(student=SMOKE.model)) == config_hash(spec())
+
+
+def test_a_users_network_is_trained_measured_and_rebuilt(nets, store):
+    one = spec("embedding-cos", student=f"{nets}:make", seed=3)
+    network, _ = experiment.load(run := trained(one, store))
+    assert network.widths == (8, 8)
+    assert run.config["model"]["function"] == "nets_of_a_test.py:make"
+    assert {"cosine_embedding"} == {key for key in run.result["measures"]["test"] if key.startswith("cosine")}
+    again, _ = experiment.load(run)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    text = nets.read_text()
+    nets.write_text(text.replace("nn.ReLU()", "nn.PReLU()"))
+    with pytest.raises(
+        ConfigError, match=r"expected the file of its network nets_of_a_test.py:make .* another content"
+    ):
+        experiment.load(run)
+    nets.unlink()
+    with pytest.raises(ConfigError, match=r"nets_of_a_test.py:make .* got no file there: put it back"):
+        experiment.load(run)
+    nets.write_text(text)
+    experiment.load(run)
+
+
+def test_the_hash_covers_a_users_file_and_not_where_it_lies(nets, tmp_path):
+    one = spec("embedding-cos", student=f"{nets}:make")
+    before = config_hash(one)
+    nets.write_text(NETS + "# a word more\n")
+    assert config_hash(one) != before
+    nets.write_text(NETS)
+    assert config_hash(one) == before
+
+
+def test_a_module_that_is_not_wrapped_is_seeded_and_has_its_own_embedding(nets):
+    one = spec("rkd", student=f"{nets}:bare", seed=5)
+    (a, head), (b, _), (c, _) = (teaching.build(replace(one, seed=seed), seed, 7) for seed in (5, 5, 6))
+    assert (a.embedding, tuple(head.weight.shape)) == (20, (7, 20))
+    weights = [network.state_dict()["module.layer1.0.weight"] for network in (a, b, c)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    ("function", "match"),
+    [
+        ("wrong", "expected an nn.Module, got int"),
+        ("VALUE", "expected a function that returns an nn.Module, got int"),
+        ("broken", r"called with \(\): RuntimeError: no weights"),
+        ("large", "expected a network for images of 24 px, or of the run's side 6, got one for 32 px"),
+    ],
+)
+def test_what_is_no_network_is_said_and_nothing_is_written(nets, tmp_path, function, match):
+    with pytest.raises(ConfigError, match=match):
+        trained(spec("embedding-cos", student=f"{nets}:{function}"), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- teachers
+
+
+@pytest.fixture(scope="module")
+def teacher(store):
+    """A teacher's run with a deeper network than the preset's."""
+    return trained(teacher_spec(SMOKE, 0, student="iresnet18"), store)
+
+
+def test_a_run_teaches_by_its_folder(teacher, store):
+    named, given = (spec("fskd", side=8, teacher=name) for name in ("iresnet18", str(teacher.path)))
+    assert given.teacher_run is None
+    assert run_config(given)["teacher"] == run_config(named)["teacher"]
+    with pytest.raises(ConfigError, match="do not fit together"):
+        experiment.check(given)
+    one = spec("logit-kd", side=8, teacher=str(teacher.path))
+    assert trained(one, store).finished
+
+
+def test_a_run_that_has_not_finished_teaches_nobody(teacher, tmp_path):
+    shutil.copytree(teacher.path, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(RunError, match="has not finished"):
+        trained(spec(teacher=str(tmp_path / "run")), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture(scope="module")
+def embeddings(smoke):
+    rows = np.random.default_rng(0).normal(size=(len(splits(SMOKE).train), 24)).astype(np.float32)
+    path = smoke / "embeddings.npy"
+    np.save(path, rows)
+    return path
+
+
+def test_embeddings_teach_what_reads_embeddings_and_no_more(embeddings, store, tmp_path):
+    one = spec("embedding-cos", teacher=str(embeddings))
+    run = trained(one, store)
+    assert experiment.load(run)[0].embedding == 24, "a student's embedding is as long as what it learns"
+    assert "cosine_embedding" not in run.result["measures"]["test"]
+    for name, lacks in (("fskd", "no feature maps"), ("askd", "no attention maps"), ("logit-kd", "no logits")):
+        with pytest.raises(ConfigError, match=rf"embeddings.npy has .*{lacks}.*{name}.*these methods work: .*rkd"):
+            trained(spec(name, teacher=str(embeddings)), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    assert spec("none", teacher=str(embeddings)).model["embedding"] == 24, "so that it can be compared"
+
+
+def test_moving_a_teachers_file_changes_nothing_and_its_content_does(embeddings, tmp_path):
+    moved = shutil.copy(embeddings, tmp_path / "embeddings.npy")
+    here, there = (spec(teacher=str(path)) for path in (embeddings, moved))
+    assert run_name(here) == run_name(there)
+    assert config_hash(here) == config_hash(there)
+    np.save(tmp_path / "embeddings.npy", 2 * np.load(embeddings))
+    assert config_hash(there) != config_hash(here)
+
+
+def test_a_table_of_another_length_is_refused_before_anything_is_written(tmp_path):
+    np.save(tmp_path / "few.npy", np.ones((5, 24), np.float32))
+    with pytest.raises(DataError, match=r"few.npy: expected 96 rows, one an image of the manifest, got 5"):
+        trained(spec(teacher=str(tmp_path / "few.npy")), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_training_images_of_a_prepared_folder_find_their_rows_of_the_manifest(photographs, tmp_path):
+    whole, train = prepared.load_prepared(photographs).faces, splits(SMOKE, photographs).train
+    np.save(tmp_path / "e.npy", np.arange(1.0, 1 + len(whole))[:, None].repeat(3, 1))
+    network = teaching.lent_network(spec(teacher=str(tmp_path / "e.npy"), source=photographs), train)
+    assert len(network) == len(train) < len(whole)
+    for row in range(len(train)):
+        at = int(network.table[row, 0]) - 1
+        assert whole.sources[at] == train.sources[row]
+
+
+def test_a_checkpoint_teaches_at_its_own_size(store, tmp_path, monkeypatch):
+    """Published checkpoints are of 112 px; the data of the preset, of 24."""
+    from lrkd.models.published import load_foreign
+
+    formats = pytest.importorskip("formats")
+    path = formats.written(tmp_path) if hasattr(formats, "written") else None
+    if path is None:
+        pytest.skip("no published checkpoint in miniature")
+    assert load_foreign(path).size == 112
+
+
+def test_a_users_function_teaches(nets, store):
+    one = spec("rkd", teacher=f"{nets}:large")
+    run = trained(one, store)
+    assert run.config["teacher"]["function"] == "nets_of_a_test.py:large"
+    assert run.config["teacher_seed"] is None
+    assert experiment.load(run)[0].embedding == 40
+    shown = networks.resized(networks.load_teacher(f"{nets}:large"), 24)
+    x = torch.rand(2, 3, 24, 24)
+    expected = torch.nn.functional.interpolate(x, (32, 32), mode="bilinear", antialias=True)
+    assert torch.equal(shown(x).embedding, shown.network(expected).embedding)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"teacher": "iresnet99"}, r"teacher: expected a network \(.*\), the folder of a run.*, got 'iresnet99'"),
+        ({"name": "random-teacher", "teacher": "t.onnx"}, "builds or trains its own: expected a network"),
+    ],
+)
+def test_impossible_teachers(more, match):
+    with pytest.raises(ConfigError, match=match):
+        spec(**more)
+
+
+@pytest.mark.parametrize("name", ["t.onnx", "t.npy", "t.ckpt", "t.py:make"])
+def test_a_teachers_file_that_is_not_there_is_named(tmp_path, name):
+    with pytest.raises((ConfigError, DataError), match=str(tmp_path)):
+        trained(spec(teacher=str(tmp_path / name)), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_untrained_network_of_another_kind_is_another_run():
+    own, other = (run_config(spec("random-teacher", teacher=name))["teacher"] for name in ("", "iresnet18"))
+    assert (own, other) == (None, "iresnet18")
+    assert teaching.untrained_teacher(spec("random-teacher", teacher="iresnet18"), 3)[0].depths == (2, 2, 2, 2)
+    assert isinstance(backbones.build("small", 24), backbones.IResNet)
+    assert PROCEDURAL == "procedural"
