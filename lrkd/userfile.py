@@ -64,16 +64,15 @@ def _run(file: Path, content: bytes) -> ModuleType:
     """The file as a module under its own name, by which pickle and inspect find what it defines; run once a content."""
     name, digest = file.stem, hashlib.sha256(content).hexdigest()
     known = sys.modules.get(name)
-    if _origin(name) not in (None, str(file)):
-        raise ConfigError(f"{file}: the name {name!r} is taken by another module: expected another file name")
-    if known is not None and getattr(known, "__digest__", "") == digest:
+    if getattr(known, "__file__", None) == str(file) and getattr(known, "__digest__", "") == digest:
         return known
+    if not hasattr(known, "__digest__") and _origin(name) not in (None, str(file)):
+        raise ConfigError(f"{file}: the name {name!r} is taken by another module: expected another file name")
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
+    _add_folder(str(file.parent))
     try:
         exec(compile(content, str(file), "exec"), vars(module))
     except Exception as error:
@@ -84,13 +83,25 @@ def _run(file: Path, content: bytes) -> ModuleType:
     return module
 
 
+_folders: list[str] = []
+
+
+def _add_folder(folder: str) -> None:
+    """Let modules be imported from a user's folder, behind all others, the latest folder first."""
+    if folder not in sys.path:
+        sys.path.insert(len(sys.path) - len(_folders), folder)
+        _folders.append(folder)
+
+
 def _origin(name: str) -> str | None:
-    """Where a module of that name is, be it loaded or what an import would find; None where there is none."""
+    """Where an import of that name would find a module that is no user's file; None where there is none."""
     try:
         found = importlib.util.find_spec(name)
     except ValueError:  # loaded, and made by hand: it says nothing of where it is from
         return ""
-    return None if found is None else str(Path(found.origin or "").resolve())
+    if found is None or str(Path(found.origin or "").parent) in _folders:
+        return None
+    return str(Path(found.origin or "").resolve())
 
 
 def _line(error: Exception, file: Path) -> int:

@@ -1,7 +1,6 @@
 """`lrkd train-teacher`."""
 
 import argparse
-from dataclasses import replace
 
 from lrkd.cli.arguments import add_student
 from lrkd.cli.train import add_training, train
@@ -17,5 +16,5 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train a teacher on HR images, and print its folder and accuracy."""
-    spec = teacher_spec(presets.scale(arguments.scale), arguments.seed, arguments.data)
-    train(replace(spec, student=arguments.student), arguments)
+    scale = presets.scale(arguments.scale)
+    train(teacher_spec(scale, arguments.seed, arguments.data, arguments.student), arguments)
