@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from lrkd.errors import ConfigError
@@ -57,14 +57,17 @@ def load_object(reference: str) -> UserObject:
 
 
 def _own(value: Any, module: ModuleType) -> bool:
-    return not isinstance(value, ModuleType) and getattr(value, "__module__", module.__name__) == module.__name__
+    """Whether a value is defined in the module; an object that is neither a function nor a class is taken to be."""
+    if isinstance(value, type | FunctionType):
+        return value.__module__ == module.__name__
+    return not isinstance(value, ModuleType)
 
 
 def _run(file: Path, content: bytes) -> ModuleType:
     """The file as a module under its own name, by which pickle and inspect find what it defines; run once a content."""
     name, digest = file.stem, hashlib.sha256(content).hexdigest()
     known = sys.modules.get(name)
-    if getattr(known, "__file__", None) == str(file) and getattr(known, "__digest__", "") == digest:
+    if known is not None and (known.__file__, vars(known).get("__digest__")) == (str(file), digest):
         return known
     if not hasattr(known, "__digest__") and _origin(name) not in (None, str(file)):
         raise ConfigError(f"{file}: the name {name!r} is taken by another module: expected another file name")

@@ -631,7 +631,20 @@ def test_verify_evaluates_an_a_skd_checkpoint_by_its_published_protocol(tmp_path
     path = saved(tmp_path / "last_net.ckpt", {"net_state_dict": filled(narrow_askd_names(DEPTHS[50]))})
     out = tmp_path / "table.csv"
     status, shown, err = called(
-        *("verify", path, "--data", people, "--side", 14, "--degradation", "askd-compat", "--device", "cpu", "--out", out)
+        *(
+            "verify",
+            path,
+            "--data",
+            people,
+            "--side",
+            14,
+            "--degradation",
+            "askd-compat",
+            "--device",
+            "cpu",
+            "--out",
+            out,
+        )
     )
     assert (status, err) == (0, "")
     table = pd.read_csv(out)

@@ -679,7 +679,7 @@ def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs,
     [
         (2, "none.onnx: cannot be read", ["compare", "none.onnx", "PHOTO", "PHOTO"]),
         (2, "none.jpg: no such file", ["compare", "FILE", "PHOTO", "none.jpg"]),
-        (2, "expected none with an .onnx file, which takes RGB, got 'BGR'", ["compare", "FILE", "PHOTO", "PHOTO", "--channels", "BGR"]),
+        (2, "an .onnx file, which takes RGB, got 'BGR'", ["compare", "FILE", "PHOTO", "PHOTO", "--channels", "BGR"]),
         (2, "data: expected none with a run", ["export", "RUN", "--out", "OUT", "--data", "x"]),
         (2, "config.json: no such file", ["export", "nowhere", "--out", "OUT"]),
         (2, "no such file", ["embed", "FILE", "PHOTO", "none.jpg", "--out", "OUT"]),
