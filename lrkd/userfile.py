@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from lrkd.errors import ConfigError
@@ -27,7 +27,8 @@ def is_reference(text: str) -> bool:
 def load_object(reference: str) -> UserObject:
     """Load an object from a Python file outside the package. The file is run: it must be one that you trust.
 
-    The file's folder can be imported from while it is run. Its digest covers the file alone, not what it imports.
+    Its folder is added to the end of `sys.path`, so that it can import its neighbours and other processes find it by
+    name. Its digest covers the file alone, not what it imports.
 
     Args:
         reference: "path/to/file.py:NAME".
@@ -76,32 +77,54 @@ def _load_files(*paths: str) -> LoadedFiles:
 
 
 def _own(value: Any, module: ModuleType) -> bool:
-    return not isinstance(value, ModuleType) and getattr(value, "__module__", module.__name__) == module.__name__
+    """Whether a value is defined in the module; an object that is neither a function nor a class is taken to be."""
+    if isinstance(value, type | FunctionType):
+        return value.__module__ == module.__name__
+    return not isinstance(value, ModuleType)
 
 
 def _run(file: Path, content: bytes) -> ModuleType:
     """The file as a module under its own name, by which pickle and inspect find what it defines; run once a content."""
     name, digest = file.stem, hashlib.sha256(content).hexdigest()
     known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) != str(file):
-        raise ConfigError(f"{file}: the name {name!r} is taken by another module: expected another file name")
-    if known is not None and getattr(known, "__digest__", "") == digest:
+    if known is not None and (known.__file__, vars(known).get("__digest__")) == (str(file), digest):
         return known
+    if not hasattr(known, "__digest__") and _origin(name) not in (None, str(file)):
+        raise ConfigError(f"{file}: the name {name!r} is taken by another module: expected another file name")
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(file.parent))
+    _add_folder(str(file.parent))
     try:
         exec(compile(content, str(file), "exec"), vars(module))
     except Exception as error:
         del sys.modules[name]
         line = getattr(error, "lineno", None) or _line(error, file)
         raise ConfigError(f"{file}, line {line}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(file.parent))
     vars(module)["__digest__"] = digest
     return module
+
+
+_folders: list[str] = []
+
+
+def _add_folder(folder: str) -> None:
+    """Let modules be imported from a user's folder, behind all others, the latest folder first."""
+    if folder not in sys.path:
+        sys.path.insert(len(sys.path) - len(_folders), folder)
+        _folders.append(folder)
+
+
+def _origin(name: str) -> str | None:
+    """Where an import of that name would find a module that is no user's file; None where there is none."""
+    try:
+        found = importlib.util.find_spec(name)
+    except ValueError:  # loaded, and made by hand: it says nothing of where it is from
+        return ""
+    if found is None or str(Path(found.origin or "").parent) in _folders:
+        return None
+    return str(Path(found.origin or "").resolve())
 
 
 def _line(error: Exception, file: Path) -> int:

@@ -3,10 +3,12 @@
 import hashlib
 import inspect
 import pickle
+import subprocess
 import sys
 
 import pytest
 
+from lrkd import userfile
 from lrkd.errors import ConfigError
 from lrkd.userfile import is_reference, load_object
 
@@ -15,6 +17,8 @@ from lrkd.userfile import is_reference, load_object
 def write(tmp_path, monkeypatch):
     """Write a file; the modules that a test loads are forgotten afterwards."""
     before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(userfile, "_folders", [])
 
     def make(text: str, name: str = "my_nets.py"):
         (tmp_path / name).write_text(text)
@@ -46,10 +50,26 @@ def test_a_changed_file_is_another_object_with_another_digest(write):
 
 
 def test_a_file_may_import_its_neighbour(write):
-    before = list(sys.path)
     write("WIDTH = 7", "my_widths.py")
     assert load_object(f"{write('from my_widths import WIDTH as A')}:A").value == 7
-    assert sys.path == before
+
+
+def test_another_process_finds_what_is_defined_there(write):
+    """As a worker does, which is given the same `sys.path`; no module of another folder is hidden by the user's."""
+    before = list(sys.path)
+    found = load_object(f"{write('def make(): return 5')}:make")
+    assert sys.path[: len(before)] == before
+    code = f"import pickle, sys; sys.path = {sys.path!r}; print(pickle.loads({pickle.dumps(found.value)!r})())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "5\n"
+
+
+def test_the_same_name_in_another_folder_is_the_newer_file(write, tmp_path):
+    first = load_object(f"{write('A = 1')}:A")
+    (tmp_path / "other").mkdir()
+    second = load_object(f"{write('A = 1', 'other/my_nets.py')}:A")
+    assert second == first, "moving a file changes nothing"
+    write("A = 3")
+    assert load_object(f"{tmp_path / 'my_nets.py'}:A").value == 3
 
 
 @pytest.mark.parametrize(
@@ -89,9 +109,10 @@ def test_a_file_that_raises_is_named_with_the_line_and_left_out(write, text, mat
 
 
 def test_a_name_of_another_module_is_not_taken_from_it(write):
-    path = write("A = 1", "random.py")
-    with pytest.raises(ConfigError, match=r"random.py: the name 'random' is taken"):
-        load_object(f"{path}:A")
+    for name in ("random", "antigravity"):  # loaded; never loaded, but what another process would find
+        path = write("A = 1", f"{name}.py")
+        with pytest.raises(ConfigError, match=rf"{name}.py: the name '{name}' is taken"):
+            load_object(f"{path}:A")
 
 
 def test_references_are_told_from_names():

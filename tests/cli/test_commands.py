@@ -16,7 +16,7 @@ from kit import display
 from PIL import Image
 
 from lrkd import errors
-from lrkd.cli import program
+from lrkd.cli import program, runs
 from lrkd.data import layout, procedural, tables
 from lrkd.distill import methods
 from lrkd.errors import DataError
@@ -90,7 +90,7 @@ def parses(words: list[str], line: str) -> None:
     """A whole command parses; a mention, such as `lrkd verify` or `lrkd train --method`, is of what there is."""
     if not words or words == ["--help"]:
         return
-    if words[-1].startswith("-") and words[-1] not in ("--list", "--teacher", "--sync-norm"):
+    if words[-1].startswith("-") and words[-1] not in ("--list", "--unseen", "--sync-norm"):
         words = [*words, "1"]
     try:
         parsed = program.parser().parse_args(words)
@@ -99,7 +99,7 @@ def parses(words: list[str], line: str) -> None:
         assert words[0] in program.parser().format_help(), line
         return
     if parsed.command == "study":
-        assert parsed.name in grids.STUDIES, line
+        assert parsed.name in (*grids.STUDIES, "answer", "NAME"), line
     if getattr(parsed, "scale", None):
         assert parsed.scale in presets.SCALES, line
 
@@ -194,7 +194,7 @@ def test_each_error_has_the_status_that_help_says(error, monkeypatch, capsys):
     def fail(*_: object) -> None:
         raise error("why")
 
-    monkeypatch.setattr(program, "_runs", fail)
+    monkeypatch.setattr(runs, "run", fail)
     nearest = next(base for base in error.__mro__ if base in STATUS)
     assert program.main(["runs"]) == STATUS[nearest]
     out, err = capsys.readouterr()

@@ -268,7 +268,7 @@ def test_a_side_is_degraded_to_even_the_images_own_and_no_side_is_not(called, tr
     pairs = whole.protocols["generated"]
     found = {}
     for preset in ("askd-compat", "area-bicubic"):
-        words = ("verify", trained.path, "--data", photographs, "--preset", preset, "--unseen")
+        words = ("verify", trained.path, "--data", photographs, "--degradation", preset, "--unseen")
         for side in (None, SMOKE.size):
             status, table, _ = called(*words, *([] if side is None else ["--side", side]))
             assert status == 0

@@ -23,7 +23,7 @@ import torch
 import toys
 
 from lrkd import __main__, __version__
-from lrkd.cli.program import main
+from lrkd.cli.program import COMMANDS, main
 from lrkd.distill import methods
 from lrkd.distill.terms import feature
 from lrkd.study import experiment, grids, runner, spec
@@ -33,8 +33,8 @@ from lrkd.study.spec import Spec
 from lrkd.training import step
 
 ROOT = Path(__file__).parents[2]
+NAMES = [command.name for command in COMMANDS]
 SMOKE = SCALES["smoke"]
-COMMANDS = ["methods", "train", "verify", "identify", "study", "export", "embed", "compare", "runs"]
 pytestmark = pytest.mark.usefixtures("smoke")
 
 
@@ -49,7 +49,7 @@ def lrkd_(capsys, store):
 
     def call(*words: object, runs: Path | None = store) -> tuple[int, str, str]:
         given = [str(word) for word in words]
-        if given and given[0] in ("train", "study", "runs") and runs is not None:
+        if given and given[0] in ("train", "train-teacher", "study", "runs") and runs is not None:
             given += ["--runs", str(runs)]
         try:
             status = main(given)
@@ -105,13 +105,13 @@ def process(*words: object, **more) -> subprocess.Popen:
 def test_help_teaches_every_command(lrkd_):
     status, out, err = lrkd_("--help")
     assert (status, err) == (0, "")
-    assert all(f"  {name} " in out for name in COMMANDS)
+    assert all(f"  {name} " in out for name in NAMES)
     assert "a first hour:" in out
-    for name in COMMANDS:
+    for name in NAMES:
         status, out, err = lrkd_(name, "--help", runs=None)
         assert (status, err) == (0, "")
         assert out.startswith(f"usage: lrkd {name}")
-    for word in ("--method", "--side", "--seed", "--scale", "--data", "--runs", "lrkd methods"):
+    for word in ("--method", "--student", "--teacher", "--side", "--seed", "--scale", "--data", "lrkd methods"):
         assert word in lrkd_("train", "--help", runs=None)[1]
 
 
@@ -139,7 +139,7 @@ def test_train_trains_the_teacher_first_once_and_the_student_once(lrkd_, store, 
         assert f"{measures[name]['accuracy']:.2%}" in out
     monkeypatch.setattr(experiment, "fit", lambda *args, **more: pytest.fail("trained twice"))
     assert lrkd_("train", "--method", "fskd", "--side", 6, "--seed", 3, "--teacher-seed", 1) == (0, out, "")
-    assert lrkd_("train", "--teacher", "--seed", 1)[0] == 0
+    assert lrkd_("train-teacher", "--seed", 1)[0] == 0
 
 
 def test_verify_measures_at_every_side(lrkd_, trained, tmp_path):
@@ -150,7 +150,7 @@ def test_verify_measures_at_every_side(lrkd_, trained, tmp_path):
     assert len(out.splitlines()) == 5
     at_six = table[table["side"] == 6]["accuracy"].item()
     assert at_six == pytest.approx(run_store.load_run(trained).result["measures"]["test"]["accuracy"], abs=1e-5)
-    status, out, _ = lrkd_("verify", trained, "--side", 6, "--side", 5, "--preset", "askd-compat")
+    status, out, _ = lrkd_("verify", trained, "--side", 6, "--side", 5, "--degradation", "askd-compat")
     assert status == 0
     assert [line.split()[1] for line in out.splitlines()[1:]] == ["6", "5"]
 
@@ -305,12 +305,11 @@ def test_a_hash_of_a_table_leads_to_its_configuration(lrkd_, refused, copied, tm
         (r"side: expected .*got 0", "train --side 0"),
         (r"scale: expected one of smoke, cpu, gpu, full, gpu50, got 'huge'", "train --scale huge"),
         (r"scale: expected .*got 'huge'", "study book --scale huge"),
-        (r"preset: expected one of area-bicubic.*got 'jpeg'", "train --preset jpeg"),
+        (r"preset: expected one of area-bicubic.*got 'jpeg'", "train --degradation jpeg"),
         (r"seed: expected a whole number from 0 .*got -1", "train --seed -1"),
         (r"teacher-seed: expected a whole number .*got -1", "train --method fskd --teacher-seed -1"),
         (r"device: expected one of cpu.* on this machine, got 'tpu'", "train --device tpu"),
         (r"device: expected one of cpu.* on this machine, got 'tpu'", "study book --device tpu"),
-        (r"--teacher trains the HR teacher: leave out --method and --side", "train --teacher --side 6"),
         (r"study: expected one of core, book.*got 'nore'", "study nore"),
         (r"workers: expected at least 1, got 0", "study book --workers 0"),
     ],
@@ -331,13 +330,19 @@ def test_cuda_where_there_is_none(refused):
     [
         ("required: COMMAND", ""),
         ("invalid choice: 'trian'", "trian"),
-        ("argument --side: invalid int value: 'six'", "train --side six"),
+        ("argument --side: expected pixels, such as 12 or 12,6, got 'six'", "train --side six"),
         ("argument --seed: invalid int value: '1.5'", "train --seed 1.5"),
         ("required: NAME", "study"),
         ("required: NETWORK", "verify"),
         ("unrecognized arguments: --sides", "train --sides 6"),
-        ("argument --out: nowhere/t.csv: a file in a folder that is there", "study book --out nowhere/t.csv"),
-        ("argument --scores: /: a file in a folder", "study book --scores /"),
+        (
+            "argument --out: expected a file in a folder that exists and can be written, got nowhere/t.csv",
+            "study book --out nowhere/t.csv",
+        ),
+        (
+            "argument --scores: expected a file in a folder that exists and can be written, got /",
+            "study book --scores /",
+        ),
     ],
 )
 def test_what_the_grammar_does_not_know_is_status_2_with_the_usage(lrkd_, match, words):
@@ -353,7 +358,7 @@ def test_what_is_no_file_is_not_replaced_and_a_link_stays_a_link(lrkd_, copied, 
     for name in ("pipe", "ring", "a" * 300):
         status, out, err = lrkd_("runs", "--of", tmp_path / "t.csv", "--out", tmp_path / name)
         assert (status, out) == (2, "")
-        assert "a file in a folder that is there" in err
+        assert "expected a file in a folder that exists" in err
     assert (tmp_path / "pipe").is_fifo()
     (tmp_path / "t.csv").write_text("config\nabc\n")
     (tmp_path / "link.csv").symlink_to("there.csv")
@@ -396,8 +401,8 @@ def test_verify_wants_a_finished_run(refused, trained, tmp_path, monkeypatch):
     unfinished = run_store.open_run(tmp_path, "r", run_store.load_run(trained).config)
     refused(2, "this run has not finished; train it first", "verify", unfinished.path)
     refused(2, "side", "verify", trained, "--side", 99)
-    refused(2, "preset", "verify", trained, "--preset", "nope")
-    refused(2, "protocol is 'view2': it goes with --data", "verify", trained, "--protocol", "view2")
+    refused(2, "preset", "verify", trained, "--degradation", "nope")
+    refused(2, "protocol: expected --data with it, got 'view2'", "verify", trained, "--protocol", "view2")
 
 
 def test_a_diverged_run_is_one_line_for_train_and_for_verify(refused, monkeypatch, store):
@@ -590,7 +595,7 @@ def test_ctrl_c_while_the_command_line_is_imported(monkeypatch, capsys):
 
 def test_ctrl_c_on_a_study_of_two_workers(lrkd_, tmp_path):
     """As a terminal sends it: to the study and its workers alike, while they train."""
-    assert lrkd_("train", "--teacher", runs=tmp_path)[0] == 0
+    assert lrkd_("train-teacher", runs=tmp_path)[0] == 0
     child = process("study", "book", "--workers", 2, "--runs", tmp_path, start_new_session=True)
     limit = time.monotonic() + 120
     while not list(tmp_path.glob("*-none-3-*/result.json")) and time.monotonic() < limit and child.poll() is None:

@@ -630,7 +630,20 @@ def test_verify_evaluates_an_a_skd_checkpoint_by_its_published_protocol(tmp_path
     path = saved(tmp_path / "last_net.ckpt", {"net_state_dict": filled(narrow_askd_names(DEPTHS[50]))})
     out = tmp_path / "table.csv"
     status, shown, err = called(
-        *("verify", path, "--data", people, "--side", 14, "--degrade", "askd-compat", "--device", "cpu", "--out", out)
+        *(
+            "verify",
+            path,
+            "--data",
+            people,
+            "--side",
+            14,
+            "--degradation",
+            "askd-compat",
+            "--device",
+            "cpu",
+            "--out",
+            out,
+        )
     )
     assert (status, err) == (0, "")
     table = pd.read_csv(out)
@@ -754,7 +767,7 @@ def test_the_command_line_says_what_is_missing(tmp_path, people, called, narrow)
         (
             2,
             "preset: unknown degradation 'nope'",
-            ("verify", path, "--data", people, "--degrade", "nope", "--side", 14),
+            ("verify", path, "--data", people, "--degradation", "nope", "--side", 14),
         ),
         (2, "device: expected .*got 'tpu'", ("verify", path, "--data", people, "--device", "tpu")),
     ):

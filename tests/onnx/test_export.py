@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import nn
 
-from lrkd.cli import program
+from lrkd.cli import verify
 from lrkd.cli.program import main
 from lrkd.data import images as images_
 from lrkd.data.images import FORMATS, upright
@@ -662,8 +662,8 @@ def test_compare_says_on_which_side_the_pair_lies(exported, portraits, tmp_path,
 
 def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs, tmp_path, monkeypatch):
     run, out = exported
-    seen, plain = [], program.embed
-    monkeypatch.setattr(program, "embed", lambda *args, **more: seen.append(plain(*args, **more)) or seen[-1])
+    seen, plain = [], verify.embed
+    monkeypatch.setattr(verify, "embed", lambda *args, **more: seen.append(plain(*args, **more)) or seen[-1])
     tables = []
     for name in (run.path, out):
         assert main(["verify", str(name), "--data", photographs, "--out", str(tmp_path / "t.csv")]) == 0
@@ -678,8 +678,8 @@ def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs,
     [
         (2, "none.onnx: cannot be read", ["compare", "none.onnx", "PHOTO", "PHOTO"]),
         (2, "none.jpg: no such file", ["compare", "FILE", "PHOTO", "none.jpg"]),
-        (2, "channels is 'BGR'", ["compare", "FILE", "PHOTO", "PHOTO", "--channels", "BGR"]),
-        (2, "goes with a checkpoint", ["export", "RUN", "--out", "OUT", "--data", "x"]),
+        (2, "an .onnx file, which takes RGB, got 'BGR'", ["compare", "FILE", "PHOTO", "PHOTO", "--channels", "BGR"]),
+        (2, "data: expected none with a run", ["export", "RUN", "--out", "OUT", "--data", "x"]),
         (2, "config.json: no such file", ["export", "nowhere", "--out", "OUT"]),
         (2, "no such file", ["embed", "FILE", "PHOTO", "none.jpg", "--out", "OUT"]),
     ],

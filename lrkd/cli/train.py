@@ -1,0 +1,69 @@
+"""`lrkd train`."""
+
+import argparse
+
+from lrkd.cli.arguments import add_degradation, add_setting, add_student, add_teacher, side_list
+from lrkd.distill import methods
+from lrkd.study import experiment, presets
+from lrkd.study.spec import Spec
+from lrkd.training import distributed
+from lrkd.training.acceleration import Speed
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "--method", default="none", help="one that `lrkd methods` lists, or of yours, as mine.py:METHOD (default: none)"
+    )
+    add_student(parser)
+    add_teacher(parser)
+    parser.add_argument(
+        "--side",
+        type=side_list,
+        action="extend",
+        metavar="PX[,PX...]",
+        help="LR side in pixels; of several, one is drawn for each image (default: HR, not degraded)",
+    )
+    add_training(parser)
+    parser.add_argument("--teacher-seed", type=int, default=0, metavar="N", help="which teacher (default: 0)")
+    add_degradation(parser, "area-bicubic", "area-bicubic")
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Add what `train` and `train-teacher` share: --seed, --sync-norm, --scale, --data, --device, --runs."""
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (default: 0)")
+    parser.add_argument(
+        "--sync-norm", action="store_true", help="with torchrun: batch norm over the images of all processes"
+    )
+    add_setting(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train a student, and print its folder and accuracy."""
+    sides = sorted(set(arguments.side or ()), reverse=True)
+    spec = Spec(
+        methods.get(arguments.method),
+        sides[0] if len(sides) == 1 else tuple(sides) or None,
+        arguments.seed,
+        presets.scale(arguments.scale),
+        arguments.data,
+        teacher_seed=arguments.teacher_seed,
+        preset=arguments.degradation,
+        student=arguments.student,
+        teacher=arguments.teacher,
+    )
+    train(spec, arguments)
+
+
+def train(spec: Spec, arguments: argparse.Namespace) -> None:
+    """Train a run, with the processes of torchrun where there are some, and print its folder and accuracy."""
+    with distributed.joined(experiment.device_of(arguments.device)) as device:
+        made = experiment.train(spec, arguments.runs, device=device, speed=Speed(sync_norm=arguments.sync_norm))
+        if distributed.rank():
+            return
+    measures = made.result["measures"]
+    told = [f"{measures['test']['accuracy']:.2%} (test)", f"{measures['validation']['accuracy']:.2%} (validation)"]
+    if "test-hr-lr" in measures:
+        told += [f"{measures['test-hr-lr']['accuracy']:.2%} (HR against LR)"]
+        told += [f"rank-1 {measures['identification']['rank1']:.2%}"]
+    print(f"{made.path}\naccuracy {', '.join(told)}")
