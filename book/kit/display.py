@@ -4,8 +4,10 @@ import base64
 import html
 import io
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -106,6 +108,25 @@ def linked(caption: str) -> str:
 def figcaption(caption: str) -> str:
     """The caption of a figure as HTML, nothing where it is empty."""
     return f"<figcaption>{linked(caption)}</figcaption>" if caption else ""
+
+
+def embedded(data: Mapping[str, Any]) -> str:
+    """Write data for a script of the page, as JSON in an element that shows nothing; no text in it can end it."""
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json">{text}</script>'
+
+
+def moving(script: str, data: Mapping[str, Any], before: str, caption: str) -> str:
+    """Write the HTML of a figure that a script of `book/_static` moves.
+
+    Args:
+        script: The file's name. It runs behind the figure, also in JupyterLab, and reads the data there.
+        data: What it is given, as JSON.
+        before: The figure's own HTML, whole without the script.
+        caption: Shown below.
+    """
+    code = (Path(__file__).resolve().parents[1] / "_static" / script).read_text(encoding="utf-8")
+    return f'<figure style="margin:0">{before}{figcaption(caption)}{embedded(data)}<script>{code}</script></figure>'
 
 
 _READABLE = 540  # pixels: narrower, the text in a figure of a page's width cannot be read

@@ -18,67 +18,6 @@ from numpy.typing import ArrayLike
 
 from lrkd.errors import DataError
 
-# plotly's own sliders and menus are drawings that no key reaches: each becomes an element of the browser. The library
-# is asked for when a reader comes near. The picture is shown until the script has drawn, on paper, and for good where
-# scripts are off or vendor/plotly.min.js is not beside the page.
-_DRAW = """
-(function () {
-  var here = document.currentScript.parentElement, figure = SPEC, layout = figure.layout, lists = [];
-  function library() {
-    return window.lrkdPlotly = window.lrkdPlotly || new Promise(function (ready) {
-      var script = document.createElement("script");
-      script.src = "vendor/plotly.min.js";
-      script.onload = ready;
-      document.head.append(script);
-    });
-  }
-  (layout.sliders || []).forEach(function (one) { lists.push([one, one.steps, "range"]); });
-  (layout.updatemenus || []).forEach(function (one) { lists.push([one, one.buttons, "select"]); });
-  delete layout.sliders;
-  delete layout.updatemenus;
-  function control(drawing, one, steps, kind) {
-    var label = document.createElement("label"), said = document.createElement("output");
-    var input = document.createElement(kind === "range" ? "input" : "select");
-    label.style.cssText = "display:flex;gap:.6em;align-items:center;margin:.2em 0";
-    label.append((one.currentvalue && one.currentvalue.prefix) || one.name || "", input);
-    if (kind === "range") {
-      Object.assign(input, {type: "range", min: 0, max: steps.length - 1, step: 1});
-      input.style.flex = "0 1 22em";
-      label.append(said);
-    } else steps.forEach(function (step, i) { input.append(new Option(step.label, i)); });
-    input.value = one.active || 0;
-    function tell() {
-      said.textContent = steps[input.value].label;
-      if (kind === "range") input.setAttribute("aria-valuetext", said.textContent);  // a select says its option itself
-    }
-    input.addEventListener("input", function () {
-      var step = steps[input.value];
-      window.Plotly[step.method].apply(null, [drawing].concat(step.args));
-      tell();
-    });
-    tell();
-    return label;
-  }
-  function draw() {
-    var drawing = here.querySelector(".drawing"), panel = here.querySelector(".controls");
-    drawing.hidden = false;
-    var config = {responsive: true, displayModeBar: false};
-    return window.Plotly.newPlot(drawing, figure.data, layout, config).then(function () {
-      lists.forEach(function (list) { panel.append(control(drawing, list[0], list[1], list[2])); });
-      here.querySelectorAll(".static").forEach(function (one) { one.hidden = true; });
-    });
-  }
-  var drawn, near = new IntersectionObserver(function (seen) {
-    if (seen.some(function (one) { return one.isIntersecting; })) here.lrkdDraw();
-  }, {rootMargin: "600px"});
-  here.lrkdDraw = function () {
-    near.disconnect();
-    return drawn = drawn || library().then(draw);
-  };
-  near.observe(here);
-})();
-"""
-
 
 class Interactive(NamedTuple):
     """A plotly figure as a page or JupyterLab shows it, with a picture for where it cannot move, and its caption."""
@@ -89,16 +28,15 @@ class Interactive(NamedTuple):
     still: display.Shown | None
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        below = display.figcaption(self.caption)
         still = f'<div class="static">{self.still._repr_html_()}</div>' if self.still else ""
-        script = _DRAW.replace("SPEC", self.spec.replace("<", "\\u003c"))
-        page = (
-            f'<figure style="margin:0"><div class="controls"></div>'
-            f'<div class="drawing" role="img" aria-label="{html.escape(self.alt)}" hidden></div>{still}{below}'
-            f"<script>{script}</script></figure>"
+        figure = json.loads(self.spec)
+        before = (
+            '<div class="controls" role="group" aria-label="Move the figure" hidden></div>'
+            f'<div class="drawing" role="img" aria-label="{html.escape(self.alt)}" hidden></div>{still}'
         )
+        page = display.moving("moving.js", {"figure": figure}, before, self.caption)
         # JupyterLab has a renderer of its own for the second; a built page takes the first.
-        return {"text/html": page, "application/vnd.plotly.v1+json": json.loads(self.spec), "text/plain": repr(self)}
+        return {"text/html": page, "application/vnd.plotly.v1+json": figure, "text/plain": repr(self)}
 
     def __repr__(self) -> str:
         return f"Figure: {self.alt}"

@@ -6,12 +6,12 @@ areas where it gets smaller and by bicubic interpolation where it gets larger: `
 
 import base64
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from kit import display
 
 from lrkd.data.degradation import resampling_matrix
 from lrkd.data.renderer import FaceModel
@@ -136,10 +136,15 @@ class Tool(NamedTuple):
 def tool(
     pictures: np.ndarray, ages: np.ndarray, found: Sequence[Scores], size: int, still: Any, caption: str = ""
 ) -> Tool:
-    """The markup and the data that book/_static/try-it.js brings to life.
+    """Make the figure that book/_static/try-it.js brings to life.
 
-    pictures, ages: of `strangers`. found: of `scores`, a stop of the slider each. size: of the network's input. still:
-    a figure of `plots.show` that stands there until the recogniser is loaded, and for good where it cannot be.
+    Args:
+        pictures: Of `strangers`.
+        ages: Of `strangers`.
+        found: Of `scores`, a stop of the slider each.
+        size: Pixels a side of the network's input.
+        still: A figure of `kit.display.show`, shown until the recogniser is loaded, and for good where it cannot be.
+        caption: Shown below.
     """
     people = [
         {
@@ -167,35 +172,9 @@ def tool(
             for one in found
         ],
     }
-    slots = "".join(_SLOT.format(name=name) for name in ("First", "Second"))
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return Tool(_PAGE.format(slots=slots, still=still._repr_html_(), below=below, data=text))
-
-
-_SLOT = """
-<fieldset class="try-slot"><legend>{name} picture</legend>
-<div class="try-faces"></div>
-<div class="try-own"><label class="try-file">A picture of your own:
-<input type="file" accept="image/*"></label> <button type="button" class="try-camera">Use the camera</button></div>
-<div class="try-live" hidden><video muted playsinline aria-label="The camera's picture"></video>
-<button type="button" class="try-take">Take the picture</button>
-<button type="button" class="try-close">Close the camera</button></div>
-<div class="try-crop" hidden><canvas tabindex="0" role="application"></canvas>
-<p>Put the square around the face: drag it, or its lower right corner; by keys, arrows move it, + and − resize it.</p>
-</div><p class="try-fault" role="alert"></p></fieldset>
-"""
-
-_PAGE = """
-<figure class="try-it" style="margin:0">
-<div class="try-load"><button type="button" class="try-start" hidden></button>
-<p class="try-state" role="status"></p></div>
-<div class="try-tool" hidden><div class="try-slots">{slots}</div>
-<label class="try-side">Resolution <input type="range" min="0" step="1"> <span></span></label>
-<div class="try-seen"></div>
-<div class="try-result" role="status"></div>
-<div class="try-scores" role="img"></div></div>
-<div class="try-still">{still}</div>{below}
-<noscript><p>Scripts are off: the picture shows what the recogniser would show.</p></noscript>
-<script type="application/json">{data}</script></figure>
-"""
+    return Tool(
+        f'<figure class="try-it" style="margin:0"><div class="try-still">{still._repr_html_()}</div>{below}'
+        "<noscript><p>Scripts are off: the picture shows what the recogniser would show.</p></noscript>"
+        f"{display.embedded(data)}</figure>"
+    )
