@@ -1,4 +1,4 @@
-"""Figures that a reader moves in a built page by plotly, with the browser's own sliders and menus and with no kernel.
+"""Draw figures with plotly that a reader moves in a built page, by the browser's sliders and with no kernel.
 
 A function makes the plotly figure, and `show` puts it on the page beside its picture.
 """
@@ -20,7 +20,14 @@ from lrkd.errors import DataError
 
 
 class Interactive(NamedTuple):
-    """A plotly figure as a page or JupyterLab shows it, with a picture for where it cannot move, and its caption."""
+    """A plotly figure as a page or JupyterLab shows it, with its caption and a picture for where it cannot move.
+
+    Attributes:
+        spec: JSON of the figure.
+        alt: What a reader who cannot see it has to know.
+        caption: Shown below.
+        still: The picture.
+    """
 
     spec: str  # JSON
     alt: str
@@ -43,12 +50,20 @@ class Interactive(NamedTuple):
 
 
 def show(figure: Any, alt: str, caption: str = "", static: Figure | Axes | None = None) -> Interactive:
-    """A plotly figure that a reader can move with no kernel, for a page, as the last line of a cell.
+    """Show a plotly figure that a reader can move with no kernel, as the last line of a cell.
 
     Sliders and drop-down menus of the figure become the browser's own, which keys move too; their steps may restyle,
-    relayout or update. alt: what a reader who cannot see it has to know; static: a matplotlib figure of its first
-    state, which stands there until the script has drawn, and for good without scripts; it is closed. plotly.js comes
-    from vendor/plotly.min.js beside the page. Raises DataError without an alt text.
+    relayout or update. plotly.js comes from vendor/plotly.min.js beside the page.
+
+    Args:
+        figure: Of plotly.
+        alt: What a reader who cannot see it has to know.
+        caption: Shown below.
+        static: A matplotlib figure of its first state, shown until the script has drawn, and for good without scripts;
+            it is closed.
+
+    Raises:
+        DataError: The alt text is empty.
     """
     if not alt.strip():
         raise DataError("alt is empty: say what the figure shows to a reader who cannot see it")
@@ -64,10 +79,15 @@ def forest(
     xlabel: str = "",
     reach: float | None = None,
 ) -> Any:
-    """`plots.forest` with a slider, for `show`: {a step's label: ((n,) estimates, (n,) half widths)} of n labels.
+    """Make a forest plot (`figures.forest`) with a slider, for `show`.
 
-    start: the step that is shown first; name: what the slider moves. reach: of the axis to both sides of zero; None:
-    what suits the narrower half of the steps.
+    Args:
+        labels: n of them.
+        steps: {a step's label: ((n,) estimates, (n,) half widths)}.
+        start: The step that is shown first.
+        name: What the slider moves.
+        xlabel: Below.
+        reach: Of the axis to both sides of zero; None: what suits the narrower half of the steps.
     """
     shown = [(np.asarray(x, np.float64).tolist(), np.asarray(half, np.float64).tolist()) for x, half in steps.values()]
     ends = sorted(float(np.max(np.abs(x) + np.asarray(half), initial=0.0)) for x, half in map(np.asarray, shown))
@@ -86,9 +106,15 @@ def forests(
     start: tuple[int, int] = (0, 0),
     xlabel: str = "",
 ) -> Any:
-    """`forest` with two sliders, named `names`: {a step's label: {a step's of the other: (estimates, half)}}.
+    """Make a `forest` with two sliders.
 
-    Every step of the first has the same steps of the second. Both start at `start`.
+    Args:
+        labels: n of them.
+        steps: {a step's label: {a step's of the other: ((n,) estimates, (n,) half widths)}}; every step of the first
+            has the same steps of the second.
+        names: What the two sliders move.
+        start: The steps that are shown first.
+        xlabel: Below.
     """
     first, inner = list(steps), list(next(iter(steps.values())))
 
@@ -142,11 +168,14 @@ def _slid(
 def pictures(
     steps: Mapping[str, tuple[ArrayLike, ArrayLike]], titles: tuple[str, str], start: int = 0, name: str = ""
 ) -> Any:
-    """A picture, and a map of values below it, that a slider changes, for `show`.
+    """Make a picture, and a map of values below it, that a slider changes, for `show`.
 
-    {a step's label: ((S,S,3) picture in [0,1], (s,s) values of at least zero)}: a map of fewer pixels is drawn as large
-    as the picture, and each is shown as a share of its own maximum. start: the step that is shown first; name: what the
-    slider moves.
+    Args:
+        steps: {a step's label: ((S,S,3) picture in [0,1], (s,s) values of at least zero)}; a map of fewer pixels is
+            drawn as large as the picture, and each is shown as a share of its own maximum.
+        titles: Of picture and map.
+        start: The step that is shown first.
+        name: What the slider moves.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -176,10 +205,15 @@ def pictures(
 
 
 def threshold(edges: ArrayLike, genuine: ArrayLike, impostor: ArrayLike, start: int) -> Any:
-    """Scores, and the ROC below, with a threshold that a slider moves, for `show`.
+    """Make a histogram of scores, and the ROC below, with a threshold that a slider moves, for `show`.
 
-    (n+1,) edges, (n,) counts of pairs twice, as in `plots.score_histogram`; the threshold stands at an edge, first at
-    that of index `start`, and pairs above it pass. Rates are in percent of the pairs of a kind.
+    Rates are in percent of the pairs of a kind; pairs above the threshold pass.
+
+    Args:
+        edges: (n+1,) of the bins; the threshold is at one of them.
+        genuine: (n,) counts of pairs.
+        impostor: (n,) counts of pairs.
+        start: The index of the edge that is shown first.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots

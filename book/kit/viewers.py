@@ -1,4 +1,4 @@
-"""What a reader moves in a built page without a library or a kernel: pictures to choose among, two vectors to drag."""
+"""Show what a reader moves in a built page without a library or a kernel: pictures to choose, vectors to drag."""
 
 import base64
 import html
@@ -38,14 +38,22 @@ def chooser(
     quality: int = 80,
     sliders: Collection[str] = (),
 ) -> Chooser:
-    """One picture at a time, chosen by a labelled list for each part of its key: works with no kernel, by keyboard.
+    """Show one picture at a time, chosen by a labelled list for each part of its key, with no kernel and by keys too.
 
-    pictures: {key: (H,W,3) uint8 or float in [0,1]}, a key for every combination of the lists' entries, which stand in
-    the order of their first use; arrays that are one object are stored once. names: the lists' labels. alt: text for
-    who cannot see the picture, or a function of the key that says it. width: of the picture in CSS pixels. quality: of
-    the lossy WebP. sliders: those of `names` that are a slider and no list. Where scripts are off the first picture
-    stays, and no list is shown. Raises DataError for a combination that is missing, a key of another length, and a
-    picture of another shape than the first.
+    Where scripts are off the first picture stays, and no list is shown.
+
+    Args:
+        pictures: {key: (H,W,3) uint8 or float in [0,1]}, a key for every combination of the lists' entries, which are
+            in the order of their first use; arrays that are one object are stored once.
+        names: The lists' labels.
+        alt: Text for readers who cannot see the picture, or a function of the key that returns it.
+        caption: Shown below.
+        width: Of the picture in CSS pixels.
+        quality: Of the lossy WebP.
+        sliders: Those of `names` that are a slider instead of a list.
+
+    Raises:
+        DataError: A combination is missing, a key has another length, or a picture another shape than the first.
     """
     if not pictures:
         raise DataError("pictures: there are none to choose among")
@@ -64,7 +72,7 @@ def chooser(
         if id(picture) not in uris:
             x = np.asarray(picture)
             if x.shape != shape or x.ndim != 3 or x.shape[2] != 3:
-                raise DataError(f"pictures: {key} has shape {x.shape}; (H,W,3), all {shape}, is right")
+                raise DataError(f"pictures: {key} has shape {x.shape}; expected (H,W,3) as the first, {shape}")
             uris[id(picture)] = len(uris), _webp(x, quality)
         said = " ".join((alt if isinstance(alt, str) else alt(key)).split())
         which["|".join(key)] = uris[id(picture)][0], alts.setdefault(said, len(alts))
@@ -88,7 +96,7 @@ def chooser(
 
 
 def picture(figure: Any) -> np.ndarray:
-    """A matplotlib figure -> (H,W,3) uint8, for `chooser`; the figure is closed."""
+    """Draw a matplotlib figure as (H,W,3) uint8, for `chooser`; the figure is closed."""
     import matplotlib.pyplot as plt  # only a page needs it
 
     figure.set_dpi(160)
@@ -99,11 +107,17 @@ def picture(figure: Any) -> np.ndarray:
 
 
 def plane(student: ArrayLike, teacher: ArrayLike, alt: str, caption: str = "") -> Chooser:
-    """Two vectors of the plane that a reader drags or moves by arrow keys, with the pull of three distances on one.
+    """Show two vectors of the plane that a reader drags or moves by arrow keys, with the pull of three distances.
 
-    student, teacher: (2,) where they begin, in [-2, 3.5] by [0.15, 3.6]. The cosine, lp(2) and lp(1) are computed anew
-    at each move, with the length of their pull (minus the gradient at the student) and its share along the student,
-    which only changes a length. Where scripts are off the two vectors stay, without pulls.
+    The cosine, lp(2) and lp(1) are computed anew at each move, with the length of their pull on the student (minus the
+    gradient) and its share along the student, which only changes a length. Where scripts are off the two vectors stay,
+    without pulls.
+
+    Args:
+        student: (2,) where it begins, in [-2, 3.5] by [0.15, 3.6].
+        teacher: (2,), likewise.
+        alt: What a reader who cannot see it has to know.
+        caption: Shown below.
     """
     places = {name: [float(x) for x in np.asarray(v)] for name, v in (("t", teacher), ("s", student))}
     colours = {"cosine": "#0072B2", "squared L2": "#D55E00", "L1": "#007A59"}
@@ -135,10 +149,19 @@ def plane(student: ArrayLike, teacher: ArrayLike, alt: str, caption: str = "") -
 
 
 def overlay(images: ArrayLike, maps: ArrayLike, size: int = 144, strength: float = 0.6) -> np.ndarray:
-    """Maps laid over pictures: (N,H,W,3) uint8, (N,h,w) -> (N,size,size,3) uint8, bright where a map is high.
+    """Lay maps over pictures, bright where a map is high.
 
     Both are enlarged (bilinear). Each map runs from its own lowest to its own highest value, so colours compare places
     of one picture and not pictures; a map without spread is even. The picture turns grey, so that colour is the map's.
+
+    Args:
+        images: (N,H,W,3) uint8.
+        maps: (N,h,w).
+        size: Pixels a side of the result.
+        strength: Of the map, 0 to 1.
+
+    Returns:
+        (N,size,size,3) uint8.
     """
     from matplotlib import colormaps  # only a page needs it
 
