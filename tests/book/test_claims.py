@@ -320,7 +320,7 @@ def test_state_says_what_is_missing(results):
     assert said(results) == "Every claim has all of its 6 seeds."
     assert "fewer than the planned 6 seeds for H2, whose" in said(results[results["config"] != "c102"])
     assert "for all claims, whose verdicts are provisional" in said(EMPTY)
-    with pytest.raises(DataError, match="seeds: expected .* got '6'"):
+    with pytest.raises(DataError, match=r"seeds: expected .* got '6'"):
         _ = registration.read_hypotheses(PAGE.replace("10-15", "6")).seeds
 
 
