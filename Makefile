@@ -39,7 +39,7 @@ test: $(READY)  ## Run the tests; TESTFLAGS="-k losses" chooses among them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(TESTFLAGS)
 
 browse: $(READY)  ## Open every page of the built book in Chromium, offline; pictures in _build/screenshots
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTFLAGS) tests/test_browser.py tests/test_try_it.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTFLAGS) tests/book/test_browser.py tests/book/test_try_it.py
 
 zip: $(READY)  ## Pack the built book for reading without a connection: _build/lrkd-book.zip
 	@test -f _build/html/index.html || { echo "make: the book is not built: make book" >&2; exit 1; }

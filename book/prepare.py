@@ -25,6 +25,8 @@ MATHJAX = (
 SOURCES = (
     "lrkd/**/*.py",
     "data_prep/**/*.py",
+    "book/kit/**/*.py",
+    "book/_static/*.js",
     "tests/data/**/*",
     "book/*.md",
     "book/results/*",

@@ -46,7 +46,7 @@ def first_cell(address: str) -> dict[str, Any]:
 def prepend(folder: Path, address: str) -> None:
     """Put the cell at the head of each notebook of a folder, once; an address that is none is a ValueError."""
     if not re.fullmatch(r"(https://|/)[\w.~/-]+", address):
-        raise ValueError(f"{address!r} is no address of a repository: https://HOST/OWNER/NAME is right")
+        raise ValueError(f"{address!r} is not the address of a repository: expected https://HOST/OWNER/NAME")
     for path in sorted(folder.glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         old = [cell for cell in notebook["cells"] if cell.get("id") != "launch-00"]

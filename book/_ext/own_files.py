@@ -25,11 +25,12 @@ def told(body: str) -> str:
 
 
 OWN = "try-it"  # the page whose script and style sheet no other page loads
+WRITTEN = ("moving.js", "plane.js")  # scripts that stand in the pages, behind the figures that they move
 
 
 def process(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     formulas = app.env.domaindata["math"]["has_equations"].get(page)
-    vain = ["thebe", *([] if formulas else ["mathjax"]), *([] if page == OWN else [f"{OWN}."])]
+    vain = ["thebe", *WRITTEN, *([] if formulas else ["mathjax"]), *([] if page == OWN else [f"{OWN}."])]
 
     def wanted(file: Any) -> bool:
         words = f"{getattr(file, 'filename', file)} {getattr(file, 'attributes', {})}".lower()

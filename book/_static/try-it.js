@@ -1,14 +1,30 @@
-/* The page "Try it": the student of the book in the reader's browser. lrkd/demo.py has made the markup and the data, and
-   says in Python what is computed here; book/runtime.py has brought the files that are loaded when the reader asks. */
+/* The page "Try it": the student of the book in the reader's browser. book/kit/try_it.py has made its data, and says
+   in Python what is computed here; book/runtime.py has brought the files that are loaded when the reader asks. */
 (function () {
   "use strict";
   const BLUE = "#0072B2", ORANGE = "#E69F00", FALLS = [213, 94, 0], RISES = [0, 114, 178];
   const MOST = 1024; // pixels of a picture's longer side, as it is kept for cropping
   const LEAST = 24; // pixels of the square's side at least
 
+  const SLOT = name => `<fieldset class="try-slot"><legend>${name} picture</legend><div class="try-faces"></div>
+    <div class="try-own"><label class="try-file">A picture of your own: <input type="file" accept="image/*"></label>
+      <button type="button" class="try-camera">Use the camera</button></div>
+    <div class="try-live" hidden><video muted playsinline aria-label="The camera's picture"></video>
+      <button type="button" class="try-take">Take the picture</button>
+      <button type="button" class="try-close">Close the camera</button></div>
+    <div class="try-crop" hidden><canvas tabindex="0" role="application"></canvas>
+      <p>Put the square around the face: drag it, or its lower right corner; by keys, arrows move it, + and − resize it.</p>
+    </div><p class="try-fault" role="alert"></p></fieldset>`;
+  const TOOL = `<div class="try-load"><button type="button" class="try-start" hidden></button>
+      <p class="try-state" role="status"></p></div>
+    <div class="try-tool" hidden><div class="try-slots">${["First", "Second"].map(SLOT).join("")}</div>
+      <label class="try-side">Resolution <input type="range" min="0" step="1"> <span></span></label>
+      <div class="try-seen"></div><div class="try-result" role="status"></div><div class="try-scores" role="img"></div>
+    </div>`;
+
   // ---------------------------------------------------------------- pictures: {side, data: planes of red, green, blue}
 
-  /* lrkd.degrade.resampling_matrix, a list of [place, weight] a row: areas to shrink, bicubic (a = -.75) to enlarge. */
+  /* lrkd.data.degradation.resampling_matrix, a list of [place, weight] a row: areas to shrink, bicubic (a = -.75) to enlarge. */
   function resampling(size, side) {
     return Array.from({length: side}, (_, row) => {
       if (size === side) return [[row, 1]];
@@ -126,7 +142,7 @@
     return a.reduce((sum, value, i) => sum + value * b[i], 0);
   }
 
-  /* lrkd.demo.occlusion: how far the similarity falls where each of the two is covered, a map for each. */
+  /* kit.try_it.occlusion: how far the similarity falls where each of the two is covered, a map for each. */
   async function occlusion(session, pair, patch, stride) {
     const size = pair[0].side, n = size * size, places = [], inputs = [...pair];
     for (let top = 0; top + patch <= size; top += stride)
@@ -346,6 +362,7 @@
 
   function start(box) {
     const data = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
+    box.querySelector(".try-still").insertAdjacentHTML("beforebegin", TOOL);
     const find = name => box.querySelector(".try-" + name), button = find("start"), state = find("state");
     for (const person of data.people)
       for (const one of person.pictures) one.picture = fromBytes(bytes(one.rgb), data.side, 3);

@@ -1,110 +1,34 @@
-"""What was claimed before the runs, read from the page where it was written down, and what became of each claim."""
+"""Judge what became of each claim that was written down before the runs."""
 
 import base64
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
+from kit.registration import ENDPOINTS, Registration
 
 from lrkd.errors import DataError
 from lrkd.evaluation.mixed_model import Mixed, mixed_model
 from lrkd.evaluation.statistics import COMPARISON, compare, holm, paired_differences, spelled
 
-COLUMNS = ("id", "claim", "endpoint", "method", "baseline", "test", "expected")
-ENDPOINTS = ("accuracy", "auc", "information")
 CHANCE = 0.5
-EXPECTED = {"superiority": ("greater", "less"), "equivalence": ("equal",)}
-
-
-class Registration(NamedTuple):
-    """The settings as written (names in lower case -> text), and the hypotheses, a row each with `COLUMNS`."""
-
-    settings: dict[str, str]
-    hypotheses: pd.DataFrame
-
-    def number(self, name: str) -> float:
-        """A setting that is a number, such as "alpha"; DataError where it is missing or none."""
-        if name not in self.settings:
-            raise DataError(f"hypotheses: no setting {name!r}; there are {', '.join(self.settings)}")
-        found = re.match(r"[-+]?(\d+\.?\d*|\.\d+)", self.settings[name])
-        if not found:
-            raise DataError(f"hypotheses: setting {name!r} is {self.settings[name]!r}, which is no number")
-        return float(found[0])
-
-    @property
-    def seeds(self) -> int:
-        """How many seeds each claim is to have: of the setting "seeds", written "10-15"."""
-        found = re.fullmatch(r"(\d+)\D+(\d+)", self.settings.get("seeds", ""))
-        if not found or int(found[2]) <= int(found[1]):
-            raise DataError(f"hypotheses: setting 'seeds' is {self.settings.get('seeds')!r}; right is, say, 10-15")
-        return int(found[2]) - int(found[1]) + 1
-
-    @property
-    def smallest(self) -> dict[str, float]:
-        """By endpoint the smallest effect that matters, in the endpoint's own unit (accuracy: a fraction)."""
-        found = {name: self.number(f"smallest effect on {name}") for name in self.hypotheses["endpoint"].unique()}
-        for name, effect in found.items():
-            if not effect > 0:
-                raise DataError(f"hypotheses: the smallest effect on {name} is {effect}; it has to be above zero")
-        return found
-
-
-def read_hypotheses(text: str) -> Registration:
-    """The markdown of `book/hypotheses.md` -> its settings and hypotheses.
-
-    Under "## Settings" a table `setting | value`, with `alpha` and, for each endpoint that a hypothesis has, `smallest
-    effect on <endpoint>`; under "## Hypotheses" one with `COLUMNS`: endpoint is one of `ENDPOINTS`, test is
-    `superiority` (expected `greater` or `less`) or `equivalence` (`equal`). Backticks and asterisks around a cell are
-    taken off, ids are unique.
-    Raises DataError that names the line.
-    """
-    settings = {row[0].lower(): row[1] for _, row in _table(text, "Settings", ("setting", "value"))}
-    rows: list[dict[str, str]] = []
-    for line, row in _table(text, "Hypotheses", COLUMNS):
-        cell = dict(zip(COLUMNS, row, strict=True))
-        for name, wanted in (("endpoint", ENDPOINTS), ("test", EXPECTED), ("expected", EXPECTED.get(cell["test"], ()))):
-            if cell[name] not in wanted:
-                raise DataError(f"hypotheses, line {line}: {name} is {cell[name]!r}; right: {', '.join(wanted)}")
-        if not all(row) or cell["id"] in {other["id"] for other in rows} or cell["method"] == cell["baseline"]:
-            raise DataError(
-                f"hypotheses, line {line}: {' | '.join(row)!r} needs an id of its own, two methods, and no empty cell"
-            )
-        rows.append(cell)
-    found = Registration(settings, pd.DataFrame(rows, columns=list(COLUMNS)))
-    if not 0 < found.number("alpha") < 0.5:
-        raise DataError(f"hypotheses: alpha is {found.number('alpha')}; right is a number between 0 and 0.5")
-    _ = found.smallest
-    return found
-
-
-def _table(text: str, section: str, columns: Iterable[str]) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of the first table under the heading."""
-    wanted, rows, inside = list(columns), [], False
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.startswith("#"):
-            inside = line.lstrip("#").strip().lower() == section.lower()
-        elif inside and line.lstrip().startswith("|"):
-            cells = [cell.strip().strip("`*").strip() for cell in line.strip().strip("|").split("|")]
-            if len(cells) != len(wanted):
-                raise DataError(f"hypotheses, line {number}: {len(cells)} cells; right are {' | '.join(wanted)}")
-            rows.append((number, cells))
-        elif inside and rows:
-            break
-    if len(rows) < 2 or [cell.lower() for cell in rows[0][1]] != wanted or set("".join(rows[1][1])) - set("-: "):
-        where = f", line {rows[0][0]}" if rows else ""
-        raise DataError(f"hypotheses{where}: no table {' | '.join(wanted)} with a line of dashes under ## {section}")
-    return rows[2:]
 
 
 def measured(results: pd.DataFrame, traces: pd.DataFrame, attention: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The files of `lrkd study hypotheses` and `lrkd attention` -> by endpoint its values, run by run.
+    """Collect the values of each endpoint, run by run.
 
-    Columns `config, method, seed, teacher_seed, value`; "cosine@20" stands under its distance's name, "cosine".
-    accuracy: protocol test; auc: mean over the observations of a run that was observed; a run that diverged has chance
-    (0.5) in both. information: rank correlation of CBAM's fused spatial attention with the identity information, at
-    the least side that the file has. Unit: a run. The empty frame of a file that is not there yet gives no rows.
+    A method is named without what follows an at sign: "cosine@20" is "cosine". Accuracy is that of the protocol test;
+    auc the mean over the observations of a run that was observed; a run that diverged has chance (0.5) in both.
+    Information is the rank correlation of CBAM's fused spatial attention with the identity information, at the least
+    side that the file has. The empty frame of a file that is not there yet gives no rows.
+
+    Args:
+        results: Table of `lrkd study hypotheses`.
+        traces: Its traces.
+        attention: Table of `lrkd attention`.
+
+    Returns:
+        By endpoint a frame `config, method, seed, teacher_seed, value`. Unit: a run.
     """
     keys = ["config", "method", "seed", "teacher_seed"]
     nothing = pd.DataFrame(columns=[*keys, "value"])
@@ -128,10 +52,16 @@ def measured(results: pd.DataFrame, traces: pd.DataFrame, attention: pd.DataFram
 
 
 def by_seed(runs: pd.DataFrame, crossed: bool = False) -> pd.DataFrame:
-    """Runs of one endpoint -> one row a method and seed: `method, seed, value`. Unit: a seed.
+    """Reduce the runs of one endpoint to one row a method and seed.
 
-    A seed's run is the one with its own teacher, whose number is odd where the seed's is (or that has none). crossed:
-    the mean over the teachers, of seeds that have as many as any; runs without a teacher are left out.
+    Args:
+        runs: Of `measured`.
+        crossed: False: a seed's run is the one with its own teacher, whose number is odd where the seed's is (or that
+            has none). True: the mean over the teachers, of seeds that have as many as any; runs without a teacher are
+            left out.
+
+    Returns:
+        `method, seed, value`. Unit: a seed.
     """
     rows = _counting(runs, crossed)
     if crossed:
@@ -163,9 +93,17 @@ def _registered(
 def comparisons(
     registered: Registration, runs: Mapping[str, pd.DataFrame], *, resamples: int = 2000, generator: int = 0
 ) -> pd.DataFrame:
-    """`measured` -> the row of `stats.compare` of each hypothesis, with `id` and `endpoint`; none without runs of both.
+    """Compare each hypothesis's two methods with `lrkd.evaluation.statistics.compare`.
 
-    Unit: a seed, with its own teacher; for the primary hypothesis the mean over all teachers.
+    Args:
+        registered: What was claimed.
+        runs: Of `measured`.
+        resamples: Of the bootstrap.
+        generator: Its seed.
+
+    Returns:
+        A row a hypothesis with runs of both methods, with `id` and `endpoint`. Unit: a seed with its own teacher; for
+        the primary hypothesis the mean over all teachers.
     """
     rows = []
     for one, there, crossed in _registered(registered, runs):
@@ -183,7 +121,7 @@ def comparisons(
 
 
 def differences(registered: Registration, runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """`measured` -> `id, seed, difference`: method minus baseline, seed by seed, as `comparisons` takes them."""
+    """Return method minus baseline, seed by seed, as `comparisons` takes them: `id, seed, difference`."""
     rows = []
     for one, there, crossed in _registered(registered, runs):
         wide = by_seed(there, crossed).pivot(index="seed", columns="method", values="value")
@@ -195,9 +133,16 @@ def differences(registered: Registration, runs: Mapping[str, pd.DataFrame]) -> p
 def by_pair(
     registered: Registration, runs: Mapping[str, pd.DataFrame], right: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """`measured` and `correctness` -> by hypothesis on accuracy two (S,P), method and baseline: was each pair right?
+    """Tell of each pair whether the methods of a hypothesis on accuracy were right about it.
 
-    In the rows are the seeds that both have, as `comparisons` takes them: a share where teachers are averaged.
+    Args:
+        registered: What was claimed.
+        runs: Of `measured`.
+        right: Of `correctness`.
+
+    Returns:
+        By hypothesis two (S,P), method and baseline, with a row a seed that both have, as `comparisons` takes them;
+        where teachers are averaged, the share of them that were right.
     """
     found = {}
     for one, there, crossed in _registered(registered, runs):
@@ -213,10 +158,13 @@ def by_pair(
 
 
 def crossed(registered: Registration, runs: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, Mixed | None]:
-    """The primary comparison with its teachers, in three ways: `analysis, mean, low, high, p, n`, and the mixed model.
+    """Compare the methods of the primary hypothesis with its teachers, in three ways.
 
-    The mixed model (unit: a run), the t test over seeds of their means over teachers (unit: a seed), and the t test
-    that takes runs of one seed under two teachers for independent (unit: a seed and teacher). Without runs: no rows.
+    The mixed model (unit: a run); the t test over seeds of their means over teachers (unit: a seed); and the t test
+    that takes runs of one seed under two teachers for independent (unit: a seed and teacher).
+
+    Returns:
+        `analysis, mean, low, high, p, n`, and the mixed model. Without runs: no rows, and None.
     """
     columns = ["analysis", "mean", "low", "high", "p", "n"]
     found = [one for one in _registered(registered, runs) if one[2]]
@@ -237,7 +185,15 @@ def crossed(registered: Registration, runs: Mapping[str, pd.DataFrame]) -> tuple
 
 
 def correctness(pairs: pd.DataFrame, count: int) -> dict[str, np.ndarray]:
-    """The file of whether each test pair was right -> {config: (count,) bool}, in the order of the pairs."""
+    """Unpack the file of whether each test pair was right.
+
+    Args:
+        pairs: `config` and `correct`, bits in base 64.
+        count: Pairs of the test.
+
+    Returns:
+        {config: (count,) bool}, in the order of the pairs.
+    """
     found = {}
     for config, text in zip(pairs["config"], pairs["correct"], strict=True):
         bits = np.frombuffer(base64.b64decode(text), np.uint8)
@@ -254,11 +210,17 @@ VERDICTS = (
 
 
 def verdict(mean: float, different: float, alike: float, alpha: float) -> str:
-    """One of `VERDICTS` for method minus baseline, by two corrected p: against zero, and for "within the margin".
+    """Choose one of `VERDICTS` for method minus baseline.
 
     A difference that is found and lies within the margin is "better" or "worse, by less than it matters"; one that is
-    found and was not shown to, "better" or "worse"; without one, "no difference that matters" where what there may be
-    lies within the margin, else "unclear". So every pair of p has one verdict, and no pair has two. nan: not shown.
+    found and was not shown to lie there, "better" or "worse"; without one, "no difference that matters" where what
+    there may be lies within the margin, else "unclear". So every pair of p has one verdict.
+
+    Args:
+        mean: Method minus baseline.
+        different: Corrected p against zero; NaN where not shown.
+        alike: Corrected p for "within the margin"; NaN where not shown.
+        alpha: Level of both tests.
     """
     found, small = different < alpha, alike < alpha
     if found:
@@ -267,12 +229,19 @@ def verdict(mean: float, different: float, alike: float, alpha: float) -> str:
 
 
 def judge(hypotheses: pd.DataFrame, comparisons: pd.DataFrame, *, alpha: float) -> pd.DataFrame:
-    """Each hypothesis with its figures, corrected p (`different`, `within`) and `verdict` of its method.
+    """Judge each hypothesis by its corrected p.
 
-    comparisons: rows of `stats.compare` with the `id` of their hypothesis; one that is missing leaves its hypothesis
-    unclear. Unit: that of the comparisons, a seed. different: the paired t test's p against zero; within: that of TOST
-    against the margin; each corrected by Holm over all hypotheses, those without figures too (as p = 1). Of the two
-    null hypotheses of one claim at most one is true. For the words see `verdict`.
+    Both p are corrected by Holm over all hypotheses, those without figures too (as p = 1). Of the two null hypotheses
+    of one claim at most one is true.
+
+    Args:
+        hypotheses: With `COLUMNS`.
+        comparisons: Of `comparisons`; a hypothesis without a row is unclear.
+        alpha: Level of the tests.
+
+    Returns:
+        Each hypothesis with its figures, `different` (paired t test against zero), `within` (TOST against the margin)
+        and the `verdict` of its method. Unit: that of the comparisons, a seed.
     """
     figures = comparisons.drop(columns=["endpoint", "method", "baseline"], errors="ignore")
     if figures["id"].duplicated().any():
@@ -285,10 +254,11 @@ def judge(hypotheses: pd.DataFrame, comparisons: pd.DataFrame, *, alpha: float) 
 
 
 def told(judged: pd.DataFrame) -> pd.DataFrame:
-    """`judge` -> the same with text columns: `label`, `difference`, `corrected` and `said`.
+    """Put what `judge` found into words.
 
-    difference: "+4.1 [+3.2, +5.0]" in points (information as it is); corrected: both corrected p; said: the end of a
-    sentence that begins with the claim.
+    Returns:
+        The same with text columns: `label`; `difference`, "+4.1 [+3.2, +5.0]" in points (information as it is);
+        `corrected`, both corrected p; `said`, the end of a sentence that begins with the claim.
     """
     inner = judged["endpoint"] == "information"
     points, plain = spelled(judged, sign=True), spelled(judged, factor=1, digits=3, sign=True)
@@ -319,7 +289,7 @@ def verdicts(
     traces: pd.DataFrame | None = None,
     attention: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The files of a study -> `told` of what it says to the registered claims, indexed by their labels."""
+    """Judge the registered claims by the files of a study: `told`, indexed by label."""
     nothing = pd.DataFrame()
     runs = measured(results, nothing if traces is None else traces, nothing if attention is None else attention)
     judged = judge(registered.hypotheses, comparisons(registered, runs), alpha=registered.number("alpha"))
@@ -327,7 +297,7 @@ def verdicts(
 
 
 def state(registered: Registration, judged: pd.DataFrame) -> str:
-    """Whether the runs that were planned are there, as a sentence."""
+    """Say in a sentence whether the planned runs are there."""
     short = judged.loc[~(judged["n"] >= registered.seeds), "id"]
     if short.empty:
         return f"Every claim has all of its {registered.seeds} seeds."

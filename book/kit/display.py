@@ -1,11 +1,13 @@
-"""What pages show: styles, captions, tables, sentences with numbers."""
+"""Show things on pages: styles, captions, tables, sentences with numbers."""
 
 import base64
 import html
 import io
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -44,7 +46,12 @@ LOOKS: dict[str, Look] = {
     "askd-centred": Look(VERMILLION, "D"),
     "askd-constant": Look(VERMILLION, "s"),
     "at": Look(ORANGE, "^"),
+    "askd-shuffled": Look(GREY, "<"),
+    "octuplet": Look(ORANGE, "s"),
     "embedding-cos": Look(GREEN, "s"),
+    "embedding-l2": Look(GREEN, "p"),
+    "embedding-own-side": Look(GREEN, "h"),
+    "embedding-shuffled": Look(GREY, ">"),
     "aird": Look(GREEN, "^"),
     "aird-instance": Look(GREEN, "8"),
     "aird-relation": Look(GREEN, "v"),
@@ -88,12 +95,12 @@ def style() -> None:
 
 
 def look(method: str) -> Look:
-    """Colour and marker of a method, the same on every page; one that the study does not know is a purple square."""
+    """Return the look of a method, the same on every page; one that has none is a purple square."""
     return LOOKS.get(method, Look(PURPLE, "s"))
 
 
 def looks(labels: Iterable[str]) -> dict[str, Look]:
-    """A look for each label: a method's own, and for other labels colours and markers in their order."""
+    """Return a look for each label: a method's own, and for other labels colours and markers in their order."""
     spare = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS), strict=False)
     return {label: LOOKS[label] if label in LOOKS else Look(*next(spare)) for label in labels}
 
@@ -106,6 +113,25 @@ def linked(caption: str) -> str:
 def figcaption(caption: str) -> str:
     """The caption of a figure as HTML, nothing where it is empty."""
     return f"<figcaption>{linked(caption)}</figcaption>" if caption else ""
+
+
+def embedded(data: Mapping[str, Any]) -> str:
+    """Write data for a script of the page, as JSON in an element that shows nothing; no text in it can end it."""
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json">{text}</script>'
+
+
+def moving(script: str, data: Mapping[str, Any], before: str, caption: str) -> str:
+    """Write the HTML of a figure that a script of `book/_static` moves.
+
+    Args:
+        script: The file's name. It runs behind the figure, also in JupyterLab, and reads the data there.
+        data: What it is given, as JSON.
+        before: The figure's own HTML, whole without the script.
+        caption: Shown below.
+    """
+    code = (Path(__file__).resolve().parents[1] / "_static" / script).read_text(encoding="utf-8")
+    return f'<figure style="margin:0">{before}{figcaption(caption)}{embedded(data)}<script>{code}</script></figure>'
 
 
 _READABLE = 540  # pixels: narrower, the text in a figure of a page's width cannot be read
@@ -132,10 +158,16 @@ class Shown:
 
 
 def show(figure: Figure | Axes, alt: str, caption: str = "", dpi: int = 160) -> Shown:
-    """The figure (or that of the axes) for a page, as the last line of a cell; the figure is closed.
+    """Show a figure on a page, as the last line of a cell; the figure is closed.
 
-    alt: what a reader who cannot see it has to know; caption: shown below (scale, n, interval). An inch is 100 pixels
-    wide, or less where the page is narrower. Raises DataError without an alt text.
+    Args:
+        figure: A figure, or the axes of one.
+        alt: What a reader who cannot see it has to know.
+        caption: Shown below (scale, n, interval).
+        dpi: Pixels an inch; an inch is 100 CSS pixels wide, or less where the page is narrower.
+
+    Raises:
+        DataError: The alt text is empty.
     """
     if not alt.strip():
         raise DataError("alt is empty: say what the figure shows to a reader who cannot see it")
@@ -189,9 +221,12 @@ class Table(NamedTuple):
 
 
 def table(frame: pd.DataFrame, formats: Mapping[str, str] | str = "{:.1f}", caption: str = "") -> Table:
-    """The frame for a page, its named index as first columns: floats as `formats` says (for all, or by column name).
+    """Show a frame on a page, its named index as first columns.
 
-    caption: shown below (units, scale, n, interval). A value that is missing is a dash.
+    Args:
+        frame: What is shown; a missing value is a dash.
+        formats: Of floats, for all or by column name.
+        caption: Shown below (units, scale, n, interval).
     """
     shown = frame.reset_index() if any(name is not None for name in frame.index.names) else frame.copy()
     sides = tuple("right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in shown.dtypes)

@@ -1,7 +1,8 @@
-"""Every figure of the book as arrays + Axes -> Axes, in one style, safe for colour-blind readers.
+"""Draw every figure of the book: arrays + Axes -> Axes, in one style, safe for colour-blind readers.
 
-Colours are Okabe and Ito's (their yellow left out: too pale for a line); a method has one colour and one marker on all
-pages, so that it is told apart without colour too. `style()` once, then draw, then `show(fig, alt=...)`.
+Colours are those of Okabe and Ito without yellow, which is too pale for a line. A method has one colour and one marker
+on all pages, so that it can be recognised without colour. Call `display.style()` once, draw, then `display.show(figure,
+alt=...)`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from kit.display import BLACK, BLUE, ORANGE, SEQUENTIAL, Look, look, looks
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,9 +28,17 @@ def image_grid(
     columns: Sequence[str] | None = None,
     gap: int | None = None,
 ) -> Axes:
-    """(R,C,H,W,3) images, uint8 or float in [0,1], as a grid with labels at the left and on top.
+    """Draw images as a grid, with labels at the left and on top.
 
-    gap: pixels of white between images; None: a twentieth of an image.
+    Args:
+        ax: Where to draw.
+        images: (R,C,H,W,3), uint8 or float in [0,1].
+        rows: R labels.
+        columns: C labels.
+        gap: Pixels of white between images; None: a twentieth of an image.
+
+    Raises:
+        DataError: The images have another shape, or there are more or fewer labels.
     """
     x = np.asarray(images)
     if x.ndim != 5 or x.shape[-1] != 3:
@@ -60,8 +70,17 @@ def curves(
     styles: Mapping[str, Look] | None = None,
     percent: bool = False,
 ) -> Axes:
-    """{label: (n,) y} over (n,) x, or over {label: (n,) x}; bands: {label: (low, high)}. A label that is a method's
-    name has its colour. percent: y are fractions, shown in percent. Markers only where there are at most 20 points.
+    """Draw lines; a label that is a method's name has its colour.
+
+    Args:
+        ax: Where to draw.
+        x: (n,) for all lines, or {label: (n,)}; up to 20 points have markers.
+        lines: {label: (n,) y}.
+        xlabel: Below.
+        ylabel: At the left.
+        bands: {label: (low, high)}.
+        styles: Looks of labels that are not methods.
+        percent: The values are fractions, shown in percent.
     """
     own = looks(lines) | dict(styles or {})
     for label, y in lines.items():
@@ -80,7 +99,13 @@ def curves(
 
 
 def roc(ax: Axes, lines: Mapping[str, tuple[ArrayLike, ArrayLike]], styles: Mapping[str, Look] | None = None) -> Axes:
-    """{label: (FAR, TAR)}, fractions, rising: share of impostor pairs accepted (log axis) against genuine accepted."""
+    """Draw receiver operating characteristics over a logarithmic axis of false accepts.
+
+    Args:
+        ax: Where to draw.
+        lines: {label: (FAR, TAR)}, rising fractions: impostor pairs accepted, genuine pairs accepted.
+        styles: Looks of labels that are not methods.
+    """
     own = looks(lines) | dict(styles or {})
     least = 1.0
     for label, (far, tar) in lines.items():
@@ -110,13 +135,22 @@ def score_histogram(
     threshold: float | None = None,
     xlabel: str = "cosine of the two embeddings",
 ) -> Axes:
-    """(n+1,) edges, (n,) counts twice, drawn as percent of the pairs of a kind; where both lie, a threshold errs."""
+    """Draw the scores of genuine and impostor pairs; where both are, a threshold errs.
+
+    Args:
+        ax: Where to draw.
+        edges: (n+1,) of the bins.
+        genuine: (n,) counts, drawn as percent of the pairs of their kind.
+        impostor: (n,) counts, likewise.
+        threshold: A dashed line.
+        xlabel: Below.
+    """
     at = np.asarray(edges, dtype=np.float64)
     for name, counts, colour in (("same person", genuine, BLUE), ("different people", impostor, ORANGE)):
         share = np.asarray(counts, dtype=np.float64)
         share = 100 * share / max(share.sum(), 1)
-        ax.stairs(share, at, fill=True, alpha=0.35, color=colour, label=name)
-        ax.stairs(share, at, color=colour, linewidth=1.5)
+        bars = {"x": (at[:-1] + at[1:]) / 2, "weights": share, "bins": at.tolist(), "element": "step"}
+        sns.histplot(**bars, alpha=0.35, color=colour, linewidth=1.5, label=name, ax=ax)
     if threshold is not None:
         ax.axvline(threshold, color=BLACK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
     ax.set(xlabel=xlabel, ylabel="% of the pairs of a kind", ylim=(0, None))
@@ -136,10 +170,19 @@ def forest(
     styles: Sequence[Look] | None = None,
     fmt: str = "{:+.1f}",
 ) -> Axes:
-    """One line a label, first on top: (n,) estimates with their (n,) lows and highs, and the numbers at the right.
+    """Draw an estimate and its interval a label, first on top, with the numbers at the right.
 
-    reference: where a dashed line stands; n: units behind each; styles: a look a label, where labels are no methods. A
-    low or high that is not finite (of one unit) leaves the interval out.
+    Args:
+        ax: Where to draw.
+        labels: n of them.
+        estimates: (n,).
+        lows: (n,); an interval with an end that is not finite (of one unit) is left out.
+        highs: (n,).
+        reference: Where a dashed line is drawn.
+        n: Units behind each.
+        xlabel: Below.
+        styles: A look a label, where labels are not methods.
+        fmt: Of the numbers.
     """
     middle, low, high = (np.asarray(v, dtype=np.float64) for v in (estimates, lows, highs))
     own = list(styles) if styles is not None else [look(label) for label in labels]
@@ -170,11 +213,16 @@ def forests(
     line: float = 0.34,
     marked: Callable[[str], bool] = lambda label: False,
 ) -> Figure:
-    """A forest for each table, one below the other; where there are several, each under its name and over its own axis.
+    """Draw a forest for each table, one below the other; several have their names and their own axes.
 
-    tables: `mean, low, high` (fractions, shown in percentage points) and `n`, a row a label of the index, in order.
-    band: half the width of the grey one, in points. styles: looks of labels that are no methods. width, and height of a
-    line: inches. marked: which labels get a dagger.
+    Args:
+        tables: `mean, low, high` (fractions, shown in percentage points) and `n`, a row a label of the index, in order.
+        xlabel: Below.
+        band: Half the width of a grey one around zero, in points.
+        styles: Looks of labels that are not methods.
+        width: Inches.
+        line: Inches a label.
+        marked: Which labels get a dagger.
     """
     heights = [0.6 + line * max(len(table), 1) for table in tables.values()]
     size = (width, sum(heights))
@@ -193,10 +241,13 @@ def forests(
 
 
 def verdict(ax: Axes, differences: pd.DataFrame, titles: Mapping[str, str] | None = None) -> Axes:
-    """The book's answer: every method's accuracy minus that without distillation, in percentage points, greatest first.
+    """Draw the book's answer: each method's accuracy minus that without distillation, greatest first.
 
-    differences: columns method, mean, low, high (fractions) and n (seeds), a row a method, as
-    `stats.paired_differences` gives them at one side. titles: a method's name in words.
+    Args:
+        ax: Where to draw.
+        differences: `method, mean, low, high` (fractions, shown in percentage points) and `n` (seeds), a row a method,
+            as `lrkd.evaluation.statistics.paired_differences` gives them at one side.
+        titles: A method's name in words.
     """
     rows = differences.sort_values("mean", ascending=False)
     names = list(rows["method"])
@@ -222,9 +273,17 @@ def by_side(
     xlabel: str = "side of the LR image, pixels",
     percent: bool = True,
 ) -> Axes:
-    """{label: ((n,) mean, low, high)} against (n,) sides in pixels on a log2 axis; NaN where a label has no figure.
+    """Draw values with intervals against the side of the image, on a log2 axis.
 
-    percent: values are fractions, shown in percent. Labels stand a little apart, so that intervals do not hide others.
+    Args:
+        ax: Where to draw.
+        sides: (n,) pixels.
+        lines: {label: ((n,) mean, low, high)}, NaN where a label has no value; labels are a little apart, so that
+            intervals do not hide others.
+        styles: Looks of labels that are not methods.
+        ylabel: At the left.
+        xlabel: Below.
+        percent: The values are fractions, shown in percent.
     """
     at, own = np.asarray(sides, dtype=np.float64), looks(lines) | dict(styles or {})
     for i, (label, values) in enumerate(lines.items()):
@@ -253,9 +312,15 @@ def seeds(
     percent: bool = True,
     level: float = 0.95,
 ) -> Axes:
-    """{label: (n,) values}, a line each, first on top: a dot a seed, a bar at the mean, its t interval where n > 1.
+    """Draw a dot a seed, a bar at the mean, and its t interval where there is more than one; first label on top.
 
-    percent: values are fractions, shown in percent.
+    Args:
+        ax: Where to draw.
+        values: {label: (n,)}.
+        styles: Looks of labels that are not methods.
+        xlabel: Below.
+        percent: The values are fractions, shown in percent.
+        level: Of the interval.
     """
     own = looks(values) | dict(styles or {})
     for i, (label, given) in enumerate(values.items()):
@@ -292,21 +357,39 @@ def matrix(
     low: float | None = None,
     high: float | None = None,
 ) -> Axes:
-    """(R,C) values as a heat map with the number in each cell; NaN stays empty. low, high: ends of the colour scale."""
+    """Draw a heat map with the number in each cell.
+
+    Args:
+        ax: Where to draw.
+        values: (R,C); NaN stays empty.
+        rows: R labels.
+        columns: C labels.
+        fmt: Of the numbers.
+        label: Of a colour bar; none is drawn without.
+        low: Lower end of the colour scale; None: the least value.
+        high: Upper end; None: the greatest.
+
+    Raises:
+        DataError: The values have another shape than the labels.
+    """
     x = np.asarray(values, dtype=np.float64)
     if x.shape != (len(rows), len(columns)):
         raise DataError(f"values: shape {x.shape} is not ({len(rows)} rows, {len(columns)} columns)")
-    image = ax.imshow(x, cmap=SEQUENTIAL, vmin=low, vmax=high, aspect="auto")
-    for i, j in zip(*np.nonzero(np.isfinite(x)), strict=True):
-        red, green, blue, _ = image.cmap(image.norm(x[i, j]))
-        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-        ax.text(j, i, fmt.format(x[i, j]), ha="center", va="center", color="white" if dark else "black")
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks(range(len(rows)), rows)
-    ax.tick_params(length=0)
+    told = [[fmt.format(value) for value in row] for row in x]
+    sns.heatmap(
+        x,
+        annot=told,
+        fmt="",
+        mask=~np.isfinite(x),
+        cmap=SEQUENTIAL,
+        vmin=low,
+        vmax=high,
+        cbar=bool(label),
+        cbar_kws={"label": label},
+        xticklabels=columns,
+        yticklabels=rows,
+        ax=ax,
+    )
+    ax.tick_params(length=0, rotation=0)
     ax.grid(False)
-    ax.spines[:].set_visible(False)
-    if label:
-        bar = ax.figure.colorbar(image, ax=ax, label=label)
-        bar.outline.set_visible(False)
     return ax

@@ -1,4 +1,4 @@
-"""Faces beside the maps of networks, for the page on attention."""
+"""Lay the maps of networks over faces, for the page on attention."""
 
 import json
 import os
@@ -16,11 +16,18 @@ from lrkd.study.attention_study import unpack
 
 
 class Gallery:
-    """What `save_maps` wrote, as a page shows it: seed 0's maps over the examples, and where the information is.
+    """What `lrkd attention --maps` wrote: seed 0's maps over the examples, and where the information is.
 
-    size: of the images; sides: the LR sides, falling; about: scale, commit, torch, device. Pictures are (E,P,P,3) uint8
-    with P three times the image's size. A network is a method's name, or "teacher", with its side. Raises DataError for
-    a file that is none of `lrkd attention`.
+    Pictures are (E,P,P,3) uint8, with P three times the image's size. A network is a method's name, or "teacher", with
+    its side.
+
+    Attributes:
+        size: Pixels a side of the images.
+        sides: The LR sides, falling.
+        about: Scale, commit, torch, device.
+
+    Raises:
+        DataError: The file was not written by `lrkd attention`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -36,11 +43,11 @@ class Gallery:
         self.sides = sorted(found - {self.size}, reverse=True)
 
     def has(self, name: str, side: int) -> bool:
-        """Whether the file has that network."""
+        """Tell whether the file has that network."""
         return f"{name}/{side}/cbam/1" in self.arrays
 
     def maps(self, name: str, side: int, kind: str = "cbam", block: str = "fused") -> np.ndarray:
-        """A network's maps of the examples, (E,h,w), or (E,C) of kind "channel"; pre-sigmoid but for "gradcam"."""
+        """Return a network's maps of the examples, pre-sigmoid but for "gradcam": (E,h,w), of kind "channel" (E,C)."""
         if block != "fused":
             found = self.arrays[f"{name}/{side}/{kind}/{block}"].astype(np.float32)
             return found[..., 0, 0] if kind == "channel" else found[:, 0]
@@ -54,25 +61,25 @@ class Gallery:
         return sorted({key.split("/")[3] for key in self.arrays if key.startswith("teacher/")}, key=int)
 
     def truth(self, side: int, kind: str = "information") -> np.ndarray:
-        """Information or "energy" of all known images, (n,side,side)."""
+        """Return the information or "energy" of all known images, (n,side,side)."""
         return unpack(self.arrays[f"{kind}/{side}"], self.arrays[f"{kind}/{side}/most"])
 
     def seen(self, side: int) -> np.ndarray:
-        """The examples as a network at that side sees them, (E,P,P,3)."""
+        """Return the examples as a network at that side sees them, (E,P,P,3)."""
         return self._at(side).repeat(3, 1).repeat(3, 2)
 
     def overlay(self, side: int, maps: np.ndarray, strength: float = 0.6) -> np.ndarray:
-        """Maps (E,h,w) over the examples at that side; fewer maps, fewer pictures."""
+        """Lay maps (E,h,w) over the examples at that side; fewer maps give fewer pictures."""
         return viewers.overlay(self._at(side)[: len(maps)], maps, 3 * self.size, strength)
 
     def picture(self, name: str, side: int, kind: str = "cbam", block: str = "fused") -> np.ndarray:
-        """A network's maps over the examples; white where the file has no such network."""
+        """Lay a network's maps over the examples; white where the file has no such network."""
         if not self.has(name, side):
             return np.full((len(self.examples), 3 * self.size, 3 * self.size, 3), 255, np.uint8)
         return self.overlay(side, self.maps(name, side, kind, block))
 
     def pictures(self, names: Sequence[str], faces: int = 4) -> dict[tuple[str, str, str, str], np.ndarray]:
-        """All there is for `viewers.chooser`: (face, network, resolution, map) -> picture; the teacher sees HR.
+        """Return all there is for `viewers.chooser`: (face, network, resolution, map) -> picture; the teacher sees HR.
 
         Maps: fused, each block, Grad-CAM, where the information is, and the image itself.
         """

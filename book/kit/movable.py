@@ -1,4 +1,4 @@
-"""Figures that a reader moves in a built page by plotly, with the browser's own sliders and menus and with no kernel.
+"""Draw figures with plotly that a reader moves in a built page, by the browser's sliders and with no kernel.
 
 A function makes the plotly figure, and `show` puts it on the page beside its picture.
 """
@@ -18,70 +18,16 @@ from numpy.typing import ArrayLike
 
 from lrkd.errors import DataError
 
-# plotly's own sliders and menus are drawings that no key reaches: each becomes an element of the browser. The library
-# is asked for when a reader comes near. The picture is shown until the script has drawn, on paper, and for good where
-# scripts are off or vendor/plotly.min.js is not beside the page.
-_DRAW = """
-(function () {
-  var here = document.currentScript.parentElement, figure = SPEC, layout = figure.layout, lists = [];
-  function library() {
-    return window.lrkdPlotly = window.lrkdPlotly || new Promise(function (ready) {
-      var script = document.createElement("script");
-      script.src = "vendor/plotly.min.js";
-      script.onload = ready;
-      document.head.append(script);
-    });
-  }
-  (layout.sliders || []).forEach(function (one) { lists.push([one, one.steps, "range"]); });
-  (layout.updatemenus || []).forEach(function (one) { lists.push([one, one.buttons, "select"]); });
-  delete layout.sliders;
-  delete layout.updatemenus;
-  function control(drawing, one, steps, kind) {
-    var label = document.createElement("label"), said = document.createElement("output");
-    var input = document.createElement(kind === "range" ? "input" : "select");
-    label.style.cssText = "display:flex;gap:.6em;align-items:center;margin:.2em 0";
-    label.append((one.currentvalue && one.currentvalue.prefix) || one.name || "", input);
-    if (kind === "range") {
-      Object.assign(input, {type: "range", min: 0, max: steps.length - 1, step: 1});
-      input.style.flex = "0 1 22em";
-      label.append(said);
-    } else steps.forEach(function (step, i) { input.append(new Option(step.label, i)); });
-    input.value = one.active || 0;
-    function tell() {
-      said.textContent = steps[input.value].label;
-      if (kind === "range") input.setAttribute("aria-valuetext", said.textContent);  // a select says its option itself
-    }
-    input.addEventListener("input", function () {
-      var step = steps[input.value];
-      window.Plotly[step.method].apply(null, [drawing].concat(step.args));
-      tell();
-    });
-    tell();
-    return label;
-  }
-  function draw() {
-    var drawing = here.querySelector(".drawing"), panel = here.querySelector(".controls");
-    drawing.hidden = false;
-    var config = {responsive: true, displayModeBar: false};
-    return window.Plotly.newPlot(drawing, figure.data, layout, config).then(function () {
-      lists.forEach(function (list) { panel.append(control(drawing, list[0], list[1], list[2])); });
-      here.querySelectorAll(".static").forEach(function (one) { one.hidden = true; });
-    });
-  }
-  var drawn, near = new IntersectionObserver(function (seen) {
-    if (seen.some(function (one) { return one.isIntersecting; })) here.lrkdDraw();
-  }, {rootMargin: "600px"});
-  here.lrkdDraw = function () {
-    near.disconnect();
-    return drawn = drawn || library().then(draw);
-  };
-  near.observe(here);
-})();
-"""
-
 
 class Interactive(NamedTuple):
-    """A plotly figure as a page or JupyterLab shows it, with a picture for where it cannot move, and its caption."""
+    """A plotly figure as a page or JupyterLab shows it, with its caption and a picture for where it cannot move.
+
+    Attributes:
+        spec: JSON of the figure.
+        alt: What a reader who cannot see it has to know.
+        caption: Shown below.
+        still: The picture.
+    """
 
     spec: str  # JSON
     alt: str
@@ -89,28 +35,35 @@ class Interactive(NamedTuple):
     still: display.Shown | None
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        below = display.figcaption(self.caption)
         still = f'<div class="static">{self.still._repr_html_()}</div>' if self.still else ""
-        script = _DRAW.replace("SPEC", self.spec.replace("<", "\\u003c"))
-        page = (
-            f'<figure style="margin:0"><div class="controls"></div>'
-            f'<div class="drawing" role="img" aria-label="{html.escape(self.alt)}" hidden></div>{still}{below}'
-            f"<script>{script}</script></figure>"
+        figure = json.loads(self.spec)
+        before = (
+            '<div class="controls" role="group" aria-label="Move the figure" hidden></div>'
+            f'<div class="drawing" role="img" aria-label="{html.escape(self.alt)}" hidden></div>{still}'
         )
+        page = display.moving("moving.js", {"figure": figure}, before, self.caption)
         # JupyterLab has a renderer of its own for the second; a built page takes the first.
-        return {"text/html": page, "application/vnd.plotly.v1+json": json.loads(self.spec), "text/plain": repr(self)}
+        return {"text/html": page, "application/vnd.plotly.v1+json": figure, "text/plain": repr(self)}
 
     def __repr__(self) -> str:
         return f"Figure: {self.alt}"
 
 
 def show(figure: Any, alt: str, caption: str = "", static: Figure | Axes | None = None) -> Interactive:
-    """A plotly figure that a reader can move with no kernel, for a page, as the last line of a cell.
+    """Show a plotly figure that a reader can move with no kernel, as the last line of a cell.
 
     Sliders and drop-down menus of the figure become the browser's own, which keys move too; their steps may restyle,
-    relayout or update. alt: what a reader who cannot see it has to know; static: a matplotlib figure of its first
-    state, which stands there until the script has drawn, and for good without scripts; it is closed. plotly.js comes
-    from vendor/plotly.min.js beside the page. Raises DataError without an alt text.
+    relayout or update. plotly.js comes from vendor/plotly.min.js beside the page.
+
+    Args:
+        figure: Of plotly.
+        alt: What a reader who cannot see it has to know.
+        caption: Shown below.
+        static: A matplotlib figure of its first state, shown until the script has drawn, and for good without scripts;
+            it is closed.
+
+    Raises:
+        DataError: The alt text is empty.
     """
     if not alt.strip():
         raise DataError("alt is empty: say what the figure shows to a reader who cannot see it")
@@ -126,10 +79,15 @@ def forest(
     xlabel: str = "",
     reach: float | None = None,
 ) -> Any:
-    """`plots.forest` with a slider, for `show`: {a step's label: ((n,) estimates, (n,) half widths)} of n labels.
+    """Make a forest plot (`figures.forest`) with a slider, for `show`.
 
-    start: the step that is shown first; name: what the slider moves. reach: of the axis to both sides of zero; None:
-    what suits the narrower half of the steps.
+    Args:
+        labels: n of them.
+        steps: {a step's label: ((n,) estimates, (n,) half widths)}.
+        start: The step that is shown first.
+        name: What the slider moves.
+        xlabel: Below.
+        reach: Of the axis to both sides of zero; None: what suits the narrower half of the steps.
     """
     shown = [(np.asarray(x, np.float64).tolist(), np.asarray(half, np.float64).tolist()) for x, half in steps.values()]
     ends = sorted(float(np.max(np.abs(x) + np.asarray(half), initial=0.0)) for x, half in map(np.asarray, shown))
@@ -148,9 +106,15 @@ def forests(
     start: tuple[int, int] = (0, 0),
     xlabel: str = "",
 ) -> Any:
-    """`forest` with two sliders, named `names`: {a step's label: {a step's of the other: (estimates, half)}}.
+    """Make a `forest` with two sliders.
 
-    Every step of the first has the same steps of the second. Both start at `start`.
+    Args:
+        labels: n of them.
+        steps: {a step's label: {a step's of the other: ((n,) estimates, (n,) half widths)}}; every step of the first
+            has the same steps of the second.
+        names: What the two sliders move.
+        start: The steps that are shown first.
+        xlabel: Below.
     """
     first, inner = list(steps), list(next(iter(steps.values())))
 
@@ -204,11 +168,14 @@ def _slid(
 def pictures(
     steps: Mapping[str, tuple[ArrayLike, ArrayLike]], titles: tuple[str, str], start: int = 0, name: str = ""
 ) -> Any:
-    """A picture, and a map of values below it, that a slider changes, for `show`.
+    """Make a picture, and a map of values below it, that a slider changes, for `show`.
 
-    {a step's label: ((S,S,3) picture in [0,1], (s,s) values of at least zero)}: a map of fewer pixels is drawn as large
-    as the picture, and each is shown as a share of its own maximum. start: the step that is shown first; name: what the
-    slider moves.
+    Args:
+        steps: {a step's label: ((S,S,3) picture in [0,1], (s,s) values of at least zero)}; a map of fewer pixels is
+            drawn as large as the picture, and each is shown as a share of its own maximum.
+        titles: Of picture and map.
+        start: The step that is shown first.
+        name: What the slider moves.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -238,10 +205,15 @@ def pictures(
 
 
 def threshold(edges: ArrayLike, genuine: ArrayLike, impostor: ArrayLike, start: int) -> Any:
-    """Scores, and the ROC below, with a threshold that a slider moves, for `show`.
+    """Make a histogram of scores, and the ROC below, with a threshold that a slider moves, for `show`.
 
-    (n+1,) edges, (n,) counts of pairs twice, as in `plots.score_histogram`; the threshold stands at an edge, first at
-    that of index `start`, and pairs above it pass. Rates are in percent of the pairs of a kind.
+    Rates are in percent of the pairs of a kind; pairs above the threshold pass.
+
+    Args:
+        edges: (n+1,) of the bins; the threshold is at one of them.
+        genuine: (n,) counts of pairs.
+        impostor: (n,) counts of pairs.
+        start: The index of the edge that is shown first.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots

@@ -1,4 +1,4 @@
-"""A recogniser in a built page: what the page's script is given, and in Python what that script has to reproduce.
+"""Prepare a recogniser in a built page: what its script is given, and in Python what that script reproduces.
 
 A picture of H pixels is shrunk to a side that the reader chooses, then brought to the network's own, by the mean of
 areas where it gets smaller and by bicubic interpolation where it gets larger: `seen` here, and book/_static/try-it.js.
@@ -6,12 +6,12 @@ areas where it gets smaller and by bicubic interpolation where it gets larger: `
 
 import base64
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from kit import display
 
 from lrkd.data.degradation import resampling_matrix
 from lrkd.data.renderer import FaceModel
@@ -26,9 +26,18 @@ PATCH, STRIDE = 4, 2  # pixels of the network's input: what is covered at once, 
 
 
 def seen(images: np.ndarray, side: int, size: int) -> np.ndarray:
-    """What the network is given of pictures: (N,H,H,3) uint8 -> (N,3,size,size) float32 in [-1,1].
+    """Return what the network is given of pictures.
 
-    side: 1..H, the resolution of the picture. Where it is `size`, this is `verify.embed`'s own input.
+    Args:
+        images: (N,H,H,3) uint8.
+        side: 1 to H, the resolution of the picture; where it is `size`, the result is what the study embeds.
+        size: Pixels a side of the network's input.
+
+    Returns:
+        (N,3,size,size) float32 in [-1,1].
+
+    Raises:
+        DataError: Images or side are not as above.
     """
     x = np.asarray(images)
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or not 1 <= side <= x.shape[1]:
@@ -41,9 +50,14 @@ def seen(images: np.ndarray, side: int, size: int) -> np.ndarray:
 
 
 class Scores(NamedTuple):
-    """Cosines of test pairs at one side: counts (BINS,) from -1 to 1; a FAR each: threshold, share of genuine pairs.
+    """Cosines of test pairs at one side; a pair is taken for one person where its cosine is not below the threshold.
 
-    A pair is taken for one person at a threshold where its cosine is not below it.
+    Attributes:
+        side: Pixels.
+        genuine: (BINS,) counts from -1 to 1.
+        impostor: (BINS,) counts.
+        threshold: By FAR.
+        accepted: Share of genuine pairs by FAR.
     """
 
     side: int
@@ -54,7 +68,11 @@ class Scores(NamedTuple):
 
 
 def scores(recogniser: Recogniser, faces: Faces, sides: Sequence[int]) -> list[Scores]:
-    """The pairs of `faces` by a network as a page runs it: both pictures of a pair at one side, nothing subtracted."""
+    """Score the pairs of faces as a page runs a network: both pictures of a pair at one side, nothing subtracted.
+
+    Raises:
+        DataError: The faces have no pairs.
+    """
     if faces.pairs is None:
         raise DataError(f"{faces.name}: has no verification pairs")
     pairs, found = faces.pairs, []
@@ -71,9 +89,12 @@ def scores(recogniser: Recogniser, faces: Faces, sides: Sequence[int]) -> list[S
 
 
 def strangers(world: FaceModel, people: int, images: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """People of nobody's data: uint8 (people,images,size,size,3) and their ages in years (people,images).
+    """Draw people who are in no data set.
 
-    A person's pictures go from young to old in even steps; all else is drawn.
+    A person's pictures go from young to old in even steps; all else is drawn at random.
+
+    Returns:
+        uint8 (people,images,size,size,3), and their ages in years (people,images).
     """
     generator = torch.Generator().manual_seed(seed)
     who = world.sample_identity(people, generator).repeat_interleave(images, 0)
@@ -88,10 +109,18 @@ def strangers(world: FaceModel, people: int, images: int, size: int, seed: int) 
 
 
 def occlusion(recogniser: Recogniser, left: np.ndarray, right: np.ndarray) -> tuple[float, np.ndarray]:
-    """The similarity of two inputs (3,S,S), and by how much it falls where each is covered, (2,S,S).
+    """Measure by how much the similarity of two inputs falls where each is covered.
 
     A patch of PATCH pixels takes the mean colour of its picture, one at a time and in steps of STRIDE; a pixel has the
-    mean over the patches that covered it. Below zero: the similarity rises.
+    mean over the patches that covered it.
+
+    Args:
+        recogniser: The network.
+        left: (3,S,S).
+        right: (3,S,S).
+
+    Returns:
+        The similarity, and (2,S,S) falls; below zero the similarity rises.
     """
     pair, size = np.stack([left, right]), recogniser.size
     steps = range(0, size - PATCH + 1, STRIDE)
@@ -111,9 +140,16 @@ def occlusion(recogniser: Recogniser, left: np.ndarray, right: np.ndarray) -> tu
 
 
 def painted(inputs: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Occlusion maps on their pictures, as the page draws them: (N,3,S,S), (N,S,S) -> (N,S,S,3) uint8.
+    """Paint occlusion maps on their pictures, as the page does.
 
     The picture is grey; vermilion where the similarity falls, blue where it rises, in full at the largest of all maps.
+
+    Args:
+        inputs: (N,3,S,S) in [-1,1].
+        maps: (N,S,S).
+
+    Returns:
+        (N,S,S,3) uint8.
     """
     grey = 0.6 * 127.5 * (inputs.transpose(0, 2, 3, 1) + 1) @ np.array([0.299, 0.587, 0.114]) + 90
     share = np.abs(maps) / max(np.abs(maps).max(), 1e-9)
@@ -136,10 +172,15 @@ class Tool(NamedTuple):
 def tool(
     pictures: np.ndarray, ages: np.ndarray, found: Sequence[Scores], size: int, still: Any, caption: str = ""
 ) -> Tool:
-    """The markup and the data that book/_static/try-it.js brings to life.
+    """Make the figure that book/_static/try-it.js brings to life.
 
-    pictures, ages: of `strangers`. found: of `scores`, a stop of the slider each. size: of the network's input. still:
-    a figure of `plots.show` that stands there until the recogniser is loaded, and for good where it cannot be.
+    Args:
+        pictures: Of `strangers`.
+        ages: Of `strangers`.
+        found: Of `scores`, a stop of the slider each.
+        size: Pixels a side of the network's input.
+        still: A figure of `kit.display.show`, shown until the recogniser is loaded, and for good where it cannot be.
+        caption: Shown below.
     """
     people = [
         {
@@ -167,35 +208,9 @@ def tool(
             for one in found
         ],
     }
-    slots = "".join(_SLOT.format(name=name) for name in ("First", "Second"))
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return Tool(_PAGE.format(slots=slots, still=still._repr_html_(), below=below, data=text))
-
-
-_SLOT = """
-<fieldset class="try-slot"><legend>{name} picture</legend>
-<div class="try-faces"></div>
-<div class="try-own"><label class="try-file">A picture of your own:
-<input type="file" accept="image/*"></label> <button type="button" class="try-camera">Use the camera</button></div>
-<div class="try-live" hidden><video muted playsinline aria-label="The camera's picture"></video>
-<button type="button" class="try-take">Take the picture</button>
-<button type="button" class="try-close">Close the camera</button></div>
-<div class="try-crop" hidden><canvas tabindex="0" role="application"></canvas>
-<p>Put the square around the face: drag it, or its lower right corner; by keys, arrows move it, + and − resize it.</p>
-</div><p class="try-fault" role="alert"></p></fieldset>
-"""
-
-_PAGE = """
-<figure class="try-it" style="margin:0">
-<div class="try-load"><button type="button" class="try-start" hidden></button>
-<p class="try-state" role="status"></p></div>
-<div class="try-tool" hidden><div class="try-slots">{slots}</div>
-<label class="try-side">Resolution <input type="range" min="0" step="1"> <span></span></label>
-<div class="try-seen"></div>
-<div class="try-result" role="status"></div>
-<div class="try-scores" role="img"></div></div>
-<div class="try-still">{still}</div>{below}
-<noscript><p>Scripts are off: the picture shows what the recogniser would show.</p></noscript>
-<script type="application/json">{data}</script></figure>
-"""
+    return Tool(
+        f'<figure class="try-it" style="margin:0"><div class="try-still">{still._repr_html_()}</div>{below}'
+        "<noscript><p>Scripts are off: the picture shows what the recogniser would show.</p></noscript>"
+        f"{display.embedded(data)}</figure>"
+    )

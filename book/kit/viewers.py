@@ -1,105 +1,18 @@
-"""What a reader moves in a built page without a library or a kernel: pictures to choose among, two vectors to drag."""
+"""Show what a reader moves in a built page without a library or a kernel: pictures to choose, vectors to drag."""
 
 import base64
 import html
 import io
 import itertools
-import json
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from kit import display
 from numpy.typing import ArrayLike
 from PIL import Image
 
 from lrkd.errors import DataError
-
-_count = itertools.count(1)  # a page may have several: each has ids of its own
-
-_SCRIPT = """
-(function () {
-  var all = DATA, box = document.getElementById("ID"), img = document.getElementById("ID-img");
-  var lists = Array.prototype.slice.call(box.querySelectorAll("select, input"));
-  function chosen(list, place) {
-    if (list.type !== "range") return list.value;
-    var said = all.choices[place][list.value];
-    list.setAttribute("aria-valuetext", said);
-    list.nextElementSibling.textContent = said;
-    return said;
-  }
-  function show() {
-    var found = all.which[lists.map(chosen).join("|")];
-    if (found === undefined) return;
-    img.src = all.uris[found[0]];
-    img.alt = all.alts[found[1]];
-  }
-  lists.forEach(function (list) { list.addEventListener("input", show); });
-  box.hidden = false;
-  show();
-})();
-"""
-
-
-# One unit is 100 pixels, and y points up. The pulls are minus the gradients of the distances for two numbers.
-_PLANE = """
-(function () {
-  var here = document.currentScript.parentElement, svg = here.querySelector("svg"), at = POINTS;
-  function length(a) { return Math.hypot(a[0], a[1]); }
-  function dot(a, b) { return a[0] * b[0] + a[1] * b[1]; }
-  function put(line, from, to) {
-    [["x1", from[0]], ["y1", -from[1]], ["x2", to[0]], ["y2", -to[1]]].forEach(function (one) {
-      line.setAttribute(one[0], (100 * one[1]).toFixed(1));
-    });
-  }
-  function draw() {
-    var s = at.s, t = at.t, S = length(s), T = length(t), c = dot(s, t) / S / T, d = [s[0] - t[0], s[1] - t[1]];
-    var found = [
-      [1 - c, [(t[0] / T - c * s[0] / S) / S, (t[1] / T - c * s[1] / S) / S]],
-      [dot(d, d) / 2, [-d[0], -d[1]]],
-      [(Math.abs(d[0]) + Math.abs(d[1])) / 2, [-Math.sign(d[0]) / 2, -Math.sign(d[1]) / 2]]
-    ];
-    put(svg.querySelector(".gap"), s, t);
-    svg.querySelectorAll("[role=slider]").forEach(function (handle) {
-      var v = at[handle.dataset.name], angle = Math.round(Math.atan2(v[1], v[0]) * 180 / Math.PI);
-      handle.setAttribute("transform", "translate(" + 100 * v[0] + "," + -100 * v[1] + ")");
-      handle.setAttribute("aria-valuenow", angle);
-      handle.setAttribute("aria-valuetext", "length " + length(v).toFixed(2) + ", angle " + angle + " degrees");
-      put(handle.previousElementSibling, [0, 0], v);
-    });
-    found.forEach(function (one, i) {
-      var pull = one[1], size = length(pull), cells = here.querySelectorAll("tbody tr")[i].cells;
-      var reach = size < 1e-6 ? 0 : .8 / size;
-      put(svg.querySelectorAll(".pull")[i], s, [s[0] + reach * pull[0], s[1] + reach * pull[1]]);
-      cells[1].textContent = one[0].toFixed(3);
-      cells[2].textContent = size.toFixed(2);
-      cells[3].textContent = size < 1e-6 ? "–" : Math.round(100 * Math.pow(dot(pull, s) / size / S, 2)) + " %";
-    });
-  }
-  function move(name, x, y) {
-    at[name] = [Math.min(3.5, Math.max(-2, x)), Math.min(3.6, Math.max(.15, y))];
-    draw();
-  }
-  svg.querySelectorAll("[role=slider]").forEach(function (handle) {
-    var name = handle.dataset.name;
-    handle.addEventListener("pointerdown", function (event) { handle.setPointerCapture(event.pointerId); });
-    handle.addEventListener("pointermove", function (event) {
-      if (!handle.hasPointerCapture(event.pointerId)) return;
-      var point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-      move(name, point.x / 100, -point.y / 100);
-    });
-    handle.addEventListener("keydown", function (event) {
-      var turn = {ArrowLeft: 1, ArrowRight: -1}[event.key] || 0, grow = {ArrowUp: 1, ArrowDown: -1}[event.key] || 0;
-      if (!turn && !grow) return;
-      event.preventDefault();
-      var v = at[name], size = length(v) + grow / 20, angle = Math.atan2(v[1], v[0]) + turn * Math.PI / 60;
-      move(name, size * Math.cos(angle), size * Math.sin(angle));
-    });
-  });
-  here.querySelectorAll("[hidden]").forEach(function (one) { one.hidden = false; });
-  draw();
-})();
-"""
 
 
 class Chooser:
@@ -125,14 +38,22 @@ def chooser(
     quality: int = 80,
     sliders: Collection[str] = (),
 ) -> Chooser:
-    """One picture at a time, chosen by a labelled list for each part of its key: works with no kernel, by keyboard.
+    """Show one picture at a time, chosen by a labelled list for each part of its key, with no kernel and by keys too.
 
-    pictures: {key: (H,W,3) uint8 or float in [0,1]}, a key for every combination of the lists' entries, which stand in
-    the order of their first use; arrays that are one object are stored once. names: the lists' labels. alt: text for
-    who cannot see the picture, or a function of the key that says it. width: of the picture in CSS pixels. quality: of
-    the lossy WebP. sliders: those of `names` that are a slider and no list. Where scripts are off the first picture
-    stays, and no list is shown. Raises DataError for a combination that is missing, a key of another length, and a
-    picture of another shape than the first.
+    Where scripts are off the first picture stays, and no list is shown.
+
+    Args:
+        pictures: {key: (H,W,3) uint8 or float in [0,1]}, a key for every combination of the lists' entries, which are
+            in the order of their first use; arrays that are one object are stored once.
+        names: The lists' labels.
+        alt: Text for readers who cannot see the picture, or a function of the key that returns it.
+        caption: Shown below.
+        width: Of the picture in CSS pixels.
+        quality: Of the lossy WebP.
+        sliders: Those of `names` that are a slider instead of a list.
+
+    Raises:
+        DataError: A combination is missing, a key has another length, or a picture another shape than the first.
     """
     if not pictures:
         raise DataError("pictures: there are none to choose among")
@@ -151,16 +72,31 @@ def chooser(
         if id(picture) not in uris:
             x = np.asarray(picture)
             if x.shape != shape or x.ndim != 3 or x.shape[2] != 3:
-                raise DataError(f"pictures: {key} has shape {x.shape}; (H,W,3), all {shape}, is right")
+                raise DataError(f"pictures: {key} has shape {x.shape}; expected (H,W,3) as the first, {shape}")
             uris[id(picture)] = len(uris), _webp(x, quality)
         said = " ".join((alt if isinstance(alt, str) else alt(key)).split())
         which["|".join(key)] = uris[id(picture)][0], alts.setdefault(said, len(alts))
-    text = _page(names, choices, which, [uri for _, uri in uris.values()], list(alts), caption, width, sliders)
-    return Chooser(text, next(iter(alts)))
+    first_uri, first_alt = next(iter(which.values()))
+    texts = list(alts)
+    data = {
+        "controls": [
+            {"name": name, "options": options, "range": name in sliders}
+            for name, options in zip(names, choices, strict=True)
+        ],
+        "uris": [uri for _, uri in uris.values()],
+        "alts": texts,
+        "which": which,
+    }
+    before = (
+        '<div class="controls" role="group" aria-label="Choose the picture" hidden></div>'
+        f'<img src="{data["uris"][first_uri]}" alt="{html.escape(texts[first_alt])}" '
+        f'style="width:100%;max-width:{width}px;height:auto;image-rendering:auto">'
+    )
+    return Chooser(display.moving("moving.js", data, before, caption), texts[0])
 
 
 def picture(figure: Any) -> np.ndarray:
-    """A matplotlib figure -> (H,W,3) uint8, for `chooser`; the figure is closed."""
+    """Draw a matplotlib figure as (H,W,3) uint8, for `chooser`; the figure is closed."""
     import matplotlib.pyplot as plt  # only a page needs it
 
     figure.set_dpi(160)
@@ -171,11 +107,17 @@ def picture(figure: Any) -> np.ndarray:
 
 
 def plane(student: ArrayLike, teacher: ArrayLike, alt: str, caption: str = "") -> Chooser:
-    """Two vectors of the plane that a reader drags or moves by arrow keys, with the pull of three distances on one.
+    """Show two vectors of the plane that a reader drags or moves by arrow keys, with the pull of three distances.
 
-    student, teacher: (2,) where they begin, in [-2, 3.5] by [0.15, 3.6]. The cosine, lp(2) and lp(1) are computed anew
-    at each move, with the length of their pull (minus the gradient at the student) and its share along the student,
-    which only changes a length. Where scripts are off the two vectors stay, without pulls.
+    The cosine, lp(2) and lp(1) are computed anew at each move, with the length of their pull on the student (minus the
+    gradient) and its share along the student, which only changes a length. Where scripts are off the two vectors stay,
+    without pulls.
+
+    Args:
+        student: (2,) where it begins, in [-2, 3.5] by [0.15, 3.6].
+        teacher: (2,), likewise.
+        alt: What a reader who cannot see it has to know.
+        caption: Shown below.
     """
     places = {name: [float(x) for x in np.asarray(v)] for name, v in (("t", teacher), ("s", student))}
     colours = {"cosine": "#0072B2", "squared L2": "#D55E00", "L1": "#007A59"}
@@ -194,26 +136,32 @@ def plane(student: ArrayLike, teacher: ArrayLike, alt: str, caption: str = "") -
         for name, colour in colours.items()
     )
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("distance", "value", "pull", "of it along s"))
-    script = _PLANE.replace("POINTS", json.dumps(places))
-    below = _below(caption)
-    return Chooser(
-        f'<figure style="margin:0"><p class="controls" hidden>Drag s or t, or choose one with Tab: the arrow keys left '
-        f"and right turn it, up and down change its length.</p>"
+    before = (
+        '<p class="controls" hidden>Drag s or t, or choose one with Tab: the arrow keys left '
+        "and right turn it, up and down change its length.</p>"
         f'<div class="drawing" role="group" aria-label="{html.escape(alt)}" style="max-width:560px">'
         f'<svg viewBox="-210 -385 590 400" style="width:100%;height:auto">'
         f'<path d="M-205 0H375M0 10V-380" stroke="#7a7a7a" fill="none"/>'
         f'<line class="gap" stroke="#7a7a7a" stroke-width="2" stroke-dasharray="8 6"/>{pulls}{arms}</svg></div>'
-        f'<table class="dataframe" hidden><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{below}'
-        f"<script>{script}</script></figure>",
-        alt,
+        f'<table class="dataframe" hidden><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     )
+    return Chooser(display.moving("plane.js", places, before, caption), alt)
 
 
 def overlay(images: ArrayLike, maps: ArrayLike, size: int = 144, strength: float = 0.6) -> np.ndarray:
-    """Maps laid over pictures: (N,H,W,3) uint8, (N,h,w) -> (N,size,size,3) uint8, bright where a map is high.
+    """Lay maps over pictures, bright where a map is high.
 
     Both are enlarged (bilinear). Each map runs from its own lowest to its own highest value, so colours compare places
     of one picture and not pictures; a map without spread is even. The picture turns grey, so that colour is the map's.
+
+    Args:
+        images: (N,H,W,3) uint8.
+        maps: (N,h,w).
+        size: Pixels a side of the result.
+        strength: Of the map, 0 to 1.
+
+    Returns:
+        (N,size,size,3) uint8.
     """
     from matplotlib import colormaps  # only a page needs it
 
@@ -232,44 +180,3 @@ def _webp(x: np.ndarray, quality: int) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "WEBP", quality=quality, method=4)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _below(caption: str) -> str:
-    """The caption as HTML; a file of results is a link to it, as `plots.show` has it."""
-    told = re.sub(r"book/results/([\w-]+\.\w+)", r'<a href="results/\1">\g<0></a>', html.escape(caption))
-    return f"<figcaption>{told}</figcaption>" if caption else ""
-
-
-def _page(
-    names: Sequence[str],
-    choices: list[list[str]],
-    which: Mapping[str, tuple[int, int]],
-    uris: list[str],
-    alts: list[str],
-    caption: str,
-    width: int,
-    sliders: Collection[str],
-) -> str:
-    me = f"chooser-{next(_count)}"
-
-    def control(name: str, options: list[str]) -> str:
-        if name in sliders:
-            return f'<input type="range" min="0" max="{len(options) - 1}" value="0"> <output></output>'
-        entries = (f'<option value="{html.escape(one)}">{html.escape(one)}</option>' for one in options)
-        return f"<select>{''.join(entries)}</select>"
-
-    lists = "".join(
-        f'<label style="display:inline-block;margin:0 1.2em .4em 0">{html.escape(name)} {control(name, each)}</label>'
-        for name, each in zip(names, choices, strict=True)
-    )
-    first_uri, first_alt = next(iter(which.values()))
-    data = json.dumps({"uris": uris, "alts": alts, "which": which, "choices": choices}).replace("<", "\\u003c")
-    script = _SCRIPT.replace("ID", me).replace("DATA", data)
-    below = _below(caption)
-    return (
-        f'<figure style="margin:0"><div id="{me}" class="controls" role="group" aria-label="Choose the picture" hidden>'
-        f"{lists}</div>"
-        f'<img id="{me}-img" src="{uris[first_uri]}" alt="{html.escape(alts[first_alt])}" '
-        f'style="width:100%;max-width:{width}px;height:auto;image-rendering:auto">{below}</figure>'
-        f"<script>{script}</script>"
-    )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kit import claims
+from kit import registration
 
 from book import student
 from lrkd.data.degradation import degrade
@@ -170,7 +170,7 @@ def test_the_student_agrees_with_its_run_as_the_table_says(faces):
 
 
 def test_the_claims_are_about_methods_of_the_study():
-    registered = claims.read_hypotheses((ROOT / "book/selection-claims.md").read_text(encoding="utf-8"))
+    registered = registration.read_hypotheses((ROOT / "book/selection-claims.md").read_text(encoding="utf-8"))
     specs = grids.specs("selection", presets.SCALES["cpu"])
     assert {*registered.hypotheses["method"], *registered.hypotheses["baseline"]} <= {s.method.name for s in specs}
     assert registered.seeds == len({s.seed for s in specs if s.role == "student"})
