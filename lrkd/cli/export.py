@@ -58,7 +58,7 @@ def _compared(subject: Subject, taught: Schooling, made: recogniser.Recogniser) 
         validation,
         side=side,
         preset=evaluation_preset(subject.preset),
-        mirror_first=subject.mirror_first,
+        mirror="first" if subject.mirror_first else True,
     )
     notes = {"threshold_data": validation.name, "false_match_rate": f"{found.false_match:.4f}"}
     export.annotate(made.path, {"threshold": f"{found.threshold:.4f}", **notes})

@@ -30,7 +30,7 @@ class Photographs:
 def embed_photographs(subject: Subject, paths: Sequence[Path], side: int | None) -> np.ndarray:
     """Embed image files, degraded to `side` pixels, without mirror images -> (N,D)."""
     images, preset = Photographs(paths, subject.network.size), evaluation_preset(subject.preset)
-    return embedding.embed(subject.network, images, side=side, preset=preset, mirror=False, device="cpu")
+    return embedding.embed(subject.network, images, side=side, preset=preset, mirror=False)
 
 
 def why_not(subject: Subject) -> str:

@@ -1,12 +1,12 @@
 """A NETWORK argument: a run, an exported file or a published checkpoint, and how each is usually tested."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from lrkd.errors import ConfigError, DataError, RunError
 from lrkd.evaluation import embedding
@@ -88,15 +88,11 @@ def _exported(path: Path, channels: str | None) -> Subject:
 
 def embed(subject: Subject, images: Any, side: int | None, preset: str, device: str) -> np.ndarray:
     """Embed uint8 images (N,S,S,3), degraded to `side` pixels, and their mirror images -> (N,2D)."""
-    return embedding.embed(
-        subject.network,
-        images,
-        side=side,
-        preset=preset,
-        mirror_first=subject.mirror_first,
-        device=device,
-        progress=not os.environ.get("TQDM_DISABLE"),
-    )
+    mirror: Literal["first"] | bool = "first" if subject.mirror_first else True
+    network = subject.network
+    if isinstance(network, torch.nn.Module):
+        network = network.to(device)
+    return embedding.embed(network, images, side=side, preset=preset, mirror=mirror)
 
 
 def identifier(path: Path) -> str:

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def train(spec: Spec, arguments: argparse.Namespace) -> None:
     """Train a run, with the processes of torchrun where there are some, and print its folder and accuracy."""
-    with distributed.joined(experiment.device_of(arguments.device)) as device:
+    with distributed.init_distributed(experiment.device_of(arguments.device)) as device:
         made = experiment.train(spec, arguments.runs, device=device, speed=Speed(sync_norm=arguments.sync_norm))
         if distributed.rank():
             return

@@ -6,7 +6,7 @@ import numpy as np
 
 from lrkd.cli.subject import Subject
 from lrkd.cli.trained_on import pairs_to_score
-from lrkd.data.pairs import Pairs, firsts, make_pairs
+from lrkd.data.pairs import Pairs, make_pairs, mark_copies
 from lrkd.data.prepared import load_prepared, resized_faces
 from lrkd.data.tables import Faces
 from lrkd.errors import ConfigError, DataError
@@ -112,7 +112,7 @@ def _own_test(request: Request, subject: Subject) -> Trial:
 def _drawn(path: str, faces: Faces) -> Pairs:
     """Pairs for a folder that has none of its own."""
     try:
-        return make_pairs(faces.labels, among=None if faces.sha256 is None else firsts(faces.sha256))
+        return make_pairs(mark_copies(faces.labels, faces.sha256))
     except DataError as error:
         raise DataError(
             f"{path}: has no verification pairs, and none can be drawn ({error}); without pairs `lrkd identify` ranks "

@@ -404,8 +404,8 @@ def test_a_loaded_network_gives_the_measures_again(studied, store):
 def test_identification_by_hand(studied, store):
     network, _ = experiment.load(experiment.find_run(WANTED[2], store))
     test = study_spec.splits(SMOKE).test
-    high = embedding.embed(network, test.images, channels_last=True)
-    low = embedding.embed(network, test.images, side=6, channels_last=True)
+    high = embedding.embed(network, test.images)
+    low = embedding.embed(network, test.images, side=6)
     high, low = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (high, low))
     first = [int(np.flatnonzero(test.labels == label)[0]) for label in range(8)]
     places = []
