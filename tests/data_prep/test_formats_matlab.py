@@ -53,7 +53,7 @@ def test_pairs_keep_their_rows(tmp_path):
 @pytest.mark.parametrize("name", ["../x.jpg", "/etc/passwd", "a/b.jpg", "..\\x.jpg", ".hidden.jpg", "a\nb.jpg"])
 def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
     savemat(tmp_path / "a.mat", {"p": cell([name, "b.jpg"])})
-    with pytest.raises(DataError, match="plain file names are right"):
+    with pytest.raises(DataError, match="expected plain file names"):
         matlab.names(tmp_path / "a.mat", "p")
 
 
@@ -135,7 +135,7 @@ def test_other_numbers_than_ids_are_refused(tmp_path: Path, values):
         matlab.numbers(tmp_path / "a.mat", "p")
     with pytest.raises(DataError, match="a cell of file names"):
         matlab.names(tmp_path / "a.mat", "ids")
-    with pytest.raises(DataError, match="holds ids, p: q is right"):
+    with pytest.raises(DataError, match=r"a\.mat: holds ids, p: expected q"):
         matlab.names(tmp_path / "a.mat", "q")
     with pytest.raises(DataError, match="no such file: it comes with the data set"):
         matlab.read(tmp_path / "b.mat")
