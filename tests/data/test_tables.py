@@ -204,7 +204,10 @@ def test_subset_by_row_without_relabel_keeps_names():
         ({"labels": np.full(12, 4)}, r"toy: label in row 0: expected 0\.\.3, got 4"),
         ({"labels": np.full(12, -1)}, r"toy: label in row 0: expected 0\.\.3, got -1"),
         ({"pairs": Pairs(np.array([0]), np.array([12]), np.array([True]), np.array([0]))}, r"0\.\.12"),
-        ({"images": np.zeros((0, 5, 5, 3), np.uint8), "labels": np.zeros(0, int), "pairs": None}, "toy: expected at least one image, got none"),
+        (
+            {"images": np.zeros((0, 5, 5, 3), np.uint8), "labels": np.zeros(0, int), "pairs": None},
+            "toy: expected at least one image, got none",
+        ),
     ],
 )
 def test_faces_refuse_what_does_not_fit(change, says):
@@ -603,7 +606,9 @@ def test_single_image_people_leave_no_pairs_and_the_split_is_named(tmp_path):
     write_layout(tmp_path / "b", [2] * 12 + [1] * 8, splits=VIEW1)
     with pytest.raises(DataError, match="b, test split: 8 people, 0 of them with a genuine pair"):
         prepared(tmp_path / "b", validation=0.4)
-    with pytest.raises(ConfigError, match=r"validation: expected a share of the training people between 0 and 1, got 1\.5"):
+    with pytest.raises(
+        ConfigError, match=r"validation: expected a share of the training people between 0 and 1, got 1\.5"
+    ):
         prepared(tmp_path / "b", validation=1.5)
 
 
@@ -668,16 +673,28 @@ BROKEN = [
     (meta(size="6"), r"meta\.json: size: expected the height of the images in pixels, got '6'"),
     (meta(shards=[{"file": "images-00000.npy"}]), "lists the shards"),
     (meta(splits=[1]), "splits is no object of lists"),
-    (meta(splits={"train": [1]}), r"meta\.json: splits: expected train and test, and maybe validation, got \['train'\]"),
+    (
+        meta(splits={"train": [1]}),
+        r"meta\.json: splits: expected train and test, and maybe validation, got \['train'\]",
+    ),
     (meta(splits={"train": [0, 1], "test": [1]}), r"label 1 \(P001\) is in splits.train and splits.test"),
     (meta(splits={"train": [0], "test": [20]}), r"meta\.json: splits\.test holds 20: expected labels 0\.\.19"),
     (meta(splits={"train": [0], "test": []}), "splits.test is empty"),
     (cut, "images-00001.npy: cannot be read as .npy, broken or cut short"),
-    (save("images-00000.npy", np.zeros((24, 6, 6, 3), np.float32)), r"images-00000\.npy: expected uint8 \(n,6,6,3\) by meta\.json, got float32 \(24, 6, 6, 3\)"),
-    (save("images-00000.npy", np.zeros((24, 6, 6), np.uint8)), r"images-00000\.npy: expected uint8 \(n,6,6,3\) by meta\.json, got uint8 \(24, 6, 6\)"),
+    (
+        save("images-00000.npy", np.zeros((24, 6, 6, 3), np.float32)),
+        r"images-00000\.npy: expected uint8 \(n,6,6,3\) by meta\.json, got float32 \(24, 6, 6, 3\)",
+    ),
+    (
+        save("images-00000.npy", np.zeros((24, 6, 6), np.uint8)),
+        r"images-00000\.npy: expected uint8 \(n,6,6,3\) by meta\.json, got uint8 \(24, 6, 6\)",
+    ),
     (save("images-00000.npy", np.zeros((5, 6, 6, 3), np.uint8)), "images-00000.npy: 5 images: meta.json says 24"),
     (lambda f: (f / "images-00000.npy").write_bytes(b"no npy"), "images-00000.npy: cannot be read"),
-    (last_row("manifest.csv"), r"manifest\.csv: expected one row an image, got 47 rows for 48 images in the \.npy files"),
+    (
+        last_row("manifest.csv"),
+        r"manifest\.csv: expected one row an image, got 47 rows for 48 images in the \.npy files",
+    ),
     (text("manifest.csv", "label", "lable"), "manifest.csv: no column label"),
     (lambda f: (f / "manifest.csv").write_text(""), "manifest.csv: no column index, label"),
     (lambda f: (f / "manifest.csv").write_bytes(b"\xff\xfe\x00"), "manifest.csv: cannot be read as UTF-8"),
@@ -689,11 +706,23 @@ BROKEN = [
     (edit("manifest.csv", 47, "label", 30), r"no image has label 20 \(of 0..30; 10 such empty identities\)"),
     (edit("manifest.csv", 47, "label", 10**9), "label 1000000000 for 48 images"),
     (edit("manifest.csv", 4, "label", 2), "no image has label 1"),
-    (edit("manifest.csv", 1, "name", "Eve"), r"manifest\.csv line 3: label 0: expected one name, got 'Eve' here and 'P000' above"),
-    (edit("manifest.csv", 4, "name", "A"), r"manifest\.csv line 6: expected labels in the order of the names, got 'P000' for 0 and 'A' for 1"),
-    (edit("manifest.csv", 4, "name", "P000"), r"manifest\.csv line 6: expected labels in the order of the names, got 'P000' for 0 and 'P000' for 1"),
+    (
+        edit("manifest.csv", 1, "name", "Eve"),
+        r"manifest\.csv line 3: label 0: expected one name, got 'Eve' here and 'P000' above",
+    ),
+    (
+        edit("manifest.csv", 4, "name", "A"),
+        r"manifest\.csv line 6: expected labels in the order of the names, got 'P000' for 0 and 'A' for 1",
+    ),
+    (
+        edit("manifest.csv", 4, "name", "P000"),
+        r"manifest\.csv line 6: expected labels in the order of the names, got 'P000' for 0 and 'P000' for 1",
+    ),
     (edit("manifest.csv", 9, "source", "P000/1.jpg"), "line 11: source 'P000/1.jpg' comes twice"),
-    (edit("manifest.csv", 9, "sha256", "abc"), r"manifest\.csv line 11: sha256: expected 64 lower-case hexadecimal digits, got 'abc'"),
+    (
+        edit("manifest.csv", 9, "sha256", "abc"),
+        r"manifest\.csv line 11: sha256: expected 64 lower-case hexadecimal digits, got 'abc'",
+    ),
     (edit("manifest.csv", 9, "age", "old"), "column age"),
     (edit("pairs.csv", 0, "left", 48), r"pairs\.csv line 2: left: expected 0\.\.47, got 48"),
     (edit("pairs.csv", 0, "right", -1), r"pairs\.csv line 2: right: expected 0\.\.47, got -1"),
@@ -719,7 +748,9 @@ def test_a_broken_folder_is_one_clear_error(toy, change, says):
 def test_more_bad_rows_are_counted(toy):
     for row in (3, 8):
         edit("pairs.csv", row, "fold", -1)(toy)
-    with pytest.raises(DataError, match=r"pairs\.csv line 5: fold: expected 0 or more, got -1 \(and 1 more such rows\)"):
+    with pytest.raises(
+        DataError, match=r"pairs\.csv line 5: fold: expected 0 or more, got -1 \(and 1 more such rows\)"
+    ):
         load_prepared(toy)
 
 
@@ -811,7 +842,9 @@ def test_missing_faces_stay_rows_but_are_not_trained_on(toy_split):
 @pytest.mark.parametrize("value", ["", "2", "yes", "1.0", "-1"])
 def test_a_missing_face_is_0_or_1(toy, value):
     with_column(toy, "missing", [0, 1, value] + [0] * (sum(COUNTS) - 3))
-    with pytest.raises(DataError, match=r"manifest.csv line 4: missing: expected 1 where no face was found, else 0, got '"):
+    with pytest.raises(
+        DataError, match=r"manifest.csv line 4: missing: expected 1 where no face was found, else 0, got '"
+    ):
         load_prepared(toy)
 
 

@@ -70,6 +70,13 @@ def array(kind: int, shape: tuple[int, ...], body: bytes, flags: int = 0, name: 
     return element(14, element(6, struct.pack("<II", kind | flags, 0)) + dims + element(1, name) + body)
 
 
+def nested_cells(depth: int) -> bytes:
+    """Cells that each hold the next one, which end scipy's reader by a segmentation fault."""
+    start = element(6, struct.pack("<II", 1, 0)) + element(5, struct.pack("<ii", 1, 1)) + element(1, b"")
+    sizes = range(len(start), depth * (len(start) + 8), len(start) + 8)
+    return b"".join(struct.pack("<II", 14, size) + start for size in reversed(sizes))
+
+
 BAD = {
     "empty": (b"", "no MAT-file"),
     "no header": (b"x" * 200, "no MAT-file of level 5"),
@@ -93,6 +100,7 @@ BAD = {
     "two lines of text": (header() + array(4, (2, 3), element(16, b"abcdef")), "one row"),
     "no UTF-8": (header() + array(4, (1, 2), element(16, b"\xff\xff")), "utf-8"),
     "a bomb": (header() + struct.pack("<II", 15, 0), "incorrect|truncated|cut short"),
+    "cells in cells without end": (header() + nested_cells(250_000), "an array of class 1"),
     "no array": (header() + element(9, bytes(8)), "in place of an array"),
 }
 

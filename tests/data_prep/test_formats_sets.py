@@ -360,7 +360,11 @@ def mat(name: str, **values):
 TEST = "Testing_Set"
 SURV = "Face_Identification_Test_Set"
 BAD = [
-    (agedb, add("7_Nameless.jpg"), r"7_Nameless\.jpg: expected NUMBER_NAME_AGE_SEX\.jpg, as in 0_MariaCallas_35_f\.jpg"),
+    (
+        agedb,
+        add("7_Nameless.jpg"),
+        r"7_Nameless\.jpg: expected NUMBER_NAME_AGE_SEX\.jpg, as in 0_MariaCallas_35_f\.jpg",
+    ),
     (agedb, add("7_X_old_f.jpg"), "NUMBER_NAME_AGE_SEX.jpg"),
     (
         agedb,
@@ -373,11 +377,19 @@ BAD = [
     (cfp, remove("Protocol/Split/FP/02/diff.txt"), "diff.txt: no such file"),
     (cfp, remove("Data/Images/001/profile/02.jpg"), "same.txt: 001/profile/02.jpg is not in"),
     (cfp, remove("Data"), "no Data/Images in it"),
-    (cfp, add("Protocol/Pair_list_F.txt", b"1 ../../../etc/passwd\n"), r"Pair_list_F\.txt line 1: expected NUMBER \.\.\./Images/001/frontal/01\.jpg, once, got '1 \.\./\.\./\.\./etc/passwd'"),
+    (
+        cfp,
+        add("Protocol/Pair_list_F.txt", b"1 ../../../etc/passwd\n"),
+        r"Pair_list_F\.txt line 1: expected .*, got '1 \.\./\.\./\.\./etc/passwd'",
+    ),
     (cfp, add("Protocol/Pair_list_F.txt", b"1 x/Images/001/profile/01.jpg\n"), "line 1"),
     (cfp, add("Protocol/Pair_list_F.txt", b"\xff\xfe"), "not UTF-8"),
     (cfp, add("Protocol/Pair_list_F.txt", b"1 Images/001/frontal/01.jpg\n" * 2), "Pair_list_F.txt line 2: .*once"),
-    (cfp, add("Protocol/Split/FF/01/same.txt", b"1,99\n"), r"same\.txt line 1: expected two numbers of the lists, as in 3,14, got '1,99'"),
+    (
+        cfp,
+        add("Protocol/Split/FF/01/same.txt", b"1,99\n"),
+        r"same\.txt line 1: expected two numbers of the lists, as in 3,14, got '1,99'",
+    ),
     (cfp, add("Protocol/Split/FF/01/same.txt", b"1;2\n"), "same.txt line 1"),
     (cfp, add("Protocol/Split/FF/01/same.txt", b"1,4\n"), "002/frontal/01.jpg are not of one person"),
     (cfp, add("Protocol/Split/FF/01/diff.txt", b"1,2\n"), "001/frontal/02.jpg are of one person"),
@@ -387,7 +399,11 @@ BAD = [
     (tinyface, remove(f"{TEST}/Probe/1_9.jpg"), "1_9.jpg is not in .*Probe"),
     (tinyface, add(f"{TEST}/Probe/5_9.jpg"), "5_9.jpg is not in probe_img_ID_pairs.mat"),
     (tinyface, add(f"{TEST}/probe_img_ID_pairs.mat", b"x"), "cannot be read as a MAT-file"),
-    (tinyface, mat(f"{TEST}/probe_img_ID_pairs.mat", probe_set=cell(["1_9.jpg"])), r"probe_img_ID_pairs\.mat: holds probe_set: expected probe_ids"),
+    (
+        tinyface,
+        mat(f"{TEST}/probe_img_ID_pairs.mat", probe_set=cell(["1_9.jpg"])),
+        r"probe_img_ID_pairs\.mat: holds probe_set: expected probe_ids",
+    ),
     (
         tinyface,
         mat(f"{TEST}/probe_img_ID_pairs.mat", probe_set=cell(["1_9.jpg"] * 2), probe_ids=[1, 1]),
@@ -431,7 +447,11 @@ BAD = [
         r"a cell of file names \(n, 2\)",
     ),
     (scface, remove("surveillance_cameras_all"), "no surveillance_cameras_all in it"),
-    (scface, remove("mugshot_frontal_cropped_all"), "mugshot_frontal_cropped_all: expected a folder with images, got none"),
+    (
+        scface,
+        remove("mugshot_frontal_cropped_all"),
+        "mugshot_frontal_cropped_all: expected a folder with images, got none",
+    ),
     (scface, remove("mugshot_frontal_cropped_all/002_frontal.JPG"), "person 002 has no mugshot"),
     (scface, add("surveillance_cameras_all/002_cam9_1.jpg"), "PERSON_CAMERA_DISTANCE.jpg"),
     (scface, add("mugshot_frontal_cropped_all/ada.jpg"), r"ada\.jpg: expected one 001_frontal\.jpg a person"),
@@ -537,7 +557,10 @@ def test_what_the_lists_name_and_nobody_aligned_is_a_missing_face(made, tmp_path
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda w: put(w / "Probe" / "nobody.png"), r"nobody\.png: expected PERSON_NUMBER\.jpg, as in 12_3\.jpg, where no list says who it is"),
+        (
+            lambda w: put(w / "Probe" / "nobody.png"),
+            r"nobody\.png: expected PERSON_NUMBER\.jpg, as in 12_3\.jpg, where no list says who it is",
+        ),
         (lambda w: put(w / "Probe" / "1_9.jpg"), "1_9.png: 1_9.jpg is there too|1_9.jpg is there too"),
         (lambda w: shutil.rmtree(w / "Gallery_Match"), "no Testing_Set in it, and no Probe with Gallery_Match"),
         (
@@ -749,9 +772,15 @@ def test_without_scikit_image_nothing_is_decoded(album, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.replace("source", "file"), r"points\.csv line 1: expected source,x1,y1,x2,y2,x3,y3,x4,y4,x5,y5, got 'file,x1,y1,x2,y2,x3,y3,x4,y4,x5,y5'"),
+        (
+            lambda t: t.replace("source", "file"),
+            r"points\.csv line 1: expected .*, got 'file,x1,y1,x2,y2,x3,y3,x4,y4,x5,y5'",
+        ),
         (lambda t: t.replace("\n", ",7\n", 2), "line 1"),
-        (lambda t: t + "Ada/0.png,1,2\n", r"points\.csv line 14: expected one line of 11 fields an image, got 3 fields"),
+        (
+            lambda t: t + "Ada/0.png,1,2\n",
+            r"points\.csv line 14: expected one line of 11 fields an image, got 3 fields",
+        ),
         (lambda t: t + t.splitlines()[1] + "\n", "'Ada/0.png' comes twice"),
         (lambda t: t + "x.png" + ",1" * 9 + ",nan\n", "line 14: .*ten numbers"),
         (lambda t: t + "x.png" + ",1" * 9 + ",abc\n", "line 14: .*ten numbers"),
