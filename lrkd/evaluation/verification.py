@@ -56,7 +56,7 @@ class Verification:
 
     @property
     def sd(self) -> float:
-        """The standard deviation over folds (F-1), nan for one. Folds fit thresholds: they do not replicate training."""
+        """The standard deviation over folds (F-1), nan for one. Folds do not replicate training."""
         return float(self.accuracy.std(ddof=1)) if len(self.accuracy) > 1 else float("nan")
 
 
