@@ -235,7 +235,8 @@ def cross_resolution(features: Mapping[int, ArrayLike], pairs: PairTable) -> pd.
     for side, array in arrays.items():
         if len(index) and not 0 <= index.min() <= index.max() < len(array):
             raise DataError(
-                f"pairs: expected rows below {len(array)}, the features of side {side}, got {index.min()} to {index.max()}"
+                f"pairs: expected rows below {len(array)}, the features of side {side}, got "
+                f"{index.min()} to {index.max()}"
             )
     table = [
         [kfold_verification(a[pairs.left], b[pairs.right], pairs.same, pairs.fold).mean for b in arrays.values()]
