@@ -1,7 +1,7 @@
 """Rendering speed: images/s at 112, 56 and 48 px with 1 and 2 threads, beside a matrix product in the same run.
 
-The product measures how fast this machine is right now: its rate in GFLOP/s is in every row, so that a figure taken on a
-busy machine can be recognised.
+The product measures how fast this machine is right now: its rate in GFLOP/s is in every row, so that a figure taken on
+a busy machine can be recognised.
 """
 
 import argparse
