@@ -26,6 +26,7 @@ from benchmarks.shared import place
 from lrkd.data.degradation import degrade
 from lrkd.distill import methods
 from lrkd.evaluation import verification
+from lrkd.files import Table
 from lrkd.models import backbones
 from lrkd.models.heads import ArcFace
 from lrkd.study.experiment import commit, device_name
@@ -174,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, help="steps of each that are timed (default: 30; CPU: 5)")
     parser.add_argument("--pairs", type=int, default=6000, help="pairs of the evaluation (default: 6,000)")
     parser.add_argument("--only", choices=("equal", "default", "evaluation"), nargs="+", help="of what is compared")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also merge the rows into this table")
     arguments = parser.parse_args(argv)
     device = place(arguments.device)
     gpu = device.type == "cuda"
@@ -216,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     table = pd.DataFrame(rows)
     print(table.T.to_string(header=False))
     if arguments.out:
-        table.to_csv(arguments.out, index=False)
+        Table("python -m benchmarks.against_peer", ("what", "batch", "device")).merge(arguments.out, table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Rendering speed: images/s at 112, 56 and 48 px with 1 and 2 threads, beside a matrix product in the same run.
 
-The product is the yardstick of how fast this machine is right now: its rate in GFLOP/s stands in every row, so that a
-figure taken on a busy machine shows itself.
+The product measures how fast this machine is right now: its rate in GFLOP/s is in every row, so that a figure taken on
+a busy machine can be recognised.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="calls, of which the fastest counts (default: 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda, whose images come back as they do for a data set")
     parser.add_argument("--px", type=int, action="append", help="size; may be given again (CPU: 112, 56, 48; GPU: 112)")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also merge the rows into this table")
     arguments = parser.parse_args(argv)
     place, model, generator = device_of(arguments.device), FaceModel(), torch.Generator().manual_seed(0)
     gpu = place.startswith("cuda")
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
                     "commit": commit(),
                 }
             )
-    finish(pd.DataFrame(rows), arguments.out)
+    finish(pd.DataFrame(rows), arguments.out, "px", "threads", "device")
 
 
 if __name__ == "__main__":

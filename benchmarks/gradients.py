@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.shared import finish
 from lrkd.data.degradation import degrade
 from lrkd.distill import methods
 from lrkd.distill.distances import Distance, on_unit
@@ -72,16 +73,16 @@ def main() -> None:
     parser.add_argument("--scale", help=f"{', '.join(presets.SCALES)} (default: $LRKD_SCALE, else by the machine)")
     parser.add_argument("--images", type=int, default=256, help="training images (default: 256)")
     parser.add_argument("--seed", type=int, default=100, help="of the student's weights (default: 100)")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also merge the rows into this table")
     arguments = parser.parse_args()
     scale = presets.scale(arguments.scale)
     table = measure(scale, arguments.images, arguments.seed)
     table = table.assign(
         scale=scale.name, images=arguments.images, device=device_name("cpu"), torch=torch.__version__, commit=commit()
     )
-    print(table.to_string(index=False))
-    if arguments.out:
-        table.to_csv(arguments.out, index=False, float_format="%.4g", lineterminator="\n")
+    measured = table.select_dtypes("float").columns
+    table[measured] = table[measured].map(lambda value: float(f"{value:.4g}"))
+    finish(table, arguments.out, "distance", "features", "scale")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lrkd.evaluation.search import search
+from lrkd.files import Table
 
 LIMIT = 2.0
 PEOPLE, GALLERY, SIZE = 2569, 4443, 512
@@ -29,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.identification", description=__doc__)
     parser.add_argument("--distractors", type=int, default=160_000, help="gallery images without a mate (160,000)")
     parser.add_argument("--probes", type=int, default=3728, help="probes (3,728)")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also merge the rows into this table")
     arguments = parser.parse_args()
     random = np.random.default_rng(0)
     # Filled in place: a concatenation would hold the gallery twice before anything is searched.
@@ -61,7 +62,7 @@ def main() -> None:
     )
     print(table.T.to_string(header=False))
     if arguments.out:
-        table.to_csv(arguments.out, index=False)
+        Table("python -m benchmarks.identification", ("distractors", "probes", "device")).merge(arguments.out, table)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import pandas as pd
 import PIL
 from PIL import Image
 
+from benchmarks.shared import finish
 from data_prep import recordio
 from lrkd.data.images import upright
 from lrkd.study.experiment import commit, device_name
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="how many, at most (default: 2000)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the fastest counts (default: 5)")
     parser.add_argument("--workers", type=int, default=2, help="decoding threads of `prepared` (default: 2)")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also merge the rows into this table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         where, rec = Path(name), arguments.rec
@@ -136,9 +137,7 @@ def main() -> None:
         }
         for way in ways
     )
-    print(table.to_string(index=False))
-    if arguments.out:
-        table.to_csv(arguments.out, index=False)
+    finish(table, arguments.out, "way", "threads", "images", "device")
 
 
 if __name__ == "__main__":

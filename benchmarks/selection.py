@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.identification import peak
 from lrkd.distill import selection
+from lrkd.files import Table
 
 LIMIT_S, LIMIT_GIB = 60, 2.0
 
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--neighbours", type=int, default=10, help="k of the graph (10)")
     parser.add_argument("--beta", type=float, nargs="+", default=[0.01, 0.05, 0.1, 0.3], help="(0.01 0.05 0.1 0.3)")
     parser.add_argument("--threads", type=int, default=2, help="threads of BLAS and scikit-learn (2)")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also merge the rows into this table")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
 
@@ -94,7 +95,8 @@ def main() -> None:
         commit=commit(),
     )
     if arguments.out:
-        table.to_csv(arguments.out, index=False)
+        key = ("stage", "beta", "nodes", "neighbours", "threads", "device")
+        Table("python -m benchmarks.selection", key).merge(arguments.out, table)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Each round calls every network and engine once, so that a machine that is busy for a while is so for all; a rate is the
 median over the rounds, a ratio the median of the rounds' ratios. Multiply-adds are counted by torch.utils.flop_counter;
-what a matrix product and a copy reach in the same run stands in every row, and the share of it that the network has.
+what a matrix product and a copy reach in the same run is in every row, and the share of it that the network reaches.
 """
 
 import argparse
@@ -30,6 +30,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lrkd.files import Table
 from lrkd.models import backbones, layers
 from lrkd.onnx import export, recogniser
 from lrkd.study import experiment, presets, store
@@ -328,7 +329,7 @@ def main() -> None:
     parser.add_argument("--least", type=float, default=0.1, metavar="S", help="seconds of each a round (default: .1)")
     parser.add_argument("--alone", action="store_true", help="leave the peers out")
     parser.add_argument("--seed", type=int, default=0, help="of weights and inputs (default: 0)")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also merge the rows into this table")
     arguments = parser.parse_args()
     given = arguments.student
     if given not in UNTRAINED and not Path(given).exists():
@@ -352,7 +353,8 @@ def main() -> None:
         else:
             print(f"{where}: not measured, there is none, or only an .onnx file without its .json")
     if arguments.out:
-        table.to_csv(arguments.out, index=False, float_format="%.5g", lineterminator="\n")
+        key = ("network", "engine", "device", "threads", "px", "batch")
+        Table("python -m benchmarks.student_speed", key).merge(arguments.out, table)
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, action="append", help="may be given again (default: 128 and 512; CPU: 2)")
     parser.add_argument("--repeats", type=int, help="steps that are timed (default: 20; CPU: 3)")
     parser.add_argument("--only", nargs="+", choices=OFF, help="some of the switches' settings")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also merge the rows into this table")
     arguments = parser.parse_args()
     device = place(arguments.device)
     gpu = device.type == "cuda"
@@ -210,7 +210,7 @@ def main() -> None:
         rows.append(measured | {"switches": what})
         if part:
             pd.DataFrame(rows).to_csv(part, index=False)
-    finish(pd.DataFrame(rows), arguments.out)
+    finish(pd.DataFrame(rows), arguments.out, "step", "model", "batch", "switches", "device")
     if part:
         part.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 """From the tables of study `answer` to verdicts: the unit is a world, methods are paired by it.
 
-A world draws people, teacher, initialisation and order anew, so the t interval over worlds covers them all. Where there
-is one set of people for all units (photographs, where the unit is a seed) the crossed bootstrap covers people too.
+A world draws people, teacher, initialisation and order anew, so the t interval over worlds covers them all. Where all
+units have the same people (photographs, where the unit is a seed) the crossed bootstrap covers people too.
 """
 
 import base64
@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from lrkd.distill import methods
-from lrkd.errors import ConfigError, DataError
+from lrkd.errors import ConfigError, DataError, check_inside
 from lrkd.evaluation import separation
 from lrkd.evaluation.endpoints import VERIFICATION
 from lrkd.evaluation.power import detectable, power
@@ -22,10 +22,17 @@ VERDICTS = ("better", "better, by less than it matters", "no difference that mat
 
 
 def entrants(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of `lrkd.study.answer` -> its judged students with `entrant`, and `shown` ("6", "hr"), one row a measure.
+    """Prepare a table of `lrkd.study.answer` for `judge`: its judged students, one row a measure.
 
     A student without a teacher is one run in the settings S and T; here it has a row in both. Photographs have setting
-    "P", as claims call it. A run that diverged counts with chance: half of the pairs, none of the probes.
+    "P", as claims call it. A run that diverged is counted at chance: half of the pairs, none of the probes.
+
+    Returns:
+        The table's columns, `entrant` (the method, with "mixed" or "hr" where it was trained so), and `shown` ("6",
+        "hr").
+
+    Raises:
+        DataError: A column is not there.
     """
     check_columns(
         table,
@@ -43,7 +50,7 @@ def entrants(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _diverged(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with chance at every endpoint for a run that diverged, which has one row a side without any."""
+    """Give a run that diverged, which has one row a side without an endpoint, chance at every endpoint."""
     lost = rows["status"] != "ok"
     if not lost.any():
         return rows
@@ -54,20 +61,27 @@ def _diverged(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pivoted(rows: pd.DataFrame, cell: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of one setting, side and endpoint -> world by entrant; DataError for two runs of one of these."""
+    """Pivot the rows of one setting, side and endpoint -> world by entrant; DataError for two runs of one of these."""
     twice = rows.duplicated(["world", "entrant"])
     if twice.any():
         first = rows[twice].iloc[0]
-        raise DataError(f"results: {first['entrant']} has two runs in world {first['world']} ({', '.join(cell)})")
+        raise DataError(
+            f"results: expected one run of {first['entrant']} in world {first['world']}, got two ({', '.join(cell)})"
+        )
     return rows.pivot(index="world", columns="entrant", values="value")
 
 
 def verdict(mean: float, adjusted: float, low: float, high: float, margin: float, alpha: float = 0.05) -> str:
-    """One of VERDICTS: exactly one holds, whatever the numbers.
+    """Choose the one of VERDICTS that holds; exactly one does, whatever the numbers.
 
-    adjusted: Holm's p of the two-sided test, which decides whether there is a difference and in which direction. low,
-    high: the interval at level 1 - alpha over the number of claims in the family, which decides whether it matters: it
-    lies inside the margins (two one-sided tests, Schuirmann 1987, corrected by Bonferroni) or not.
+    Args:
+        mean: Of the differences; only its sign is used.
+        adjusted: Holm's p of the two-sided test, which decides whether there is a difference.
+        low, high: The interval at level 1 - alpha over the number of claims in the family, which decides whether the
+            difference matters: it lies inside the margins (two one-sided tests, Schuirmann 1987, corrected by
+            Bonferroni) or not.
+        margin: The smallest difference that matters.
+        alpha: The level.
     """
     if not np.isfinite([mean, adjusted, low, high]).all():
         return "unclear"
@@ -84,15 +98,24 @@ def judge(
     alpha: float = 0.05,
     estimate: Callable[[Mapping[str, object], float], Estimate] | None = None,
 ) -> pd.DataFrame:
-    """Each claim's verdict: `entrants` and `claims.read` -> the claims with what was found. Unit: a world.
+    """Judge each claim. Unit: a world.
 
-    estimate: (claim, level) -> its interval, in place of the paired t over worlds: `bootstrap_claim` with the same
-    people for all units, on photographs, where a t over seeds would leave people out.
+    A claim with fewer than two worlds has no test, is unclear, and is still counted in its family.
 
-    -> the claims' columns and `n` (worlds that have both), `mean, low, high, p` (paired t, level 1 - alpha), `holm` (in
-    the family), `low_family, high_family` (level 1 - alpha / the family's claims), `verdict`, `held` (whether it is
-    what was claimed), `sd` of the differences. A claim with fewer than two worlds has no test, is unclear, and still
-    counts in its family.
+    Args:
+        found: As `entrants` gives it.
+        claims: As `lrkd.study.claims.read` gives them.
+        alpha: The level of a family.
+        estimate: (claim, level) -> its interval, in place of the paired t over worlds: `bootstrap_claim` with the same
+            people for all units, on photographs, where a t over seeds would leave people out.
+
+    Returns:
+        The claims' columns and `n` (worlds that have both), `mean, low, high, p` (paired t, level 1 - alpha), `holm`
+        (in the family), `low_family, high_family` (level 1 - alpha / the family's claims), `verdict`, `held` (whether
+        it is what was claimed), `sd` of the differences.
+
+    Raises:
+        DataError: An entrant has two runs in one world.
     """
     cells = {key: _pivoted(part, key) for key, part in found.groupby(["setting", "shown", "endpoint"])}
     rows = []
@@ -127,10 +150,11 @@ JUDGED = [
 
 
 def powered(judged: pd.DataFrame, alpha: float = 0.05, target: float = 0.8) -> pd.DataFrame:
-    """`judge`'s table with what its worlds could have found, at alpha over the family's claims.
+    """Add to the table of `judge` what its worlds could have detected, at alpha over the family's claims.
 
-    -> `power` (to find a difference as large as the margin) and `detectable` (the least one found with power `target`),
-    at the standard deviation that was seen; nan where there is none.
+    Returns:
+        The table with `power` (to detect a difference as large as the margin) and `detectable` (the least difference
+        that is detected with power `target`), at the standard deviation that was seen; nan where there is none.
     """
     size = judged.groupby("family")["id"].transform("size")
     rows = []
@@ -143,7 +167,7 @@ def powered(judged: pd.DataFrame, alpha: float = 0.05, target: float = 0.8) -> p
 
 
 def _differences(cells: Mapping[object, pd.DataFrame], claim: Mapping[str, object]) -> np.ndarray:
-    """Method minus baseline of a claim, in the worlds that have both, by rising world: (n,)."""
+    """Subtract a claim's baseline from its method, in the worlds that have both, by rising world: (n,)."""
     name, _, other = str(claim["baseline"]).partition("@")
     setting, side, nothing = claim["setting"], claim["side"], pd.DataFrame()
     method = cells.get((setting, side, claim["endpoint"]), nothing).get(claim["method"])
@@ -157,12 +181,12 @@ def _differences(cells: Mapping[object, pd.DataFrame], claim: Mapping[str, objec
 
 
 def unpack(code: str, count: int) -> np.ndarray:
-    """The `right` of a table answer-*-right.csv -> (count,) bool."""
+    """Decode the `right` of a table answer-*-right.csv -> (count,) bool."""
     return np.unpackbits(np.frombuffer(base64.b64decode(code), np.uint8), count=count).astype(bool)
 
 
 def ids(code: str) -> np.ndarray:
-    """The `people` of a table answer-*-people.csv -> (n,) int64."""
+    """Decode the `people` of a table answer-*-people.csv -> (n,) int64."""
     return np.frombuffer(base64.b64decode(code), "<u2").astype(np.int64)
 
 
@@ -176,22 +200,35 @@ def crossed_bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Worlds and their people resampled together, methods paired: W worlds of (n_w,) differences -> their mean.
+    """Estimate the mean difference of two methods, resampling worlds and their people together, methods paired.
 
-    differences: of two methods, item by item (a pair or a probe), right or wrong as 1 or 0. left, right: (n_w,) who is
-    shown (of a probe the same person twice). Each resample draws W worlds with replacement and, in each, people by
-    `verify.bootstrap_identities`. shared: the worlds are seeds with the same people (photographs): then one draw of
-    people serves all of them, and the two are crossed. p: twice the smaller share of resamples on one side of
-    zero, with one more there, as it is never none.
+    Each resample draws W worlds with replacement and, in each, people by
+    `lrkd.evaluation.separation.bootstrap_identities`. With people anew in each world the spread between worlds has
+    their variance already, and this adds it once more: it errs to the safe side there, and the t interval over worlds
+    comes first.
 
-    With people anew in each world the spread between worlds has their variance already, and this adds it once more: it
-    errs to the safe side there, and the t interval over worlds stands first.
-    Raises DataError for fewer than two worlds or lists of different lengths.
+    Args:
+        differences: W arrays (n_w,), correct as 1 or 0 of one method minus the other, item by item (a pair or a probe).
+        left, right: W arrays (n_w,), who is shown; of a probe the same person twice.
+        shared: The worlds are seeds with the same people (photographs): one draw of people serves all of them, and the
+            two are crossed.
+        level: Of the interval.
+        resamples: How many.
+        seed: Of all draws.
+
+    Returns:
+        The mean; p is twice the smaller share of resamples on one side of zero, with one added, as it is never none.
+
+    Raises:
+        ConfigError: `level` or `resamples` is out of range.
+        DataError: There are fewer than two worlds, or lists of different lengths.
     """
     if not len(differences) == len(left) == len(right) >= 2:
-        raise DataError(f"differences: {len(differences)} worlds, people of {len(left)} and {len(right)}: two or more")
-    if not 0 < level < 1 or resamples < 1:
-        raise ConfigError(f"level: {level}, resamples: {resamples}; wanted: a level inside (0,1), 1 or more resamples")
+        counts = f"{len(differences)}, {len(left)} and {len(right)}"
+        raise DataError(f"differences, left, right: expected two or more worlds in each, got {counts}")
+    check_inside("level", level, 0, 1)
+    if resamples < 1:
+        raise ConfigError(f"resamples: expected at least 1, got {resamples}")
     values = [np.asarray(x, np.float64) for x in differences]
     draws = []  # (W, R) each world's mean under R draws of people
     for number, (x, a, b) in enumerate(zip(values, left, right, strict=True)):
@@ -216,9 +253,16 @@ def bootstrap_claim(
     shared: bool = False,
     **options: int | float,
 ) -> Estimate:
-    """`crossed_bootstrap` of one claim from the tables: `entrants`, answer-*-right.csv and answer-*-people.csv.
+    """Apply `crossed_bootstrap` to one claim.
 
-    Raises DataError where fewer than two worlds have both runs.
+    Args:
+        results: As `entrants` gives it.
+        right, people: The tables answer-*-right.csv and answer-*-people.csv.
+        claim: A row of the claims.
+        shared, options: As in `crossed_bootstrap`.
+
+    Raises:
+        DataError: Fewer than two worlds have both runs.
     """
     name, _, other = str(claim["baseline"]).partition("@")
     ends = []
@@ -242,12 +286,19 @@ def bootstrap_claim(
 def null_simulation(
     found: pd.DataFrame, claims: pd.DataFrame, times: int = 200, alpha: float = 0.05, seed: int = 0
 ) -> pd.DataFrame:
-    """What the whole pipeline says where there is nothing: entrants' names are shuffled within each world.
+    """Run the whole pipeline where there is nothing to find: entrants' names are shuffled within each world.
 
-    -> a row a family: `family, claims, per_claim` (share of claims with p below alpha), `any` (share of shuffles with a
-    "better" or "worse" in the family; at most alpha where the correction holds), `times`. All entrants, the baselines
-    too, change names among those of the same world, setting and side, alike at every endpoint that has the same
-    entrants: what correlates stays so.
+    All entrants, the baselines too, change names among those of the same world, setting and side, alike at every
+    endpoint that has the same entrants: what correlates keeps doing so.
+
+    Args:
+        found, claims, alpha: As in `judge`.
+        times: How many shuffles.
+        seed: Of the shuffles.
+
+    Returns:
+        A row a family: `family, claims, per_claim` (share of claims with p below alpha), `any` (share of shuffles with
+        a "better" or "worse" in the family; at most alpha where the correction holds), `times`.
     """
     rng = np.random.default_rng(seed)
     cell = ["world", "setting", "shown", "endpoint"]

@@ -80,7 +80,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def rows(array: ArrayLike, name: str) -> np.ndarray:
-    """Return an array of numbers (n,D) as it is; DataError, with its name and the row, where it is not or not finite."""
+    """Return an array of numbers (n,D) as it is; DataError, with its name, where it is none or not finite."""
     found = np.asarray(array)
     if found.ndim != 2 or 0 in found.shape or found.dtype.kind not in "fiu":
         raise DataError(

@@ -221,7 +221,7 @@ def finite_values(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def check_scores(scores: ArrayLike, same: ArrayLike, both: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores in float64 and `same`, (n,) each; DataError where they do not fit, or `both` kinds are not there."""
+    """Return scores in float64 and `same`, (n,) each; DataError where they do not fit, or lack one of `both` kinds."""
     values = finite_values(scores, "scores")
     truth = check_same(same, len(values))
     if both and len(np.unique(truth)) < 2:

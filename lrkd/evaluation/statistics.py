@@ -118,7 +118,7 @@ def paired_differences(
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-    """Adjust the p values of one family by Holm's method: `(n,) -> (n,)`; nan (no test) stays nan and is not counted."""
+    """Adjust the p values of one family by Holm's method: `(n,) -> (n,)`; nan (no test) stays nan, uncounted."""
     values = np.asarray(p, dtype=np.float64)
     adjusted = values.copy()
     tested = np.flatnonzero(np.isfinite(values))
@@ -129,7 +129,7 @@ def holm(p: ArrayLike) -> np.ndarray:
 
 
 class Equivalence(NamedTuple):
-    """Two one-sided t tests: p of "within the margin", and the interval of level 1 - 2 alpha, which decides the same."""
+    """Two one-sided t tests: p of "within the margin", and the interval of level 1 - 2 alpha that decides the same."""
 
     p: float
     low: float

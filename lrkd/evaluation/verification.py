@@ -56,7 +56,7 @@ class Verification:
 
     @property
     def sd(self) -> float:
-        """The standard deviation over folds (F-1), nan for one. Folds fit thresholds: they do not replicate training."""
+        """The standard deviation over folds (F-1), nan for one. Folds do not replicate training."""
         return float(self.accuracy.std(ddof=1)) if len(self.accuracy) > 1 else float("nan")
 
 
@@ -235,7 +235,8 @@ def cross_resolution(features: Mapping[int, ArrayLike], pairs: PairTable) -> pd.
     for side, array in arrays.items():
         if len(index) and not 0 <= index.min() <= index.max() < len(array):
             raise DataError(
-                f"pairs: expected rows below {len(array)}, the features of side {side}, got {index.min()} to {index.max()}"
+                f"pairs: expected rows below {len(array)}, the features of side {side}, got "
+                f"{index.min()} to {index.max()}"
             )
     table = [
         [kfold_verification(a[pairs.left], b[pairs.right], pairs.same, pairs.fold).mean for b in arrays.values()]

@@ -1,7 +1,7 @@
 """A trained network as one ONNX file, in float32, half precision or 8 bits, and such a file as a network again.
 
 The file takes RGB images in [-1,1] at the network's own size, (N,3,S,S) float32 named `images`, and gives `embedding`
-(N,D); N is free. Writing needs the packages of the extra `export`; `load` needs onnxruntime and numpy alone.
+(N,D); N is free. Writing needs the packages of the extra `export`; `lrkd.onnx.recogniser.load` needs onnxruntime alone.
 """
 
 import copy
@@ -37,35 +37,41 @@ def export(
 ) -> "Recogniser":
     """Write a network as one ONNX file with all its weights, and return the file opened again.
 
-    network: IResNet, MobileFaceNet, Foreign, or any module with a `size` whose output is (B,D) or has an `.embedding`;
-        it is copied, and the copy runs in evaluation mode.
-    format: "onnx" is float32; "fp16" keeps weights and values in half precision (a CPU computes in float32 all the
-        same); "int8" has 8-bit weights, one scale a channel, and 8-bit values, by ONNX Runtime's static quantisation.
-    calibration: (M,3,S,S) float32, the network's own input for images of training people: int8 takes the range of each
-        value from them.
-    metadata: short texts to be kept in the file, with which `load` gives them back; colour order, range and version are
-        added.
-
-    Batch-norm is folded into the convolution or linear layer beside it. What an IResNet's block begins with stays: it
-    stands before a convolution that pads with zeros, so that no bias can stand for it at the border. A PReLU whose
+    Batch-norm is folded into the convolution or linear layer beside it. The one at the start of an IResNet's block
+    remains: the convolution behind it pads with zeros, so that no bias can replace it at the border. A PReLU whose
     slopes are at most 1 becomes max(x, slope x), which ONNX Runtime computes four times as fast. Names are shortened.
 
     The 8-bit products of int8 are exact on CPUs with VNNI (x86 since about 2019) and on ARM; on an older x86 they
     saturate where both factors are large.
 
-    Raises ConfigError for a format, a network or metadata that do not fit, DataError for calibration images that do
-    not, RunError for a file that cannot be written.
+    Args:
+        network: IResNet, MobileFaceNet, a published checkpoint, or any module with a `size` whose output is (B,D) or
+            has an `.embedding`; it is copied, and the copy runs in evaluation mode.
+        path: The file.
+        format: "onnx" is float32; "fp16" keeps weights and values in half precision (a CPU computes in float32 all the
+            same); "int8" has 8-bit weights, one scale a channel, and 8-bit values, by ONNX Runtime's static
+            quantisation.
+        calibration: (M,3,S,S) float32, the network's own input for images of training people, as
+            `lrkd.onnx.recogniser.inputs` gives it: int8 takes the range of each value from them.
+        metadata: Short texts to be kept in the file; colour order, range and version are added.
+
+    Raises:
+        ConfigError: The format, the network or the metadata do not fit.
+        DataError: The calibration images do not fit.
+        RunError: The file cannot be written.
     """
     out, size = Path(path), getattr(network, "size", None)
     if format not in FORMATS:
-        raise ConfigError(f"format is {format!r}: the formats are {', '.join(FORMATS)}")
+        raise ConfigError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
     if not isinstance(size, int):
         raise ConfigError(
-            f"network: {type(network).__name__} has no size in pixels: a network of lrkd.models.backbones has one"
+            f"network: expected one with a size in pixels, as in lrkd.models.backbones, got {type(network).__name__}"
         )
     if format == "int8":
         if calibration is None:
-            raise ConfigError("calibration is None: int8 takes its ranges from images of training people")
+            raise ConfigError(
+                "calibration: expected images of training people, of which int8 takes its ranges, got None"
+            )
         check_images(calibration, size, "calibration")
     with _packages():
         model = _converted(network, size)
@@ -164,7 +170,9 @@ def _converted(network: nn.Module, size: int) -> Any:
             custom_translation_table={torch.ops.aten.adaptive_max_pool2d.default: largest},
         )
     except Exception as error:  # whatever torch makes of a module that it cannot follow
-        raise ConfigError(f"network: {type(network).__name__} cannot be exported ({first_line(error)})") from error
+        raise ConfigError(
+            f"network: expected one that torch can export, got {type(network).__name__} ({first_line(error)})"
+        ) from error
     assert program is not None
     return program.model_proto
 
@@ -172,7 +180,7 @@ def _converted(network: nn.Module, size: int) -> Any:
 def _annotate(model: Any, metadata: Mapping[str, object]) -> None:
     found = {str(key): str(value) for key, value in metadata.items()}
     if sum(len(f"{key}{value}".encode()) for key, value in found.items()) > _METADATA:
-        raise ConfigError(f"metadata: more than {_METADATA} bytes: a file of this size has room for a few words")
+        raise ConfigError(f"metadata: expected a few words, at most {_METADATA} bytes, got more")
     model.ClearField("metadata_props")
     for key, value in sorted(found.items()):
         model.metadata_props.add(key=key, value=value)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lrkd.onnx.recogniser import DEFAULT_DOMAINS, INPUT, OUTPUT
+from lrkd.onnx.recogniser import INPUT, OUTPUT
 
 # Operators that lose most and gain least in 8 bits are not here: the gates of attention, the slopes of PReLU.
 _QUANTISED = (
@@ -17,8 +17,12 @@ _QUANTISED = (
 )  # fmt: skip
 
 
+# What an operator takes where an attribute is not given, for those that the exporter writes out all the same.
+_DEFAULTS = {"auto_pad": b"NOTSET", "group": 1, "dilations": {1}, "strides": {1}, "pads": {0}, "ceil_mode": 0}
+
+
 class Slope(nn.Module):
-    """PReLU."""
+    """PReLU as max(x, slope x) where all slopes are at most 1, else as x + (1 - slope) relu(-x)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -31,6 +35,7 @@ class Slope(nn.Module):
 
 
 def to_half(model: Any) -> Any:
+    """Convert an onnx.ModelProto to half precision; its input and output stay in float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     return convert_float_to_float16(model, keep_io_types=True, op_block_list=[])
@@ -48,7 +53,12 @@ class _Batches:
 
 
 def quantised(model: Any, calibration: np.ndarray) -> Any:
-    """In 8 bits, as operators of ONNX Runtime's own: a tenth smaller than pairs of operators around plain ones."""
+    """Quantise to 8 bits, in ONNX Runtime's own operators: a tenth smaller than pairs of operators around plain ones.
+
+    Args:
+        model: The onnx.ModelProto in float32.
+        calibration: (M,3,S,S) float32, images of which the range of each value is taken.
+    """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -100,7 +110,7 @@ def shrink(model: Any) -> None:
         kept = [
             helper.make_attribute(a.name, helper.get_attribute_value(a))
             for a in node.attribute
-            if not quiet_options(node, a)
+            if not _is_default(node, a)
         ]
         ends = [short(name) for name in node.input], [short(name) for name in node.output]
         node.CopyFrom(helper.make_node(node.op_type, *ends, domain=node.domain))
@@ -119,13 +129,13 @@ def shrink(model: Any) -> None:
     graph.name = model.producer_name = "lrkd"
 
 
-def quiet_options(node: Any, attribute: Any) -> bool:
-    """Whether an attribute says what would hold without it."""
+def _is_default(node: Any, attribute: Any) -> bool:
+    """Return whether an attribute says what would hold without it."""
     from onnx import helper
 
     if attribute.name == "kernel_shape":
         return node.op_type in ("Conv", "QLinearConv")  # the weight has it
     value = helper.get_attribute_value(attribute)
-    return attribute.name in DEFAULT_DOMAINS and DEFAULT_DOMAINS[attribute.name] == (
+    return attribute.name in _DEFAULTS and _DEFAULTS[attribute.name] == (
         set(value) if isinstance(value, list) else value
     )

@@ -1,4 +1,4 @@
-"""An exported file as a recogniser, and how well it agrees with its network."""
+"""An exported file as a network again, and how well the two agree."""
 
 import os
 from pathlib import Path
@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lrkd.data.images import FORMATS as PHOTOGRAPHS
-from lrkd.data.images import MAX_FILE, upright
+from lrkd.data.images import FORMATS, MAX_FILE, upright
 from lrkd.data.tables import Faces
 from lrkd.errors import DataError
 from lrkd.evaluation import embedding, verification
@@ -22,10 +21,25 @@ LIMIT = 2**29  # bytes; IResNet-200 has half of that
 
 
 class Recogniser(nn.Module):
-    """An exported file as a network: (N,3,size,size) float32 -> (N,embedding), numpy array or CPU tensor alike.
+    """An exported file as a network: (N,3,size,size) float32 -> (N,embedding), a numpy array or a CPU tensor.
 
-    As a module without parameters it goes wherever a network is only looked through: `verify.embed` and what builds on
-    it. metadata: the texts of the file. bytes: its length. Made by `load`.
+    A module without parameters, so that `lrkd.evaluation.embedding.embed` and what builds on it take it. Made by
+    `load`.
+
+    Attributes:
+        size: Of the images, in pixels.
+        embedding: Numbers of an embedding.
+        metadata: The texts of the file.
+        path: The file.
+        bytes: Its length.
+
+    Args:
+        content: The file.
+        path: Its name, for messages.
+        threads: That one call computes with; default: torch's number.
+
+    Raises:
+        DataError: It is not such a file.
     """
 
     def __init__(self, content: bytes, path: Path, threads: int | None = None) -> None:
@@ -38,16 +52,16 @@ class Recogniser(nn.Module):
         fit = fit and len(takes[0].shape) == 4 and len(gives[0].shape) == 2
         if not fit or takes[0].shape[1:] != [3, takes[0].shape[3], takes[0].shape[3]]:
             said = "; ".join(f"{end.name} {end.type} {end.shape}" for end in (*takes, *gives))
-            raise DataError(f"{path}: has {said}; wanted: {INPUT} float (N,3,S,S) and {OUTPUT} float (N,D)")
+            raise DataError(f"{path}: expected {INPUT} float (N,3,S,S) and {OUTPUT} float (N,D), got {said}")
         fixed = [end.name for end in (*takes, *gives) if isinstance(end.shape[0], int)]
         sizes = takes[0].shape[3], gives[0].shape[1]
         if fixed or not all(isinstance(value, int) and value > 0 for value in sizes):
-            raise DataError(f"{path}: wanted: images of one fixed size in batches of any; has {takes[0].shape}")
+            raise DataError(f"{path}: expected images of one fixed size in batches of any, got {takes[0].shape}")
         self.size, self.embedding = sizes
         self.path, self.bytes, self._session = path, len(content), session
 
     def forward(self, images: Any) -> Any:
-        """(N,3,S,S) float32 in [-1,1] -> (N,D) float32; raises DataError for anything else."""
+        """Embed images, (N,3,S,S) float32 in [-1,1] -> (N,D) float32; DataError for anything else."""
         x = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
         check_images(x, self.size, INPUT)
         try:
@@ -55,17 +69,22 @@ class Recogniser(nn.Module):
         except Exception as error:
             raise DataError(f"{self.path}: ONNX Runtime cannot run it ({first_line(error)})") from error
         if found.shape != (len(x), self.embedding):
-            raise DataError(f"{self.path}: gave {found.shape} for {len(x)} images, not ({len(x)},{self.embedding})")
+            raise DataError(f"{self.path}: expected ({len(x)},{self.embedding}) for {len(x)} images, got {found.shape}")
         return torch.from_numpy(found) if isinstance(images, Tensor) else found
 
 
 def load(path: str | os.PathLike[str], *, threads: int | None = None, limit: int = LIMIT) -> Recogniser:
-    """An exported file as a network on numpy arrays, computed by ONNX Runtime on the CPU.
+    """Open an exported file as a network, computed by ONNX Runtime on the CPU.
 
-    threads: that one call computes with (default: torch's). limit: bytes; a larger file is not read.
+    Args:
+        path: The file.
+        threads: That one call computes with; default: torch's number.
+        limit: Bytes; a larger file is not read.
 
-    Raises DataError, naming the file, where it cannot be read, is no ONNX file, takes its weights from other files,
-    which nothing says are its own, or has another input or output than `export` gives.
+    Raises:
+        ConfigError: onnxruntime is missing.
+        DataError: The file cannot be read, is not an ONNX file, takes its weights from other files, or has another
+            input or output than `lrkd.onnx.export.export` gives.
     """
     return Recogniser(onnx_session.read(path, limit), Path(path), threads)
 
@@ -73,9 +92,12 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, limit: int
 class Agreement(NamedTuple):
     """How alike a network and its exported file see the same images.
 
-    cosine: (N,) between their embeddings. network, file: accuracy of each by the 10 folds. threshold: on the cosine of
-    two of the file's embeddings, nothing subtracted, with the highest accuracy on these pairs. false_match: the share
-    of their impostor pairs that lie above it.
+    Attributes:
+        cosine: (N,), between the embeddings of both.
+        network, file: The accuracy of each by the 10 folds.
+        threshold: On the cosine of two of the file's embeddings, nothing subtracted, the one with the highest accuracy
+            on these pairs.
+        false_match: The share of impostor pairs above it.
     """
 
     cosine: np.ndarray
@@ -94,12 +116,21 @@ def agreement(
     preset: str = "area-bicubic",
     mirror: bool | Literal["first"] = True,
 ) -> Agreement:
-    """Compare a network with its exported file on images with pairs, degraded to `side` first as `verify.embed` does.
+    """Compare a network with its exported file, both on the CPU, on images with pairs.
 
     Cosines and threshold are of the images alone, accuracies with their mirror images, as everywhere in lrkd.
+
+    Args:
+        network: On the CPU.
+        exported: Its file.
+        faces: Images with pairs.
+        side, preset, mirror: As in `lrkd.evaluation.embedding.embed`.
+
+    Raises:
+        DataError: The faces have no pairs.
     """
     if faces.pairs is None:
-        raise DataError(f"{faces.name}: has no verification pairs")
+        raise DataError(f"{faces.name}: expected verification pairs, got none")
     pairs = faces.pairs
     a, b = (embedding.embed(one, faces.images, side=side, preset=preset, mirror=mirror) for one in (network, exported))
     gone = pairs.touch(faces.missing)
@@ -117,7 +148,7 @@ def agreement(
 def inputs(
     network: nn.Module, images: Any, *, side: int | None = None, preset: str = "area-bicubic", seed: int = 0
 ) -> np.ndarray:
-    """What `verify.embed` shows the network of uint8 images: (N,H,W,3) -> (N,3,S,S) float32, to calibrate `export`."""
+    """Return what `embed` shows the network of uint8 images, to calibrate `export`: (N,H,W,3) -> (N,3,S,S) float32."""
     size = network.size
     assert isinstance(size, int)
     look = nn.Flatten()
@@ -127,15 +158,16 @@ def inputs(
 
 
 def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
-    """An image file -> (size,size,3) uint8 RGB: turned upright by its EXIF, the square in its middle, brought to size.
+    """Read an image file as (size,size,3) uint8 RGB: upright by its EXIF, the square in its middle, resampled.
 
     It is made smaller by averaging areas and larger by bicubic interpolation. No face is looked for: crop it before.
 
-    Raises DataError, naming the file, for what is no image in PHOTOGRAPHS with 8 bits a channel, or too large a one.
+    Raises:
+        DataError: The file is not an image of `lrkd.data.images.FORMATS` with 8 bits a channel, or too large.
     """
     file = Path(path)
     if not file.is_file():
-        raise DataError(f"{file}: no such file: a photograph of a face is right")
+        raise DataError(f"{file}: expected a photograph of a face, got no such file")
     try:
         with file.open("rb") as opened:
             data = opened.read(MAX_FILE + 1)
@@ -145,16 +177,13 @@ def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
             kernel = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
             return np.array(whole.resize((size, size), kernel, (left, top, left + side, top + side)))
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        wanted = f"an image in {', '.join(PHOTOGRAPHS)}"
-        raise DataError(f"{file}: cannot be read as a photograph ({first_line(error)}): {wanted} is right") from error
+        raise DataError(f"{file}: expected an image in {', '.join(FORMATS)}, got {first_line(error)}") from error
 
 
 def check_images(images: Any, size: int, name: str) -> None:
+    """Raise DataError for what is not (N,3,size,size) float32 with values in [-1,1]."""
     if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.shape[1:] != (3, size, size):
         said = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise DataError(f"{name}: {said} is not float32 (N,3,{size},{size})")
+        raise DataError(f"{name}: expected float32 (N,3,{size},{size}), got {said}")
     if not len(images) or not np.isfinite(images).all() or np.abs(images).max() > 1 + 1e-3:
-        raise DataError(f"{name}: wanted: at least one image with values in [-1,1], of which none is not finite")
-
-
-DEFAULT_DOMAINS = {"auto_pad": b"NOTSET", "group": 1, "dilations": {1}, "strides": {1}, "pads": {0}, "ceil_mode": 0}
+        raise DataError(f"{name}: expected at least one image with finite values in [-1,1], got others or none")

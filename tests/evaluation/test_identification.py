@@ -174,9 +174,9 @@ def test_roles_of_a_prepared_set_say_the_protocol():
     ]
     both = identification(features, everyone, by | {"unmated": np.arange(7, 9)}, fpir=(0.0, 0.5))
     assert both.filter(like="tpir20").to_numpy().tolist() == [[0.5, 1], [1, 1]], "each distance beside the strangers"
-    with pytest.raises(DataError, match="roles: expected gallery, and probe or distance1.*got gallery"):
+    with pytest.raises(DataError, match=r"roles: expected gallery, and probe or distance1.*got gallery"):
         identification(features, everyone, {"gallery": np.arange(4)})
-    with pytest.raises(DataError, match="roles: expected gallery.* got none"):
+    with pytest.raises(DataError, match=r"roles: expected gallery.* got none"):
         identification(features, everyone, {})
 
 
@@ -306,7 +306,7 @@ def test_a_wrong_list_of_templates_is_named(tmp_path, text, match):
 def test_a_list_of_templates_has_a_length_and_is_not_unpacked(tmp_path):
     with (tmp_path / "long.csv").open("wb") as file:
         file.truncate(2**27)
-    with pytest.raises(DataError, match="expected a list of at most .* bytes"):
+    with pytest.raises(DataError, match=r"expected a list of at most .* bytes"):
         read_templates(tmp_path / "long.csv", ["x"])
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"source,template,subject\nx,1,A\n"))
     with pytest.raises(DataError):

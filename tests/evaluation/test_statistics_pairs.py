@@ -248,9 +248,9 @@ def test_compare_of_a_partial_table(frame):
 
 
 def test_compare_refuses(frame):
-    with pytest.raises(DataError, match="couples: expected methods of .*got 'rkd'"):
+    with pytest.raises(DataError, match=r"couples: expected methods of .*got 'rkd'"):
         statistics.compare(frame, [("rkd", "none")], margin=0.01)
-    with pytest.raises(DataError, match="expected one row of {'method': 'none', 'seed': 1}, got more"):
+    with pytest.raises(DataError, match=r"expected one row of \{'method': 'none', 'seed': 1\}, got more"):
         statistics.compare(pd.concat([frame, frame]), [("askd", "none")], margin=0.01)
     with pytest.raises(DataError, match="expected a column 'rank1'"):
         statistics.compare(frame, [("askd", "none")], margin=0.01, value="rank1")

@@ -567,7 +567,7 @@ def test_embed_names_a_diverged_network(mirror):
 
     model, images = Diverges().train(), faces()
     images[5, :, -1 if mirror else 0] = 0
-    with pytest.raises(TrainingError, match="Diverges: image 5: .*diverged"):
+    with pytest.raises(TrainingError, match=r"Diverges: image 5: .*diverged"):
         embed(model, images, batch=4, mirror=mirror)
     assert model.training
 
