@@ -82,7 +82,10 @@ def test_it_trains_as_the_same_terms_written_here_do(write):
         ("MINE = 3", r"mine_own.py:MINE: expected a Method, a Term or a list of Terms, got 3 \(int\)"),
         ("MINE = []", r"got a list of nothing"),
         ("MINE = [1, 'a']", r"got a list of int, str"),
-        ("def MINE(student, teacher):\n    return 0", r"got <function MINE .*\(function\); `MINE = Term\('mine', 1.0, your_loss\)` makes"),
+        (
+            "def MINE(student, teacher):\n    return 0",
+            r"got <function MINE .*\(function\); `MINE = Term\('mine', 1.0, your_loss\)` makes",
+        ),
         ("class MINE:\n    pass", r"got the class MINE"),
         ("from lrkd.distill.methods import METHODS\nMINE = METHODS['fskd']", r"expected a name of its own, got 'fskd'"),
         (
