@@ -51,10 +51,11 @@ pdf: $(READY)  ## Print the built book with Chromium: _build/lrkd-book.pdf
 lab: $(READY)  ## Open the pages in JupyterLab
 	$(BIN)/jupyter-lab --notebook-dir=book
 
-check: $(READY)  ## Lint, format, types, the workflow, and no outputs in the notebooks
+check: $(READY)  ## Lint, format, types, who may import whom, the workflow, and no outputs in the notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/zizmor --offline --quiet --no-progress --strict-collection --pedantic .github/workflows
 	@pages=$$(find book -name '*.ipynb' -not -path '*/.*'); test -z "$$pages" || $(BIN)/nbstripout --keep-id --verify $$pages
 

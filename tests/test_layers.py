@@ -1,16 +1,15 @@
-"""No loading that can run code, and no heavy imports where they are not needed.
-
-Which room may import which is a contract of import-linter, in pyproject.toml; `make check` holds it.
-"""
+"""Who may import whom, what a bare PyTorch image has to have, and no loading that can run code."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # The one place that may read a pickle that is not torch's: insightface's pair sets have no other form.
 UNPICKLER = Path("data_prep/pairs_bin.py")
@@ -22,6 +21,55 @@ UNSAFE = {
     "marshal.load",
     "marshal.loads",
 }
+
+
+def python(program: str, *arguments: str) -> None:
+    """Run a program in a process of its own, from the repository."""
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_arrows_point_down_and_every_room_has_a_place():
+    contract = PYPROJECT["tool"]["importlinter"]["contracts"][0]
+    placed = {room.strip() for layer in contract["layers"] for room in layer.split(":")}
+    rooms = {path.parent.name for path in (ROOT / "lrkd").glob("*/__init__.py")}
+    assert rooms <= placed
+    python("from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))")
+
+
+def test_training_and_evaluating_need_the_dependencies_alone():
+    """Every module imports without what the extras bring, so that they run in any PyTorch image."""
+    extras = {"matplotlib", "seaborn", "plotly", "sklearn", "statsmodels", "captum", "skimage", "submitit"}
+    extras |= {"onnx", "onnxscript", "onnxruntime"}
+    python(
+        "import importlib, pkgutil, sys\n"
+        "sys.modules |= dict.fromkeys(sys.argv[1:])\n"
+        "import lrkd\n"
+        "for module in pkgutil.walk_packages(lrkd.__path__, 'lrkd.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)\n",
+        *sorted(extras),
+    )
+
+
+def test_preparing_photographs_needs_no_torch():
+    """data_prep meets lrkd through the layout on disk."""
+    python(
+        "import importlib, pkgutil, sys\n"
+        "sys.modules |= dict.fromkeys(['torch', 'torchvision', 'book', 'kit'])\n"
+        "import data_prep\n"
+        "for module in pkgutil.iter_modules(data_prep.__path__, 'data_prep.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)\n"
+        "met = {name.split('.')[1] for name in sys.modules if name.startswith('lrkd.')}\n"
+        "assert met <= {'data', 'errors', 'files'}, met\n"
+    )
+
+
+def test_importing_the_package_is_light():
+    python("import sys, lrkd, lrkd.data; assert not {'torch', 'pandas'} & set(sys.modules)")
 
 
 def aliases(tree: ast.AST) -> dict[str, str]:
