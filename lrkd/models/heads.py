@@ -21,30 +21,39 @@ EPSILON = 1e-6
 class Head(nn.Module, ABC):
     """(B,D) embeddings, (B,) int64 labels -> (B,C) logits: scale * cosine, with a margin at the label.
 
-    weight (C,D): the class centres, Xavier uniform from `seed`. ramp in [0,1] scales the margin, so that training can
-    start without one. Raises ConfigError for a bad option or ramp and DataError for a label outside 0..C-1.
+    Args:
+        classes: C.
+        dim: D.
+        scale: Of the cosines.
+        margin: At the label.
+        seed: Of the class centres `weight` (C,D), Xavier uniform.
+
+    Raises:
+        ConfigError: A bad option, or, of `forward`, a ramp outside [0,1].
+        DataError: Of `forward`, a label outside 0..C-1.
     """
 
     def __init__(self, classes: int, dim: int, *, scale: float = 32.0, margin: float = 0.5, seed: int = 0) -> None:
         super().__init__()
         if classes < 1 or dim < 1 or not scale > 0 or not margin >= 0:
             raise ConfigError(
-                f"a head needs classes and dim of at least 1, scale > 0 and margin >= 0; "
-                f"got classes {classes}, dim {dim}, scale {scale}, margin {margin}"
+                f"head: expected classes and dim of at least 1, scale > 0 and margin >= 0, got classes {classes}, "
+                f"dim {dim}, scale {scale} and margin {margin}"
             )
         self.classes, self.scale, self.margin = classes, scale, margin
         self.weight = nn.Parameter(torch.empty(classes, dim))
         nn.init.xavier_uniform_(self.weight, generator=torch.Generator().manual_seed(seed))
 
     def forward(self, embedding: Tensor, labels: Tensor, ramp: float = 1.0) -> Tensor:
+        """Compute the logits (B,C); `ramp` scales the margin, so that training can start without one."""
         if not 0 <= ramp <= 1:
-            raise ConfigError(f"ramp is the share of the margin that counts and lies in [0,1], not {ramp}")
-        if len(labels) and not labels.is_cuda:  # there the question would stall every step; `train.fit` asks once
+            raise ConfigError(f"ramp: expected a share of the margin in [0,1], got {ramp}")
+        if len(labels) and not labels.is_cuda:  # there the question would stall every step; `fit` asks once
             low, high = torch.stack(labels.aminmax()).tolist()
             if low < 0 or high >= self.classes:
                 raise DataError(
-                    f"label {low if low < 0 else high} does not fit a head of {self.classes} classes: "
-                    f"labels are 0 to {self.classes - 1}"
+                    f"labels: expected 0 to {self.classes - 1}, as the head has {self.classes} classes, got "
+                    f"{low if low < 0 else high}"
                 )
         with torch.autocast(embedding.device.type, enabled=False):
             x = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
@@ -55,7 +64,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
-        """Cosines at the labels (B,1), embeddings (B,D), the ramped margin -> the cosines with the margin (B,1)."""
+        """Make the cosines at the labels (B,1) harder by the ramped margin -> (B,1); embeddings are (B,D)."""
 
 
 class CosFace(Head):
@@ -78,7 +87,7 @@ class ArcFace(Head):
     def __init__(self, classes: int, dim: int, *, scale: float = 32.0, margin: float = 0.5, seed: int = 0) -> None:
         super().__init__(classes, dim, scale=scale, margin=margin, seed=seed)
         if margin >= torch.pi:
-            raise ConfigError(f"ArcFace's margin is an angle in radians below pi, not {margin}")
+            raise ConfigError(f"margin: expected an angle in radians below pi for ArcFace, got {margin}")
 
     def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
         angle = cosine.acos()
@@ -130,7 +139,11 @@ HEADS: dict[str, Callable[..., Head]] = {"arcface": ArcFace, "cosface": CosFace,
 
 
 def build(name: str, classes: int, dim: int, **options: float) -> Head:
-    """A head by its name in HEADS. Raises ConfigError for an unknown name."""
+    """Build a head by its name in HEADS.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
     if name not in HEADS:
-        raise ConfigError(f"unknown head {name!r}: choose one of {', '.join(sorted(HEADS))}")
+        raise ConfigError(f"head: expected one of {', '.join(sorted(HEADS))}, got {name!r}")
     return HEADS[name](classes, dim, **options)
