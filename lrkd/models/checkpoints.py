@@ -265,7 +265,7 @@ def _load(file: Path) -> Any:
     except Exception as error:  # torch, zipfile and pickletools raise nearly anything on a damaged file
         said = (str(error).splitlines() or [""])[0][:200]
         raise DataError(
-            f"{file}: expected a checkpoint that loads with weights_only=True, got {type(error).__name__}: {said}"
+            f"{file}: cannot be read as a checkpoint of weights only ({type(error).__name__}: {said})"
         ) from error
 
 

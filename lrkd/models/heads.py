@@ -97,12 +97,13 @@ class ArcFace(Head):
 class AdaFace(Head):
     """AdaFace (arXiv 2204.00964, eqs. 6 to 10): the margin follows the embedding's norm, a proxy of image quality.
 
-    z = clip((|x| - mean) / std * h, -1, 1); the label's cosine becomes cos(theta - m z) - (m z + m): ArcFace-like for
-    low norms, CosFace-like at the mean. theta - m z stays within [.001, pi - .001]. mean and std are exponential
-    averages over batches (rate `rate`, from 20 and 100 as in the authors' code) of norms clipped to [.001, 100], kept
-    as buffers and updated in training mode only: a teacher's pass in evaluation mode leaves them as they are, and so
-    does a batch with a norm that is not a number.
-    No gradient flows through z. F-SKD: scale 32, margin .4.
+    With z = `clip((norm(x) - mean) / std * h, -1, 1)` the label's cosine becomes `cos(theta - m z) - (m z + m)`:
+    ArcFace-like for low norms, CosFace-like at the mean. theta - m z stays within [.001, pi - .001]. No gradient flows
+    through z. F-SKD: scale 32, margin .4.
+
+    mean and std are exponential averages over batches (rate `rate`, from 20 and 100 as in the authors' code) of norms
+    clipped to [.001, 100], kept as buffers and updated in training mode only: a teacher's pass in evaluation mode
+    leaves them as they are, and so does a batch with a norm that is not a number.
     """
 
     mean: Tensor

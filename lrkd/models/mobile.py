@@ -44,7 +44,7 @@ class MobileFaceNet(Network):
     attention.
 
     Args:
-        depths: Blocks of each stage of `Bottleneck`s.
+        depths: Blocks (`Bottleneck`) of each stage.
         widths: Channels of each stage.
         size: Side of its images in pixels.
         embedding: Length of its embeddings.

@@ -69,9 +69,7 @@ def load_foreign(path: str | os.PathLike[str], *, channels: str | None = None) -
     found = checkpoints.read_checkpoint(path)
     family = found.family
     if channels is None and not family.channels:
-        raise ConfigError(
-            f"{path}: expected channels, BGR for AdaFace's or RGB for CVLface's: the file may be of either"
-        )
+        raise ConfigError(f"{path}: expected channels, BGR for AdaFace's or RGB for CVLface's: it may be of either")
     order = checkpoints.check_channels(family.channels if channels is None else channels)
     made = Foreign(found, order).eval()
     state = made.state_dict()
