@@ -204,7 +204,7 @@ def check_embedding(stage: Stage) -> Found:
 
 def check_pooling(stage: Stage) -> Found:
     x = torch.randn(4, 8, 14, 14, generator=torch.Generator().manual_seed(0)).to(stage.device)
-    a, b = (torch.cat(pool(x), 1) for pool in (layers._over_pixels_on_gpu, layers._over_pixels))
+    a, b = (torch.cat(pool(x), 1) for pool in (layers.over_pixels_on_gpu, layers.over_pixels))
     return relative(a, b), 1e-5, "mean and maximum over a map by reductions and by pooling"
 
 

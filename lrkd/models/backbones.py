@@ -19,10 +19,21 @@ from lrkd.models.mobile import MobileFaceNet
 class IResNet(Network):
     """Improved residual network: (B,3,size,size) -> Output with embedding (B,embedding).
 
-    depths and widths: blocks and channels of each stage. strides: of each stage's first block. stem_stride: of the
-    first convolution, whose channels are `stem` (default widths[0]). dropout: before the last, fully connected layer,
-    whose weight depends on size. seed: of the initialisation (Xavier uniform, PReLU .25); the global generator is left
-    as it was. Raises ConfigError for an impossible shape and for an input of another size.
+    Args:
+        depths: Blocks of each stage.
+        widths: Channels of each stage.
+        size: Side of its images in pixels, on which the last layer's weight depends.
+        embedding: Length of its embeddings.
+        cbam: Whether blocks have attention.
+        reduction: Of the channel attention's hidden layer.
+        dropout: Before the last, fully connected layer.
+        stem: Channels of the first convolution; default: widths[0].
+        stem_stride: Its stride.
+        strides: Of each stage's first block.
+        seed: Of the initialisation (Xavier uniform, PReLU .25); the global generator is left as it was.
+
+    Raises:
+        ConfigError: An impossible shape, or, of `forward`, images of another size.
     """
 
     def __init__(
@@ -43,8 +54,8 @@ class IResNet(Network):
         super().__init__()
         if not len(depths) == len(widths) == len(strides) > 0 or min(*depths, *widths, *strides, size, embedding) < 1:
             raise ConfigError(
-                f"depths {tuple(depths)}, widths {tuple(widths)} and strides {tuple(strides)} must have one positive "
-                f"entry a stage, and size {size} and embedding {embedding} must be positive"
+                f"expected one positive entry a stage, a positive size and embedding, got depths {tuple(depths)}, "
+                f"widths {tuple(widths)}, strides {tuple(strides)}, size {size} and embedding {embedding}"
             )
         self.size, self.embedding, self.depths, self.widths = size, embedding, tuple(depths), tuple(widths)
         self.parts = frozenset(Output._fields if cbam else Output._fields[:2])
@@ -81,15 +92,18 @@ class IResNet(Network):
 class Hints(nn.Module):
     """Hint layers (FitNet, arXiv 1412.6550; F-SKD, 2303.04681): student maps (B,Cs,h,w) -> (B,Ct,h,w), one a stage.
 
-    A 1x1 convolution and BN for each stage, used only in training. Raises ConfigError if the numbers of stages differ.
+    A 1x1 convolution and BN for each stage, used only in training.
+
+    Raises:
+        ConfigError: The numbers of stages differ.
     """
 
     def __init__(self, student_widths: Sequence[int], teacher_widths: Sequence[int], *, seed: int = 0) -> None:
         super().__init__()
         if len(student_widths) != len(teacher_widths):
             raise ConfigError(
-                f"hints join stages one to one: student widths {tuple(student_widths)}, "
-                f"teacher widths {tuple(teacher_widths)}"
+                f"hints: expected as many stages of the student as of the teacher, got widths {tuple(student_widths)} "
+                f"and {tuple(teacher_widths)}"
             )
         with torch.random.fork_rng(devices=[]):
             self.stages = nn.ModuleList(
@@ -103,12 +117,12 @@ class Hints(nn.Module):
 
 
 def iresnet50(size: int = 112, embedding: int = 512, **options: Any) -> IResNet:
-    """IResNet-50 with CBAM of A-SKD: (B,3,112,112) -> (B,512), 24 blocks. `options` go to IResNet."""
+    """Build IResNet-50 with CBAM of A-SKD: (B,3,112,112) -> (B,512), 24 blocks. `options` go to IResNet."""
     return IResNet((3, 4, 14, 3), (64, 128, 256, 512), size=size, embedding=embedding, **options)
 
 
 def iresnet18(size: int = 112, embedding: int = 512, **options: Any) -> IResNet:
-    """IResNet-18, F-SKD's smaller student: (B,3,112,112) -> (B,512), 8 blocks. `options` go to IResNet."""
+    """Build IResNet-18, F-SKD's smaller student: (B,3,112,112) -> (B,512), 8 blocks. `options` go to IResNet."""
     return IResNet((2, 2, 2, 2), (64, 128, 256, 512), size=size, embedding=embedding, **options)
 
 
@@ -120,7 +134,7 @@ def small(
     dropout: float = 0.0,
     **options: Any,
 ) -> IResNet:
-    """The network for a CPU: (B,3,48,48) -> (B,128), one block a stage, maps of 24, 12, 6 and 3 px at 48 px."""
+    """Build the network for a CPU: (B,3,48,48) -> (B,128), one block a stage, maps of 24, 12, 6 and 3 px at 48 px."""
     options = {"stem_stride": 2, "strides": (1,) + (2,) * (len(widths) - 1), **options}
     return IResNet((1,) * len(widths), widths, size=size, embedding=embedding, dropout=dropout, **options)
 
@@ -132,7 +146,7 @@ def mobile(
     widths: Sequence[int] = (24, 48, 64),
     **options: Any,
 ) -> MobileFaceNet:
-    """The student for small memories: (B,3,16,16), not enlarged, -> (B,128). `options` go to MobileFaceNet."""
+    """Build the student for small memories: (B,3,16,16) -> (B,128). `options` go to MobileFaceNet."""
     return MobileFaceNet(depths, widths, size=size, embedding=embedding, **options)
 
 
@@ -145,11 +159,18 @@ BUILDERS: dict[str, Callable[..., Network]] = {
 
 
 def build(name: str, size: int | None = None, embedding: int | None = None, **options: Any) -> Network:
-    """A network by its name in BUILDERS, for a checkpoint's config; None keeps the name's default.
+    """Build a network by its name in BUILDERS, as a checkpoint's config has it.
 
-    Raises ConfigError for an unknown name.
+    Args:
+        name: A key of BUILDERS.
+        size: Side of its images in pixels; None: the default of that network.
+        embedding: Length of its embeddings; None: likewise.
+        options: Its builder's others.
+
+    Raises:
+        ConfigError: The name is unknown.
     """
     if name not in BUILDERS:
-        raise ConfigError(f"unknown model {name!r}: choose one of {', '.join(sorted(BUILDERS))}")
+        raise ConfigError(f"model: expected one of {', '.join(sorted(BUILDERS))}, got {name!r}")
     given = {"size": size, "embedding": embedding, **options}
     return BUILDERS[name](**{key: value for key, value in given.items() if value is not None})

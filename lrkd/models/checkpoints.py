@@ -1,7 +1,7 @@
 """Checkpoints that others published, as data: read without running code from the file, and their names beside ours.
 
-Families, told apart by their names: A-SKD's CBAM networks (arXiv 2209.14498), F-SKD's (2303.04681), insightface's
-arcface_torch, and the IR networks of AdaFace (2204.00964) and CVLface. `lrkd.models.published` makes a
+Families, recognised by the names of their tensors: A-SKD's CBAM networks (arXiv 2209.14498), F-SKD's (2303.04681),
+insightface's arcface_torch, and the IR networks of AdaFace (2204.00964) and CVLface. `lrkd.models.published` makes a
 network of what is read here.
 """
 
@@ -55,7 +55,7 @@ _BESIDE = re.compile(
 _MODULE = re.compile(r"torch\.nn\.(modules\.)?\w+(\.\w+)* [A-Z]\w+")
 _MAGIC = {
     b"\x89HDF": "an HDF5 file (Keras)",
-    b"\x1f\x8b": "compressed by gzip",
+    b"\x1f\x8b": "a file compressed by gzip",
     b"7z\xbc\xaf": "a 7z archive",
     b"\x93NUMPY": "a NumPy array",
 }
@@ -64,11 +64,14 @@ _MAGIC = {
 class Family(NamedTuple):
     """A publication's habits: how it names and builds its networks, and how it tests.
 
-    channels: the order that its networks expect, "" where a file does not say. degradation: a preset of
-    `lrkd.data.degradation`.
-    mirror_first: whether the mirror image is taken before it is degraded. body: whether it numbers its blocks through
-    (`body.N`), in which case blocks that only halve the map have no convolution in their shortcut, and the last
-    batch-norm no weights. unit: whether its embeddings have length 1; AdaFace's networks give the length beside them.
+    Attributes:
+        name: As it is called in messages.
+        channels: The order that its networks expect, "" where a file does not say.
+        degradation: A preset of `lrkd.data.degradation`.
+        mirror_first: Whether the mirror image is taken before it is degraded.
+        body: Whether it numbers the blocks of all stages in one row (`body.N`); then blocks that only halve the map
+            have no convolution in their shortcut, and the last batch norm has no weights.
+        unit: Whether its embeddings have length 1; AdaFace's networks return the length beside them.
     """
 
     name: str
@@ -89,14 +92,24 @@ FAMILIES = "A-SKD, F-SKD, arcface_torch, AdaFace or CVLface"
 
 
 class Checkpoint(NamedTuple):
-    """A published file: its family, its network's shape, and its tensors (float32) under the file's own names."""
+    """A published file.
+
+    Attributes:
+        family: Whose it is.
+        depth: 18 to 200, a key of `DEPTHS`.
+        widths: Channels of the four stages.
+        stem: Channels of the first convolution.
+        embedding: Length of the embeddings.
+        hints: "", "conv" or "conv+bn", the hint layers that the file has.
+        state: Its tensors, float32, under the file's own names.
+    """
 
     family: Family
     depth: int
     widths: tuple[int, ...]
     stem: int
     embedding: int
-    hints: str  # "", "conv" or "conv+bn"
+    hints: str
     state: dict[str, Tensor]
 
 
@@ -104,8 +117,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read and recognise a checkpoint, weights only: torch's or safetensors, bare or in one of `WRAPPERS`.
 
     The depth is the published one that is nearest to the blocks in the file, so that what is missing can be named.
-    Raises DataError for a file that cannot be read, that asks for code, that says more than it holds, whose values are
-    not finite, that is of another kind, or that is of none of the families.
+
+    Raises:
+        DataError: The file cannot be read, asks for code, claims more memory than it has bytes, has values that are
+            not finite, is of another format, or of none of the families.
     """
     file = Path(path)
     named: Any = _load(file)
@@ -113,16 +128,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     while isinstance(named, Mapping) and (inside := next((key for key in WRAPPERS if key in named), "")):
         wrapper, named = inside, named[inside]
     if not isinstance(named, Mapping) or not named or not all(isinstance(key, str) for key in named):
-        raise DataError(f"{file}: holds no state dict: a checkpoint of {FAMILIES} is right")
+        raise DataError(f"{file}: expected a state dict of {FAMILIES}, got none")
     prefix = _prefix(file, named)
     named = {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
     for key, value in named.items():
         if not isinstance(value, Tensor) or not value.is_contiguous() or value.is_complex():
-            kind = f"{key[:200]} is {type(value).__name__}, no dense tensor"
-            raise DataError(f"{file}: {kind}: a state dict of tensors is right")
+            raise DataError(f"{file}: expected dense tensors, got {type(value).__name__} at {key[:200]}")
     held = sum(value.numel() * value.element_size() for value in named.values())
     if held > (size := file.stat().st_size):
-        raise DataError(f"{file}: its tensors have {held} bytes and the file {size}: tensors of their own are right")
+        raise DataError(f"{file}: expected tensors of at most {size} bytes, the file's own, got {held}")
     state = {key: _finite(file, key, value) for key, value in named.items()}
     family = _family(file, state, wrapper, prefix)
     depth = _nearest_depth(family, state)
@@ -147,11 +161,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _prefix(file: Path, names: Iterable[str]) -> str:
-    """What stands before the name of the network's first layer; what stands beside it, such as a head, is left out."""
+    """The prefix of the network's first layer; tensors without it, such as those of a head, are left out."""
     found = (re.fullmatch(r"((?:\w+\.)*)(?:input_layer\.0|conv1)\.weight", name) for name in names)
     prefixes = sorted({one[1] for one in found if one and not re.search(r"(layer\d+|body)\.", one[1])})
     if len(prefixes) > 1:
-        raise DataError(f"{file}: holds {len(prefixes)} networks ({_list(prefixes)}): a file with one of them is right")
+        raise DataError(f"{file}: expected one network, got {len(prefixes)} ({_list(prefixes)})")
     return prefixes[0] if prefixes else ""
 
 
@@ -163,8 +177,8 @@ def _family(file: Path, state: Mapping[str, Tensor], wrapper: str, prefix: str) 
     if any(re.match(r"layer\d+\.\d+\.conv1\.", key) for key in state):
         return FSKD if wrapper == WRAPPERS[0] or any(key.startswith("hint_layer") for key in state) else ARCFACE
     flat = all(value.ndim < 3 for value in state.values())
-    head = " (this looks like a margin head: the file of the network is right)" if flat else ""
-    raise DataError(f"{file}: is no network of {FAMILIES}; its keys are {_list(state)}{head}")
+    head = " (this looks like a margin head, not like its network)" if flat else ""
+    raise DataError(f"{file}: expected a network of {FAMILIES}, got the keys {_list(state)}{head}")
 
 
 _OUTSIDE = {"input_layer.0": "conv1", "input_layer.1": "bn1", "input_layer.2": "prelu"}
@@ -173,7 +187,7 @@ _INSIDE = ("bn1", "conv1", "bn2", "prelu", "conv2", "bn3")
 
 
 def name_in_file(family: Family, name: str, depth: int) -> str:
-    """A parameter of `lrkd.models.published.Foreign` of that depth as the family's files name it."""
+    """Return the name that the family's files give to a parameter of `lrkd.models.published.Foreign` of that depth."""
     if hint := re.fullmatch(r"hints\.stages\.(\d)\.(\d)\.(\w+)", name):
         return f"hint_layer{int(hint[1]) + 1}.{'hint' if hint[2] == '0' else 'bn'}.{hint[3]}"
     if family is ASKD:
@@ -188,14 +202,18 @@ def name_in_file(family: Family, name: str, depth: int) -> str:
 
 
 def check_channels(channels: str) -> str:
-    """Return the channel order "RGB" or "BGR"; ConfigError for anything else."""
+    """Return the channel order.
+
+    Raises:
+        ConfigError: It is neither "RGB" nor "BGR".
+    """
     if channels not in ("RGB", "BGR"):
-        raise ConfigError(f"channels: {channels!r} is neither 'RGB' nor 'BGR'")
+        raise ConfigError(f"channels: expected 'RGB' or 'BGR', got {channels!r}")
     return channels
 
 
 def differences(wanted: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> str:
-    """What is missing, unexpected or of another shape, in words; empty when all fits.
+    """Say what is missing, unexpected or of another shape; return "" when all fits.
 
     A missing `num_batches_tracked` is no difference: files older than torch 0.4.1 lack it, and only training reads it.
     """
@@ -217,7 +235,7 @@ def _list(keys: Iterable[str], most: int = 4) -> str:
 
 
 class _Ignored:
-    """Stands for whatever a training framework kept beside the weights: it takes anything and does nothing."""
+    """Takes the place of what a training framework kept beside the weights: accepts anything and does nothing."""
 
     def __new__(cls, *_: Any) -> _Ignored:
         return super().__new__(cls)
@@ -229,14 +247,14 @@ def _load(file: Path) -> Any:
     try:
         size = file.stat().st_size
         if size > MAX_BYTES:
-            raise DataError(f"{file}: {size} bytes: a checkpoint of at most {MAX_BYTES} is right")
+            raise DataError(f"{file}: expected a checkpoint of at most {MAX_BYTES} bytes, got {size}")
         with file.open("rb") as stream:
             head = stream.read(9)
         for magic, kind in _MAGIC.items():
             if head.startswith(magic):
-                raise DataError(f"{file}: is {kind}: a checkpoint of torch or a safetensors file is right")
+                raise DataError(f"{file}: expected a checkpoint of torch or a safetensors file, got {kind}")
         if file.suffix.lower() == ".onnx":
-            raise DataError(f"{file}: is an ONNX file: lrkd.models.wrap.onnx_network reads it")
+            raise DataError(f"{file}: expected a checkpoint, got an ONNX file: lrkd.models.wrap.onnx_network reads it")
         if head[8:] == b"{":  # behind the length of the header
             return load_file(file)
         beside = [(_Ignored, name) for name in _look_inside(file)]
@@ -257,7 +275,7 @@ def _look_inside(file: Path) -> set[str]:
     `weights_only=True` keeps code out, but neither `bytearray(2**40)` nor a pickle whose every byte makes an object.
     """
     with file.open("rb") as stream:
-        if stream.read(4) != b"PK\3\4":  # as torch tells the two apart, whatever else a file may be
+        if stream.read(4) != b"PK\3\4":  # as torch distinguishes the two formats, whatever else a file may be
             stream.seek(0)
             return _names(file, stream, 5)  # before torch 1.6: magic number, version, system, objects, storages
     beside: set[str] = set()
@@ -265,17 +283,17 @@ def _look_inside(file: Path) -> set[str]:
         entries = archive.infolist()
         if any(entry.filename.endswith("/constants.pkl") for entry in entries):
             raise DataError(
-                f"{file}: is a TorchScript archive, which holds code: load it with torch.jit.load where you trust it, "
-                "and save its state_dict()"
+                f"{file}: expected a state_dict(), got a TorchScript archive, which holds code: load it with "
+                "torch.jit.load where you trust it, and save its state_dict()"
             )
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise DataError(f"{file}: holds compressed entries: torch.save writes none")
+            raise DataError(f"{file}: expected uncompressed entries, as torch.save writes, got compressed ones")
         if len({entry.filename.lower() for entry in entries}) != len(entries):
-            raise DataError(f"{file}: holds two entries of one name: torch.save writes none")
+            raise DataError(f"{file}: expected one entry a name, as torch.save writes, got two entries of one name")
         for entry in entries:
             if entry.filename.lower().endswith(".pkl"):
                 if entry.file_size > MAX_PICKLE:
-                    raise DataError(f"{file}: {entry.file_size} bytes of names: at most {MAX_PICKLE} are right")
+                    raise DataError(f"{file}: expected at most {MAX_PICKLE} bytes of names, got {entry.file_size}")
                 beside |= _names(file, archive.read(entry), 1)
     return beside
 
@@ -290,22 +308,22 @@ def _names(file: Path, source: Any, pickles: int) -> set[str]:
                 steps += 1
                 if steps > MAX_STEPS:
                     raise DataError(
-                        f"{file}: its pickle has more than {MAX_STEPS} instructions: names and tensors need less"
+                        f"{file}: expected a pickle of at most {MAX_STEPS} instructions, as names and tensors need"
                     )
                 if operation.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-                    raise DataError(f"{file}: its pickle uses {operation.name}: torch.save writes none")
+                    raise DataError(f"{file}: expected a pickle of torch.save, got one with {operation.name}")
                 if operation.name.endswith("UNICODE"):
                     longest = max(longest, len(str(argument)))
                 if operation.name == "GLOBAL" and not _ALLOWED.fullmatch(str(argument)):
                     asked.append(str(argument))
     finally:  # what it asks for says more than where it breaks
         if any(map(_MODULE.fullmatch, asked)):
-            raise DataError(f"{file}: is a whole module, which runs code when it is loaded: its state_dict() is right")
+            raise DataError(f"{file}: expected a state_dict(), got a whole module, which runs code when it is loaded")
         for name in asked:
             if not _BESIDE.fullmatch(name):
-                raise DataError(f"{file}: asks for {name.replace(' ', '.')!r}, which no tensor needs")
+                raise DataError(f"{file}: expected tensors, got a pickle that asks for {name.replace(' ', '.')!r}")
         if "_codecs encode" in asked and longest > MAX_TEXT:
-            raise DataError(f"{file}: encodes a text of {longest} characters: at most {MAX_TEXT} are right")
+            raise DataError(f"{file}: expected encoded texts of at most {MAX_TEXT} characters, got one of {longest}")
     return {name.replace(" ", ".") for name in asked}
 
 
@@ -314,7 +332,7 @@ def _finite(file: Path, key: str, value: Tensor) -> Tensor:
         return value
     if not value.isfinite().all():
         raise DataError(
-            f"{file}: {key[:200]} holds values that are not finite: a network that diverged, or a damaged file"
+            f"{file}: expected finite values, got others in {key[:200]}: a network that diverged, or a damaged file"
         )
     return value.float()
 

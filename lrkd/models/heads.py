@@ -21,30 +21,39 @@ EPSILON = 1e-6
 class Head(nn.Module, ABC):
     """(B,D) embeddings, (B,) int64 labels -> (B,C) logits: scale * cosine, with a margin at the label.
 
-    weight (C,D): the class centres, Xavier uniform from `seed`. ramp in [0,1] scales the margin, so that training can
-    start without one. Raises ConfigError for a bad option or ramp and DataError for a label outside 0..C-1.
+    Args:
+        classes: C.
+        dim: D.
+        scale: Of the cosines.
+        margin: At the label.
+        seed: Of the class centres `weight` (C,D), Xavier uniform.
+
+    Raises:
+        ConfigError: A bad option, or, of `forward`, a ramp outside [0,1].
+        DataError: Of `forward`, a label outside 0..C-1.
     """
 
     def __init__(self, classes: int, dim: int, *, scale: float = 32.0, margin: float = 0.5, seed: int = 0) -> None:
         super().__init__()
         if classes < 1 or dim < 1 or not scale > 0 or not margin >= 0:
             raise ConfigError(
-                f"a head needs classes and dim of at least 1, scale > 0 and margin >= 0; "
-                f"got classes {classes}, dim {dim}, scale {scale}, margin {margin}"
+                f"head: expected classes and dim of at least 1, scale > 0 and margin >= 0, got classes {classes}, "
+                f"dim {dim}, scale {scale} and margin {margin}"
             )
         self.classes, self.scale, self.margin = classes, scale, margin
         self.weight = nn.Parameter(torch.empty(classes, dim))
         nn.init.xavier_uniform_(self.weight, generator=torch.Generator().manual_seed(seed))
 
     def forward(self, embedding: Tensor, labels: Tensor, ramp: float = 1.0) -> Tensor:
+        """Compute the logits (B,C); `ramp` scales the margin, so that training can start without one."""
         if not 0 <= ramp <= 1:
-            raise ConfigError(f"ramp is the share of the margin that counts and lies in [0,1], not {ramp}")
-        if len(labels) and not labels.is_cuda:  # there the question would stall every step; `train.fit` asks once
+            raise ConfigError(f"ramp: expected a share of the margin in [0,1], got {ramp}")
+        if len(labels) and not labels.is_cuda:  # there the question would stall every step; `fit` asks once
             low, high = torch.stack(labels.aminmax()).tolist()
             if low < 0 or high >= self.classes:
                 raise DataError(
-                    f"label {low if low < 0 else high} does not fit a head of {self.classes} classes: "
-                    f"labels are 0 to {self.classes - 1}"
+                    f"labels: expected 0 to {self.classes - 1}, as the head has {self.classes} classes, got "
+                    f"{low if low < 0 else high}"
                 )
         with torch.autocast(embedding.device.type, enabled=False):
             x = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
@@ -55,7 +64,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
-        """Cosines at the labels (B,1), embeddings (B,D), the ramped margin -> the cosines with the margin (B,1)."""
+        """Make the cosines at the labels (B,1) harder by the ramped margin -> (B,1); embeddings are (B,D)."""
 
 
 class CosFace(Head):
@@ -78,7 +87,7 @@ class ArcFace(Head):
     def __init__(self, classes: int, dim: int, *, scale: float = 32.0, margin: float = 0.5, seed: int = 0) -> None:
         super().__init__(classes, dim, scale=scale, margin=margin, seed=seed)
         if margin >= torch.pi:
-            raise ConfigError(f"ArcFace's margin is an angle in radians below pi, not {margin}")
+            raise ConfigError(f"margin: expected an angle in radians below pi for ArcFace, got {margin}")
 
     def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
         angle = cosine.acos()
@@ -88,12 +97,13 @@ class ArcFace(Head):
 class AdaFace(Head):
     """AdaFace (arXiv 2204.00964, eqs. 6 to 10): the margin follows the embedding's norm, a proxy of image quality.
 
-    z = clip((|x| - mean) / std * h, -1, 1); the label's cosine becomes cos(theta - m z) - (m z + m): ArcFace-like for
-    low norms, CosFace-like at the mean. theta - m z stays within [.001, pi - .001]. mean and std are exponential
-    averages over batches (rate `rate`, from 20 and 100 as in the authors' code) of norms clipped to [.001, 100], kept
-    as buffers and updated in training mode only: a teacher's pass in evaluation mode leaves them as they are, and so
-    does a batch with a norm that is not a number.
-    No gradient flows through z. F-SKD: scale 32, margin .4.
+    With z = `clip((norm(x) - mean) / std * h, -1, 1)` the label's cosine becomes `cos(theta - m z) - (m z + m)`:
+    ArcFace-like for low norms, CosFace-like at the mean. theta - m z stays within [.001, pi - .001]. No gradient flows
+    through z. F-SKD: scale 32, margin .4.
+
+    mean and std are exponential averages over batches (rate `rate`, from 20 and 100 as in the authors' code) of norms
+    clipped to [.001, 100], kept as buffers and updated in training mode only: a teacher's pass in evaluation mode
+    leaves them as they are, and so does a batch with a norm that is not a number.
     """
 
     mean: Tensor
@@ -130,7 +140,11 @@ HEADS: dict[str, Callable[..., Head]] = {"arcface": ArcFace, "cosface": CosFace,
 
 
 def build(name: str, classes: int, dim: int, **options: float) -> Head:
-    """A head by its name in HEADS. Raises ConfigError for an unknown name."""
+    """Build a head by its name in HEADS.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
     if name not in HEADS:
-        raise ConfigError(f"unknown head {name!r}: choose one of {', '.join(sorted(HEADS))}")
+        raise ConfigError(f"head: expected one of {', '.join(sorted(HEADS))}, got {name!r}")
     return HEADS[name](classes, dim, **options)

@@ -13,8 +13,11 @@ from lrkd.errors import ConfigError
 class Output(NamedTuple):
     """What a backbone returns for a batch.
 
-    embedding (B,D); features: one map (B,C,h,w) a stage; channel and spatial: one pre-sigmoid attention map a block,
-    (B,C,1,1) and (B,1,h,w). Both are empty tuples in a network without CBAM.
+    Attributes:
+        embedding: (B,D).
+        features: One map (B,C,h,w) a stage.
+        channel: One pre-sigmoid attention map (B,C,1,1) a block; empty in a network without CBAM.
+        spatial: Likewise, (B,1,h,w).
     """
 
     embedding: Tensor
@@ -26,8 +29,11 @@ class Output(NamedTuple):
 class Network(nn.Module):
     """A backbone, as training and evaluation see it: RGB images (B,3,size,size) in [-1,1] -> Output.
 
-    size: side of its images in pixels. embedding: length of its embeddings. widths: channels of each feature map;
-    empty in a network that shows none. parts: which fields of Output it fills.
+    Attributes:
+        size: Side of its images in pixels.
+        embedding: Length of its embeddings.
+        widths: Channels of each feature map; empty in a network that shows none.
+        parts: Which fields of Output it fills.
     """
 
     size: int
@@ -82,7 +88,7 @@ class ChannelAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        average, largest = (_over_pixels_on_gpu if x.is_cuda else _over_pixels)(x)
+        average, largest = (over_pixels_on_gpu if x.is_cuda else over_pixels)(x)
         return self.shared_mlp(average) + self.shared_mlp(largest)
 
 
@@ -139,9 +145,18 @@ def add_stages(
     strides: Sequence[int],
     side: int,
 ) -> tuple[list[str], int]:
-    """Give a network its stages of block(inside, outside, stride); their names, and the side of the last one's maps.
+    """Give a network its stages of blocks.
 
-    widths: that of the stem, then one a stage.
+    Args:
+        network: It gets layer1, layer2 and so on.
+        block: (inside, outside, stride) -> a block.
+        depths: Blocks of each stage.
+        widths: Channels of the stem, then of each stage.
+        strides: Of each stage's first block.
+        side: Of the stem's maps.
+
+    Returns:
+        The stages' names, and the side of the last one's maps.
     """
     names = []
     for number, (depth, inside, width, stride) in enumerate(zip(depths, widths, widths[1:], strides, strict=False), 1):
@@ -153,29 +168,33 @@ def add_stages(
 
 
 def check_input(x: Tensor, size: int) -> None:
-    """Raise ConfigError for anything but images (B,3,size,size)."""
+    """Check that a batch is one of images (B,3,size,size).
+
+    Raises:
+        ConfigError: It is not.
+    """
     if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
         raise ConfigError(
-            f"this network takes images of shape (B,3,{size},{size}), not {tuple(x.shape)}: "
-            f"resize them, or build it with another size"
+            f"images: expected shape (B,3,{size},{size}), got {tuple(x.shape)}: resize them, or build the network with "
+            f"another size"
         )
 
 
-def _over_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and maximum over the map: (B,C,h,w) -> two of (B,C,1,1).
+def over_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and maximum over the map: (B,C,h,w) -> two of (B,C,1,1).
 
     On a CPU in channels_last poolings are many times faster, forward and backward, than mean and amax.
     """
     return F.avg_pool2d(x, x.shape[2:]), F.adaptive_max_pool2d(x, 1)
 
 
-def _over_pixels_on_gpu(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by reductions: CUDA's pooling kernels have a thread an output, which here is a thread a map."""
+def over_pixels_on_gpu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the same by reductions: CUDA's pooling kernels have a thread an output, which here is a thread a map."""
     return x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
 
 
 def over_channels(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and maximum over the channels: (B,C,h,w) -> two of (B,1,h,w)."""
+    """Compute mean and maximum over the channels: (B,C,h,w) -> two of (B,1,h,w)."""
     if x.is_cuda or not x.is_contiguous(memory_format=torch.channels_last):
         return x.mean(1, keepdim=True), x.max(1, keepdim=True).values
     # The channels of a pixel lie side by side: a product and a pooling over rows take half the time of reductions.
@@ -185,6 +204,7 @@ def over_channels(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def initialise(module: nn.Module, seed: int) -> None:
+    """Draw the weights of convolutions and linear layers, Xavier uniform, from a seed; their biases become 0."""
     generator = torch.Generator().manual_seed(seed)
     for m in module.modules():
         if isinstance(m, nn.Conv2d | nn.Linear):

@@ -40,10 +40,23 @@ class Bottleneck(nn.Module):
 class MobileFaceNet(Network):
     """A small network for small images, after MobileFaceNet (arXiv 1804.07573): (B,3,size,size) -> Output.
 
-    depths, widths, strides: blocks, channels and first stride of each stage of `Bottleneck`s. stem: channels of the 3x3
-    convolution before them (default widths[0]). last: channels of the 1x1 convolution after them, before the global
-    depthwise one, whose kernel is as large as the map. No attention. seed: of the initialisation, as in `IResNet`.
-    Deviations: fewer and narrower stages, and no stride in the stem, as the images are small already.
+    Deviations: fewer and narrower stages, and no stride in the stem, as the images are small already. It has no
+    attention.
+
+    Args:
+        depths: Blocks (`Bottleneck`) of each stage.
+        widths: Channels of each stage.
+        size: Side of its images in pixels.
+        embedding: Length of its embeddings.
+        strides: Of each stage's first block; default: 1, then 2.
+        stem: Channels of the 3x3 convolution before them; default: widths[0].
+        last: Channels of the 1x1 convolution after them, before the global depthwise one, whose kernel is as large as
+            the map.
+        expansion: Of the bottlenecks.
+        seed: Of the initialisation, as in `IResNet`.
+
+    Raises:
+        ConfigError: An impossible shape, or, of `forward`, images of another size.
     """
 
     def __init__(
@@ -63,10 +76,14 @@ class MobileFaceNet(Network):
         strides = (1,) + (2,) * (len(widths) - 1) if strides is None else strides
         if not len(depths) == len(widths) == len(strides) > 0:
             raise ConfigError(
-                f"depths {tuple(depths)}, widths {tuple(widths)}, strides {tuple(strides)}: give one entry a stage"
+                f"expected one entry a stage, got depths {tuple(depths)}, widths {tuple(widths)} and strides "
+                f"{tuple(strides)}"
             )
         if min(*depths, *widths, *strides, size, embedding, last, expansion) < 1:
-            raise ConfigError("depths, widths, strides, size, embedding, last and expansion must be positive")
+            raise ConfigError(
+                f"expected positive numbers, got depths {tuple(depths)}, widths {tuple(widths)}, strides "
+                f"{tuple(strides)}, size {size}, embedding {embedding}, last {last} and expansion {expansion}"
+            )
         self.size, self.embedding, self.depths, self.widths = size, embedding, tuple(depths), tuple(widths)
         self.parts = frozenset(Output._fields[:2])
         stem = widths[0] if stem is None else stem

@@ -14,15 +14,19 @@ _FIELDS = 1_000_000
 
 
 def read(path: str | os.PathLike[str], limit: int = LIMIT) -> bytes:
-    """Read a file of at most `limit` bytes; DataError, naming it, where it cannot be read or is larger."""
+    """Read a file of at most `limit` bytes.
+
+    Raises:
+        DataError: It cannot be read, or is larger.
+    """
     file = Path(path)
     try:
         with file.open("rb") as opened:
             content = opened.read(limit + 1)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}): an .onnx file is right") from error
+        raise DataError(f"{file}: cannot be read ({error.strerror}): expected an .onnx file") from error
     if len(content) > limit:
-        raise DataError(f"{file}: more than {limit} bytes: expected an ONNX file of at most so many")
+        raise DataError(f"{file}: expected an ONNX file of at most {limit} bytes, got more")
     return content
 
 
@@ -41,7 +45,7 @@ def open(content: bytes, path: Path, threads: int | None = None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigError(f"{path}: reading it needs onnxruntime: pip install onnxruntime") from error
+        raise ConfigError(f"{path}: expected onnxruntime, which reads it: pip install onnxruntime") from error
     refuse_external(content, path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -54,7 +58,7 @@ def open(content: bytes, path: Path, threads: int | None = None) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, without colours, or its class."""
+    """Return the first line of what an error says, without colours, or its class."""
     return re.sub(r"\x1b\[\d+m", "", str(error)).strip().partition("\n")[0][:200] or type(error).__name__
 
 
@@ -73,9 +77,13 @@ _EXTERNAL, _WHERE = 13, 14  # of a tensor: external_data, data_location
 
 
 def refuse_external(content: bytes, path: Path) -> None:
-    """DataError for a model with a tensor whose data lie in another file, before anything opens that file.
+    """Refuse a model with a tensor whose data lie in another file, before anything opens that file.
 
-    Walks protocol buffers' wire format, as far as tensors can lie, so that no package is needed to read a model safely.
+    It reads the wire format of protocol buffers wherever tensors can be, so that no package is needed to read a model
+    safely.
+
+    Raises:
+        DataError: There is such a tensor, or the content is broken.
     """
     waiting, left = [("model", 0, len(content))], _FIELDS
     while waiting:
@@ -95,9 +103,11 @@ def refuse_external(content: bytes, path: Path) -> None:
             else:
                 size = end
             if not field or left < 0 or at + size > end:
-                raise DataError(f"{path}: is no ONNX file: broken near byte {at} of {len(content)}")
+                raise DataError(f"{path}: expected an ONNX file, got one broken near byte {at} of {len(content)}")
             if message == "tensor" and (field == _EXTERNAL or (field == _WHERE and (wire != 0 or value))):
-                raise DataError(f"{path}: takes weights from another file: one file with all its weights is right")
+                raise DataError(
+                    f"{path}: expected all weights in one file, got one that takes weights from another file"
+                )
             inside = _PLACES[message].get(field)
             if wire == 2 and inside:
                 waiting.append((inside, at, at + size))
@@ -114,4 +124,4 @@ def _varint(content: bytes, at: int, end: int, path: Path) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-    raise DataError(f"{path}: is no ONNX file: broken near byte {at} of {len(content)}")
+    raise DataError(f"{path}: expected an ONNX file, got one broken near byte {at} of {len(content)}")

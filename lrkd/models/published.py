@@ -14,10 +14,15 @@ from lrkd.models.layers import Output
 class Foreign(IResNet):
     """A published network: RGB (B,3,112,112) in [-1,1] -> Output, whatever channel order it was trained with.
 
-    family: whose it is, and how they test. depth: 18 to 200. channels: the order that it was trained with ("RGB" or
-    "BGR"), which `load_foreign` has turned into RGB in the first layer's weights. hints: F-SKD's hint layers, or None;
-    where there are some, `hints(out.features)` are the features that the original student returns. AdaFace's embedding
-    is the one of length 1 that the original returns first; the length, which it returns beside it, is no part of it.
+    AdaFace's embedding is the one of length 1 that the original returns first; its length, which the original returns
+    beside it, is left out.
+
+    Attributes:
+        family: Whose it is, and how they test.
+        depth: 18 to 200.
+        channels: The order that it was trained with, "RGB" or "BGR", which `load_foreign` has turned into RGB in the
+            first layer's weights.
+        hints: F-SKD's hint layers, or None; `hints(out.features)` are the features that the original student returns.
     """
 
     def __init__(self, found: checkpoints.Checkpoint, channels: str) -> None:
@@ -64,14 +69,14 @@ def load_foreign(path: str | os.PathLike[str], *, channels: str | None = None) -
     found = checkpoints.read_checkpoint(path)
     family = found.family
     if channels is None and not family.channels:
-        raise ConfigError(f"{path}: does not say whose it is: give channels, BGR for AdaFace's and RGB for CVLface's")
+        raise ConfigError(f"{path}: expected channels, BGR for AdaFace's or RGB for CVLface's: it may be of either")
     order = checkpoints.check_channels(family.channels if channels is None else channels)
     made = Foreign(found, order).eval()
     state = made.state_dict()
     names = {name: checkpoints.name_in_file(family, name, found.depth) for name in state}
     wanted = {names[name]: tuple(value.shape) for name, value in state.items()}
     if said := checkpoints.differences(wanted, found.state):
-        raise DataError(f"{path}: taken for {family.name}'s IResNet-{found.depth}, but: {said}")
+        raise DataError(f"{path}: expected the tensors of {family.name}'s IResNet-{found.depth}, got others: {said}")
     state |= {name: found.state[names[name]] for name in state if names[name] in found.state}
     if order == "BGR":
         state["input_layer.0.weight"] = state["input_layer.0.weight"].flip(1)

@@ -22,8 +22,14 @@ Range = tuple[float, float]
 class Input(nn.Module):
     """RGB images in [-1,1], which every network here takes -> what another network takes, (B,3,S,S) both.
 
-    channels: "RGB" or "BGR". mean, std: of each channel, in the network's order, on a scale where black is 0 and white
-    is 1, as torchvision has them; or range: the values of black and white, such as (0, 255).
+    Args:
+        channels: "RGB" or "BGR".
+        mean: Of each channel, in the network's order, where black is 0 and white is 1, as torchvision has them.
+        std: Likewise.
+        range: Instead of mean and std, the values of black and white, such as (0, 255).
+
+    Raises:
+        ConfigError: Something else is given.
     """
 
     scale: Tensor
@@ -257,7 +263,7 @@ def onnx_network(
     batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
     made = OnnxNetwork(file, session, found, Input(channels, range=range), batch)
     digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8).copy()
-    made.register_buffer("digest", torch.from_numpy(digest))  # stands for its weights where a run notes its teacher's
+    made.register_buffer("digest", torch.from_numpy(digest))  # as a fingerprint reads a teacher's state
     return made
 
 

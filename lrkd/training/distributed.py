@@ -118,10 +118,12 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Sum over the processes."""
         return all_reduce(x.clone())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Sum the gradients over the processes."""
         return all_reduce(gradients[0].clone())
 
 

@@ -210,20 +210,20 @@ def test_adaface_keeps_its_statistics_in_evaluation_and_for_a_single_image():
 def test_a_label_out_of_range_is_a_clear_error(label, shown):
     x, labels = batch()
     labels[3] = label
-    with pytest.raises(DataError, match=f"label {shown} does not fit a head of 7 classes: labels are 0 to 6"):
+    with pytest.raises(DataError, match=f"labels: expected 0 to 6, as the head has 7 classes, got {shown}"):
         CosFace(7, 5).double()(x, labels)
 
 
 @pytest.mark.parametrize("ramp", [-0.1, 1.1, math.nan])
 def test_a_ramp_out_of_range_is_a_clear_error(ramp):
-    with pytest.raises(ConfigError, match=r"lies in \[0,1\], not"):
+    with pytest.raises(ConfigError, match=r"ramp: expected a share of the margin in \[0,1\], got"):
         ArcFace(7, 5).double()(*batch(), ramp=ramp)
 
 
 @pytest.mark.parametrize("bad", [{"classes": 0}, {"dim": 0}, {"scale": 0.0}, {"margin": -0.1}, {"margin": math.nan}])
 @pytest.mark.parametrize("kind", ALL)
 def test_an_impossible_option_is_a_clear_error(kind, bad):
-    with pytest.raises(ConfigError, match="a head needs"):
+    with pytest.raises(ConfigError, match="head: expected classes"):
         kind(**({"classes": 3, "dim": 4} | bad))
 
 
@@ -236,7 +236,7 @@ def test_heads_are_built_by_name():
     head = heads.build("adaface", 3, 4, margin=0.2, seed=6)
     assert isinstance(head, AdaFace)
     assert head.margin == 0.2
-    with pytest.raises(ConfigError, match="unknown head 'softmax': choose one of adaface, arcface, cosface"):
+    with pytest.raises(ConfigError, match="head: expected one of adaface, arcface, cosface, got 'softmax'"):
         heads.build("softmax", 3, 4)
 
 

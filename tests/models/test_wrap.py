@@ -150,11 +150,11 @@ class Loop(nn.Module):
         (lambda: wrap(Loop(), 16, ["x"]), r"Loop cannot be traced \(.*\); without features"),
         (lambda: wrap(nn.Conv2d(3, 4, 3), 16), r"Conv2d: expected embeddings of shape \(B,D\), got \(2, 4, 14, 14\)"),
         (lambda: wrap(Plain(lambda x: None), 16), "expected embeddings of shape .*, got NoneType"),
-        (lambda: wrap(Plain(), 16, channels="bgr"), "'bgr' is neither 'RGB' nor 'BGR'"),
+        (lambda: wrap(Plain(), 16, channels="bgr"), "expected 'RGB' or 'BGR', got 'bgr'"),
         (lambda: wrap(Plain(), 16, mean=MEAN), "expected mean and std, or range"),
         (lambda: wrap(Plain(), 16, mean=MEAN, std=(1, 0, 1)), "3 positive stds"),
         (lambda: wrap(Plain(), 16, range=(1, 1)), "a range that grows"),
-        (lambda: wrap(Plain(), 16)(images(2, 8)), r"takes images of shape \(B,3,16,16\), not \(2, 3, 8, 8\)"),
+        (lambda: wrap(Plain(), 16)(images(2, 8)), r"images: expected shape \(B,3,16,16\), got \(2, 3, 8, 8\)"),
     ],
 )
 def test_what_does_not_fit_is_one_error(call, match):
@@ -265,7 +265,7 @@ def test_a_file_that_takes_weights_from_elsewhere_or_is_none_is_refused(tmp_path
     made.graph.initializer[0].external_data.add(key="location", value="secret")
     (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
     for name, match in {
-        "x.onnx": "is no ONNX file",
+        "x.onnx": "expected an ONNX file",
         "m.onnx": "from another file",
         "none.onnx": "cannot be read",
     }.items():

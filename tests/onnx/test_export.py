@@ -387,7 +387,7 @@ def test_onnxruntime_alone_would_open_the_other_file(tmp_path):
     path = saved(model(weights=[elsewhere()]), tmp_path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert session.run(None, {"images": np.ones((1, 3, 4, 4), np.float32)})[0].max() == 7
-    with pytest.raises(DataError, match=r"m\.onnx: takes weights from another file"):
+    with pytest.raises(DataError, match=r"m\.onnx: .*takes weights from another file"):
         recogniser.load(path)
 
 
@@ -425,7 +425,7 @@ def hidden() -> dict[str, onnx.ModelProto]:
 
 @pytest.mark.parametrize("place", hidden())
 def test_weights_in_other_files_are_refused_wherever_they_hide(tmp_path, place):
-    with pytest.raises(DataError, match=r"m\.onnx: takes weights from another file"):
+    with pytest.raises(DataError, match=r"m\.onnx: .*takes weights from another file"):
         recogniser.load(saved(hidden()[place], tmp_path))
 
 
@@ -487,7 +487,7 @@ def test_unreadable_files_are_named(files, tmp_path):
         recogniser.load(tmp_path / "none.onnx")
     with pytest.raises(DataError, match="cannot be read"):
         recogniser.load(tmp_path)
-    with pytest.raises(DataError, match=r"int8\.onnx: more than 1000 bytes"):
+    with pytest.raises(DataError, match=r"int8\.onnx: expected an ONNX file of at most 1000 bytes"):
         recogniser.load(files["int8"].path, limit=1000)
 
 

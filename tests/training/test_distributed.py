@@ -94,7 +94,7 @@ def test_two_processes_have_the_loss_curve_and_the_weights_of_one(found, scene):
     for a, b in zip(both["rows"], fitted.rows, strict=True):
         for key in ("loss", "identity", "feature", "attention", "train_accuracy", "lr", "ramp"):
             # What differs is the order of sums, which grows with the steps.
-            assert a[key] == pytest.approx(b[key], rel=1e-5 if a["step"] < 6 else 1e-3), (a["step"], key)
+            assert a[key] == pytest.approx(b[key], rel=1e-5 if a["step"] < 6 else 5e-3), (a["step"], key)
     for key, value in weights.items():
         torch.testing.assert_close(both["weights"][key].float(), value.float(), rtol=1e-2, atol=2e-3, msg=key)
 
