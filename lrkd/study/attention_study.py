@@ -63,10 +63,20 @@ class Probes:
 
 
 def probes(faces: tables.Faces, scale: Scale, people: int = 192, every: int = 3, friends: int = 5) -> Probes:
-    """Images to look at, and their ground truth from the renderer: about .4 s an image at 48 px, one core.
+    """Choose images to look at, and compute their ground truth: about .4 s an image at 48 px, on one core.
 
-    One image (drawn with a fixed seed) each of `people` evenly spaced test people, every third of them with ground
-    truth. Raises DataError for faces that were not rendered, of which no one knows where the information is.
+    Args:
+        faces: The rendered test table.
+        scale: The preset.
+        people: How many evenly spaced people to take, with one image each, drawn with a fixed seed.
+        every: Of how many of them one has ground truth.
+        friends: How many other images of each person.
+
+    Returns:
+        The probes.
+
+    Raises:
+        DataError: The faces were not rendered, so that nobody knows where the information is.
     """
     if faces.identity is None or faces.nuisance is None:
         raise DataError(f"{faces.name}: was not rendered here, so nobody knows where its information is")
@@ -111,10 +121,21 @@ class Seen(NamedTuple):
 
 
 def look(network: Network, side: int | None, faces: tables.Faces, shown: Probes) -> Seen:
-    """The network's own attention on the probes at a side, and Grad-CAM of those with ground truth.
+    """Compute a network's own attention on the probes at a side, and Grad-CAM of those with ground truth.
 
-    Grad-CAM explains the cosine of an image's embedding with the mean embedding of the person's other images. Raises
-    ConfigError for a network without CBAM, which has no maps of its own.
+    Grad-CAM explains the cosine of an image's embedding with the mean embedding of the person's other images.
+
+    Args:
+        network: With CBAM.
+        side: What it is shown, in pixels; None: HR images.
+        faces: The test table.
+        shown: The probes.
+
+    Returns:
+        The maps.
+
+    Raises:
+        ConfigError: The network has no maps of its own.
     """
 
     def prepare(hr: Tensor) -> Tensor:
@@ -138,11 +159,18 @@ def look(network: Network, side: int | None, faces: tables.Faces, shown: Probes)
 
 
 def measure(seen: Seen, teacher: Seen, side: int, shown: Probes) -> list[dict[str, Any]]:
-    """A row for each kind (cbam, gradcam, channel) and map (a block's number, or fused) of one network.
+    """Measure one network's maps: a row for each kind (cbam, gradcam, channel) and map (a block's number, or fused).
 
-    cosine and pearson: with the teacher's map of the same image, and of the next probe, which shows another person.
-    Further columns, not of channel maps: those of `against_truth`. Values are means over images, those of `SURE` with
-    95 % bootstrap intervals (_low, _high); unit: an image, one a person.
+    Args:
+        seen: Its maps.
+        teacher: Its teacher's.
+        side: At which it was shown the probes, in pixels.
+        shown: The probes.
+
+    Returns:
+        cosine and pearson: with the teacher's map of the same image, and of the next probe, which shows another person;
+        of other than channel maps also `against_truth`. Values are means over images, those of `SURE` with 95 %
+        bootstrap intervals (_low, _high); unit: an image, one a person.
     """
     size = shown.hr.shape[-1]
     table = []
@@ -161,13 +189,20 @@ def measure(seen: Seen, teacher: Seen, side: int, shown: Probes) -> list[dict[st
 
 
 def against_truth(weights: np.ndarray, side: int, shown: Probes) -> dict[str, float]:
-    """Attention (n,S,S) >= 0 on the known probes against the ground truth: means over images, with intervals.
+    """Compare attention on the known probes with the ground truth.
 
-    contrast: standard deviation over mean of the weights, how far they are from treating all places alike.
-    rank: rank correlation with the information at `side`; rank_other: with that of the next image, another person's;
-    rank_hr: with that at HR; rank_energy: with the plain energy at `side`. chance_low, chance_high: what the mean rank
-    correlation reaches at 95 % of all cyclic shifts. pointing: share of maps whose highest place is among the image's
-    most informative tenth; on_top: share of attention there; on_<part>: share of attention on each mask.
+    Args:
+        weights: (n,S,S), not below zero.
+        side: Of the ground truth, in pixels.
+        shown: The probes.
+
+    Returns:
+        Means over images, with intervals. contrast: standard deviation over mean of the weights, how far they are from
+        treating all places alike. rank: rank correlation with the information at `side`; rank_other: with that of the
+        next image, another person's; rank_hr: with that at HR; rank_energy: with the plain energy at `side`.
+        chance_low, chance_high: what the mean rank correlation reaches at 95 % of all cyclic shifts. pointing: share of
+        maps whose highest place is among the image's most informative tenth; on_top: share of attention there;
+        `on_<part>`: share of attention on each mask.
     """
     size = weights.shape[-1]
     truth = enlarged(shown.information[side], size)
@@ -197,7 +232,7 @@ def _means(found: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def likeness(student: Tensor, teacher: Tensor) -> dict[str, np.ndarray]:
-    """Cosine and Pearson's r of each image's maps, (N,...) twice: same image, next image."""
+    """Compare each image's maps, (N,...) twice, by cosine and Pearson's r: with the same image's, with the next's."""
     other = teacher.roll(1, 0)
     return {
         "cosine_same": attention.cosines(student, teacher),
@@ -208,7 +243,7 @@ def likeness(student: Tensor, teacher: Tensor) -> dict[str, np.ndarray]:
 
 
 def visible(kind: str, block: str, maps: Tensor, size: int) -> np.ndarray:
-    """Maps as weights at the image's size, (N,...) -> (N,size,size) >= 0.
+    """Turn maps into weights at the image's size, (N,...) into (N,size,size), not below zero.
 
     CBAM's through its sigmoid, which is what multiplies the features; Grad-CAM's as they are, being none or more. Fused
     maps, which are in standard deviations, through a sigmoid too.
@@ -218,16 +253,21 @@ def visible(kind: str, block: str, maps: Tensor, size: int) -> np.ndarray:
 
 
 def enlarged(maps: np.ndarray, size: int) -> np.ndarray:
-    """(n,h,h) maps of LR pixels -> (n,size,size), bilinear, as attention maps are enlarged."""
+    """Enlarge maps of LR pixels (n,h,h) to (n,size,size), bilinearly, as attention maps are."""
     return attention.upsample(torch.from_numpy(maps), size).numpy()
 
 
 def baselines(side: int, shown: Probes) -> list[dict[str, Any]]:
-    """What needs no network, measured as attention is, by its column map.
+    """Measure what needs no network as attention is.
 
-    "centre": a Gaussian at the centre. "others": the mean information of the other people's images, which can be known
-    of faces without looking. "random": the truth's own values at random places. "information": the truth, which says
-    where it lies. "area": each mask's share of the image, and the chance of pointing.
+    Args:
+        side: Of the ground truth, in pixels.
+        shown: The probes.
+
+    Returns:
+        A row a map. "centre": a Gaussian at the centre. "others": the mean information of the other people's images,
+        which can be known of faces without looking. "random": the truth's own values at random places. "information":
+        the truth, which says where it lies. "area": each mask's share of the image, and the chance of pointing.
     """
     size = shown.hr.shape[-1]
     truth = enlarged(shown.information[side], size)
@@ -250,11 +290,21 @@ def baselines(side: int, shown: Probes) -> list[dict[str, Any]]:
 def gather(
     wanted: Sequence[Spec], where: Path | None = None, *, examples: int = 6, progress: bool = True
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Evaluate the finished ones among the runs: -> a table, one row a run, kind and map, and arrays to be seen.
+    """Evaluate the finished ones among the runs; at scale cpu, on one core, half a minute and then 3 s a run.
 
-    Arrays: what `save_maps` says. Runs of seed 0 leave their maps of the examples there. A run whose teacher has not
-    finished is left out; MissingError where no teacher has. At scale cpu, on one core, about half a minute for the
-    ground truth and 3 s a run.
+    Runs of seed 0 leave their maps of the examples. A run whose teacher has not finished is left out.
+
+    Args:
+        wanted: The runs.
+        where: The run store.
+        examples: How many images are kept to be shown.
+        progress: Whether to show bars.
+
+    Returns:
+        A table, one row a run, kind and map; and arrays to be seen, see `save_maps`.
+
+    Raises:
+        MissingError: No teacher has finished.
     """
     finished = [
         (spec, run) for spec in wanted if (run := find_run(spec, where)).finished and run.result["status"] == "ok"
@@ -338,14 +388,14 @@ def _truth_arrays(faces: tables.Faces, shown: Probes, picked: np.ndarray) -> dic
 
 
 def pack(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,h,w) >= 0 -> uint8 square roots and each map's largest value (n,): `unpack` gives it back to 1 % or so."""
+    """Pack maps (n,h,w), not below zero, as uint8 square roots and each map's largest value (n,): exact to about 1 %."""
     most = maps.reshape(len(maps), -1).max(1)
     scaled = np.sqrt(maps / np.where(most > 0, most, 1)[:, None, None])
     return (255 * scaled).round().astype(np.uint8), most.astype(np.float32)
 
 
 def unpack(packed: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """What `pack` packed, (n,h,w) float."""
+    """Return what `pack` packed, (n,h,w) float."""
     return (packed / 255.0) ** 2 * most[:, None, None]
 
 
@@ -371,10 +421,10 @@ def save_maps(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the arrays of `gather` as one compressed .npz, atomically; no entry needs pickle to be read.
 
     rows, picked: the known probes in the test table, and the examples among them; examples (E,S,S,3) uint8.
-    <map>/<side>/mean: information, energy and nuisance, mean over the known, (side,side); <map>/<side> and
-    <map>/<side>/most: information and energy of each, packed (`unpack`); bits/<side>: (n,).
-    <method>/<side>/<kind>/<block>: seed 0's maps of the examples, (E,1,h,w), channel maps (E,C,1,1); .../likeness:
-    (4,41) quantiles over people of cosine same, cosine other, Pearson same, Pearson other, at LEVELS.
+    `<map>/<side>/mean`: information, energy and nuisance, mean over the known, (side,side); `<map>/<side>` and
+    `<map>/<side>/most`: information and energy of each, packed (`unpack`); `bits/<side>`: (n,).
+    `<method>/<side>/<kind>/<block>`: seed 0's maps of the examples, (E,1,h,w), channel maps (E,C,1,1); and after it
+    `/likeness`: (4,41) quantiles over people of cosine same, cosine other, Pearson same, Pearson other, at `LEVELS`.
     about: JSON of scale, commit, torch, device.
     """
     with atomic(path, "wb") as file:

@@ -16,15 +16,19 @@ COLUMNS = ("scale", *RUN, "status", "protocol", "accuracy", "step", "device", "t
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """A table of `lrkd study`; where the file is not there yet, one with `COLUMNS` and no row."""
+    """Read a table of `lrkd study`; where the file is not there yet, one with `COLUMNS` and no row."""
     return read_table(path, ["config"], "lrkd study") if Path(path).exists() else pd.DataFrame(columns=list(COLUMNS))
 
 
 def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
-    """The table of `lrkd study ladder` -> one row a run: `distance, weight, seed, accuracy, status`, sorted.
+    """Take the runs of a ladder from the table of `lrkd study ladder`.
 
-    accuracy: on the validation people, nan for a run that diverged. The teacher's rows, and all whose method has no
-    weight in its name ("lp(2)@8"), are left out.
+    Args:
+        ladder: The table. The teacher's rows are left out, and all whose method has no weight in its name ("lp(2)@8").
+
+    Returns:
+        One row a run, sorted: `distance, weight, seed, accuracy, status`. accuracy: on the validation people, nan for a
+        run that diverged.
     """
     check_columns(ladder, ["method", "seed", "status", "protocol", "accuracy"])
     kept = ladder["method"].astype(str).str.contains("@")
@@ -44,13 +48,18 @@ def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
 
 
 def brackets(found: pd.DataFrame, matched: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """`rungs` -> one row a distance: what its ladder chose, and whether the choice lies between two that are worse.
+    """Say what each distance's ladder chose, and whether the choice lies between two rungs that are worse.
 
-    -> `distance, weight, accuracy` (the best rung's mean over seeds), `factor` (weight over the matched one, where
-    `matched` has it), `rungs, diverged, below, above` (rungs at smaller and at greater weights than the best; diverged
-    ones count, as they are worse), `bracket` ("both sides", "nothing below", "nothing above", "nothing finished"),
-    `lead` (over the best other rung), `spread` (best minus worst finished rung). Distances come in the order of
-    `matched`, or else of the table. Unit: a rung, one run each: a lead of less than the noise of a run chooses nothing.
+    Args:
+        found: Of `rungs`.
+        matched: The matched weight of each distance, where it is known; also the order of the rows.
+
+    Returns:
+        One row a distance: `distance, weight, accuracy` (the best rung's mean over seeds), `factor` (weight over the
+        matched one), `rungs, diverged, below, above` (rungs at smaller and at greater weights than the best; diverged
+        ones count, as they are worse), `bracket` ("both sides", "nothing below", "nothing above", "nothing finished"),
+        `lead` (over the best other rung), `spread` (best minus worst finished rung). Unit: a rung, one run each: a lead
+        of less than the noise of a run chooses nothing.
     """
     check_columns(found, ["distance", "weight", "accuracy", "status"])
     named = list(dict.fromkeys(found["distance"]))
@@ -80,12 +89,19 @@ BRACKET = [
 
 
 def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFrame:
-    """What a run's trace says, one row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`.
+    """Say how soon each run learnt.
 
-    traces: columns config, method, seed, teacher_seed, step, accuracy, a row an observation. final: the last accuracy;
-    auc: the mean over the observations, which are evenly spaced; steps_k: the first observed step at which the accuracy
-    is at least levels[k], nan for a run that never gets there (censored). Unit: a run. Raises DataError for columns
-    that the table lacks.
+    Args:
+        traces: `config, method, seed, teacher_seed, step, accuracy`, a row an observation.
+        levels: Accuracies to be reached.
+
+    Returns:
+        One row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`. final: the last accuracy; auc:
+        the mean over the observations, which are evenly spaced; steps_k: the first observed step at which the accuracy
+        is at least `levels[k]`, nan for a run that never gets there (censored).
+
+    Raises:
+        DataError: The table lacks a column.
     """
     keys = list(RUN)
     check_columns(traces, [*keys, "step", "accuracy"])

@@ -1,7 +1,9 @@
 """Students and teachers of every kind: what a run needs is said before it, what it is decides its name."""
 
 import hashlib
+import pickle
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +166,15 @@ MINE = Method("mine", "mine", (Term("mine", 1.0, loss),))
         nets.write_text(text)
         hashes.append(config_hash(Spec(userfile.load_object(f"{nets}:MINE").value, 6, 0, SMOKE)))
     assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_another_process_loads_the_users_files_before_what_is_defined_in_them(nets):
+    nets.write_text("def loss(student, teacher):\n    return 7\n")
+    loss = userfile.load_object(f"{nets}:loss").value
+    sent = pickle.dumps((userfile.LoadedFiles(), loss))
+    code = "import pickle, sys; print(pickle.loads(sys.stdin.buffer.read())[1](0, 0))"
+    said = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True, timeout=60)
+    assert said.stdout.split() == [b"7"]
 
 
 def test_a_module_that_is_not_wrapped_is_seeded_and_has_its_own_embedding(nets):
