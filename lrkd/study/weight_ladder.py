@@ -1,4 +1,4 @@
-"""The race of distances: which rung of its ladder each one takes, how soon its runs learn. Tables in, tables out."""
+"""The ladders of distances: which weight each one takes, how soon its runs learn. Tables in, tables out."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,7 +119,7 @@ def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFram
 def entrants(
     results: pd.DataFrame, traces: pd.DataFrame, teachers: Sequence[int], levels: Sequence[float] = ()
 ) -> pd.DataFrame:
-    """Take the students that raced from results and traces of `lrkd study hypotheses`, on the test people.
+    """Take the students of distances and of none from results and traces of `lrkd study hypotheses`, on the test people.
 
     Args:
         results: Results of the study.
@@ -161,7 +161,7 @@ def differences(
     order: Sequence[str] = (),
     crossed: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """`entrants` -> each method minus the baseline, seed by seed: `method, mean, low, high, p, n, holm`. Unit: a seed.
+    """Subtract the baseline from each method of `entrants`, seed by seed: `method, mean, low, high, p, n, holm`. Unit: a seed.
 
     A seed's value is that of its own teacher; between two methods of `crossed` the mean over all teachers, of the seeds
     that have as many runs as any. p: the paired t test's; holm: corrected over these rows. Methods come in the order
