@@ -161,11 +161,18 @@ def differences(
     order: Sequence[str] = (),
     crossed: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Subtract the baseline from each method of `entrants`, seed by seed: `method, mean, low, high, p, n, holm`. Unit: a seed.
+    """Subtract the baseline from each method, seed by seed; a seed is the unit.
 
-    A seed's value is that of its own teacher; between two methods of `crossed` the mean over all teachers, of the seeds
-    that have as many runs as any. p: the paired t test's; holm: corrected over these rows. Methods come in the order
-    given, those without a pair of runs are left out; without the baseline there is no row.
+    Args:
+        raced: Of `entrants`. A seed's value is that of its own teacher.
+        baseline: A method; without a run of it there is no row.
+        value: The column to compare.
+        order: Of the methods; those without a pair of runs are left out.
+        crossed: Methods between which a seed's value is the mean over all teachers, of the seeds that have as many runs
+            as any.
+
+    Returns:
+        `method, mean, low, high, p, n, holm`. p: the paired t test's; holm: corrected over these rows.
     """
     columns = ["method", "mean", "low", "high", "p", "n", "holm"]
     if baseline not in set(raced.loc[raced[value].notna(), "method"]):
@@ -183,16 +190,20 @@ def differences(
 
 
 def levels(raced: pd.DataFrame) -> tuple[float, float]:
-    """Two levels for steps-to-a-level that nobody chose: the mean final accuracy of none, and the least of a distance.
+    """Find two levels that nobody chose: the mean final accuracy of none, and the least of a distance.
 
-    raced: `entrants`, of which those with their own teacher count; nan where there are none.
+    Args:
+        raced: Of `entrants`; those with their own teacher count.
+
+    Returns:
+        The two levels, nan where there are no runs.
     """
     ends = raced[raced["own"]].groupby("method")["final"].mean()
     return float(ends.get("none", np.nan)), float(ends.drop("none", errors="ignore").min())
 
 
 def groups(table: pd.DataFrame, alpha: float = 0.05) -> tuple[str, str, str]:
-    """`differences` -> the methods above the baseline, below it, and neither, as words for a sentence.
+    """Sort the methods of `differences` into those above the baseline, below it, and neither, as words for a sentence.
 
     Above or below is what Holm's p puts below alpha; a row without a p (one pair) is neither.
     """
@@ -203,7 +214,7 @@ def groups(table: pd.DataFrame, alpha: float = 0.05) -> tuple[str, str, str]:
 
 
 def told(table: pd.DataFrame) -> dict[str, str]:
-    """`differences` -> {method: "+1.2 [0.3, 2.1]; p = .012"}: percentage points, t interval, Holm's p."""
+    """Put `differences` into words by method: "+1.2 [0.3, 2.1]; p = .012": percentage points, t interval, Holm's p."""
     p = [
         " " if np.isnan(v) else "; p < .001" if v < 0.0005 else f"; p = {v:.3f}".replace("0.", ".")
         for v in table["holm"]
