@@ -119,7 +119,7 @@ def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFram
 def entrants(
     results: pd.DataFrame, traces: pd.DataFrame, teachers: Sequence[int], levels: Sequence[float] = ()
 ) -> pd.DataFrame:
-    """Take the students of distances and of none from results and traces of `lrkd study hypotheses`, on the test people.
+    """Take the students of distances and of none from the tables of `lrkd study hypotheses`, on test people.
 
     Args:
         results: Results of the study.
