@@ -290,20 +290,21 @@ def _observed(spec: Spec, run: Run, network: layers.Network, teacher: Teacher | 
 def load(run: Run) -> tuple[layers.Network, heads.Head]:
     """Load network and head of a finished run, in evaluation mode.
 
+    Where the network is a user's function, the file that has it is run.
+
     Raises:
         RunError: The run has not finished, or has diverged, or its file does not fit its configuration.
-        FileChangedError: Its network is a user's function, whose file is gone or is another than it was.
+        ConfigError: The file of a user's function is gone, or is another than it was.
     """
     if run.result["status"] != "ok":
         raise RunError(f"{run.path}: this run diverged and left no network ({run.result.get('reason')})")
     path = run.path / "model.safetensors"
     tensors, made = load_model(path)
+    own = None
+    if isinstance(model := made.get("model"), dict) and "function" in model:
+        own = networks.rebuild(model, run.result.get("student"), run.path)
     try:
-        model = dict(made["model"])
-        if "function" in model:
-            network = networks.rebuild(made, run.result.get("student"), run.path)
-        else:
-            network = backbones.build(model.pop("name"), **model)
+        network = backbones.build(**made["model"]) if own is None else own
         parts = {
             part: {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{part}.")}
             for part in ("network", "head")
@@ -312,8 +313,6 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
         head = heads.build(made["head"]["name"], len(parts["head"]["weight"]), network.embedding, **options)
         network.load_state_dict(parts["network"])
         head.load_state_dict(parts["head"])
-    except networks.FileChangedError:
-        raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"{path}: its tensors do not fit its config ({str(error).partition(chr(10))[0]})") from error
     return network.eval(), head.eval()
@@ -325,7 +324,7 @@ def commit() -> str:
 
     Outside a checkout what LRKD_COMMIT says, as where the files were copied to a machine without git; else "unknown".
     """
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout

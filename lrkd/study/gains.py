@@ -44,7 +44,7 @@ def gains(table: pd.DataFrame, baseline: str = "none") -> pd.DataFrame:
         baseline: The method that the others are compared with.
 
     Returns:
-        Indexed by method, those that have an interval: `side, mean, low, high, p, n`; empty while the baseline has none.
+        Those that have an interval, by method: `side, mean, low, high, p, n`; empty while the baseline has none.
     """
     tested = table[(table["role"] == "student") & (table["protocol"] == "test")]
     hard = tested[tested["side"] == tested["side"].min()]

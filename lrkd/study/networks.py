@@ -31,10 +31,6 @@ SUFFIXES: dict[str, TeacherKind] = {
 }
 
 
-class FileChangedError(ConfigError):
-    """The file of a run's network is gone, or is another than it was."""
-
-
 def teacher_kind(reference: str) -> TeacherKind:
     """Tell what a run's `teacher` names; ConfigError where it is nothing of the kind."""
     if not reference or reference in BUILDERS:
@@ -203,22 +199,25 @@ def resized(network: Network, size: int) -> Network:
     return network if network.size == size or isinstance(network, Embeddings) else Resized(network, size)
 
 
-def rebuild(config: Mapping[str, Any], where: str | None, run: Path) -> Network:
+def rebuild(model: Mapping[str, Any], where: str | None, run: Path) -> Network:
     """Make the network of a run whose student is a user's function anew, from the file that it was in.
 
     Args:
-        config: The run's.
+        model: What the run's configuration has of it.
         where: "file.py:function" with its folder, as the run's result has it.
-        run: The run's folder, for messages.
+        run: The run's folder. A file in it is not run: who sends a run does not send code.
+
+    Returns:
+        The network, untrained.
 
     Raises:
-        FileChangedError: The file is gone, or its content is another.
+        ConfigError: The file is gone, or its content is another.
     """
-    made = config["model"]
-    wanted = f"{run}: expected the file of its network {made['function']} (sha256 {made['sha256'][:12]}...)"
-    if where is None or not Path(where.rpartition(":")[0]).is_file():
-        raise FileChangedError(f"{wanted} at {where}, got no file there: put it back")
-    found = userfile.load_object(where)
-    if found.digest != made["sha256"]:
-        raise FileChangedError(f"{wanted} as it was at {where}, got another content (sha256 {found.digest[:12]}...)")
-    return make_network(found, made["size"], made["embedding"], config["seed"])
+    wanted = f"{run}: expected the file of its network {model.get('function')}"
+    path = Path(str(where).rpartition(":")[0])
+    if where is None or not path.is_absolute() or path.resolve().is_relative_to(run.resolve()) or not path.is_file():
+        raise ConfigError(f"{wanted} at {where}, got no file there: put it back")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != model.get("sha256"):
+        raise ConfigError(f"{wanted} as it was at {where}, got another content (sha256 {digest[:12]}...)")
+    return make_network(userfile.load_object(where), model.get("size", 0), model.get("embedding", 0), 0)

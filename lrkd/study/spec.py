@@ -27,23 +27,36 @@ PROCEDURAL = "procedural"
 
 @dataclass(frozen=True)
 class Spec:
-    """One run of the study. teacher_seed tells teachers apart; role "teacher" takes its schedule.
+    """One run of the study: everything that determines its weights and its measures.
 
-    side: images degraded to it, as `degrade` does, by `preset`; None is HR, images as they are.
+    Attributes:
+        method: The method.
+        side: Its images are degraded to so many pixels by `preset`; a tuple: to one drawn for each; None: HR images.
+        seed: Of the first weights, the order and the augmentation.
+        scale: The preset, which says what the other fields leave open.
+        source: "procedural", or a prepared folder.
+        teacher_seed: The seed of its teacher, where that is trained here.
+        role: "student", or "teacher", which takes the teacher's schedule.
+        preset: The degradation.
+        observations: How often the run looks at validation images while it trains, which leaves a trace.csv.
+        student: Its network: a name of `backbones.BUILDERS`; a small one of `presets.DESIGNS`, which takes LR images at
+            their own size; or "file.py:function", which returns an nn.Module, perhaps made by `wrap.wrap`, and may take
+            `size`, `embedding` and `seed`. "" is the preset's own.
+        teacher: A name of BUILDERS, of a network that is trained here; the folder of a run; a published checkpoint
+            (.ckpt, .pt, .pth, .safetensors); an .onnx file; an .npy file of embeddings, a row an image of the data's
+            manifest; or "file.py:function", which returns a trained network. "" is the preset's network, trained here.
+            One that is not trained here also says how long a student's embeddings are, with every method, so that
+            methods can be compared. Images are brought to the teacher's size.
+        processes: How many train it together; `train` sets it. Part of what the run is where something sees only a
+            process's part of the batch.
+        sync_norm: Whether their batch norm sees the whole batch; `train` sets it.
+        world: Where it takes place, and by that the people that are measured, see `endpoints`; None: the preset's one
+            set of data.
+        epochs: The length, over the fewer people of a world (`worlds.epochs_on`); None: the recipe's.
+        lr: The learning rate; None: the recipe's.
 
-    observations: how often the run looks at validation images while it trains, which leaves a trace.csv beside it.
-    student: its network: a name of `models.backbones.BUILDERS`, a small one of `presets.DESIGNS`, which takes LR images
-    at their own size, or "file.py:function", which returns an nn.Module, perhaps wrapped by `models.wrap.wrap`, and may
-    take `size`, `embedding` and `seed`; "" is the preset's own.
-    teacher: a name of BUILDERS, of a network that is trained here; the folder of a run; a published checkpoint (.ckpt,
-    .pt, .pth, .safetensors); an .onnx file; an .npy file of embeddings, a row an image of the data's manifest; or
-    "file.py:function", which returns a trained one. "" is the preset's network. One that is not trained here also says
-    how long a student's embeddings are, with every method, so that methods can be compared.
-    processes, sync_norm: how many train it together, and whether their batch norm sees the whole batch; `train` sets
-    both. They are part of what the run is where something sees only a process's part of the batch.
-    world: where it takes place, and by that the people that are measured, see `endpoints`; None: the scale's one set of
-    data, all of whose people are. epochs: the length, over the fewer people of a world (`worlds.epochs_on`); lr: the
-    learning rate; None: the recipe's.
+    Raises:
+        ConfigError: A value that is none of these, or two that do not go together.
     """
 
     method: Method

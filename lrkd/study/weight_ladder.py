@@ -1,4 +1,4 @@
-"""The race of distances: which rung of its ladder each one takes, how soon its runs learn. Tables in, tables out."""
+"""The ladders of distances: which weight each one takes, how soon its runs learn. Tables in, tables out."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,15 +16,19 @@ COLUMNS = ("scale", *RUN, "status", "protocol", "accuracy", "step", "device", "t
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """A table of `lrkd study`; where the file is not there yet, one with `COLUMNS` and no row."""
+    """Read a table of `lrkd study`; where the file is not there yet, one with `COLUMNS` and no row."""
     return read_table(path, ["config"], "lrkd study") if Path(path).exists() else pd.DataFrame(columns=list(COLUMNS))
 
 
 def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
-    """The table of `lrkd study ladder` -> one row a run: `distance, weight, seed, accuracy, status`, sorted.
+    """Take the runs of a ladder from the table of `lrkd study ladder`.
 
-    accuracy: on the validation people, nan for a run that diverged. The teacher's rows, and all whose method has no
-    weight in its name ("lp(2)@8"), are left out.
+    Args:
+        ladder: The table. The teacher's rows are left out, and all whose method has no weight in its name ("lp(2)@8").
+
+    Returns:
+        One row a run, sorted: `distance, weight, seed, accuracy, status`. accuracy: on the validation people, nan for a
+        run that diverged.
     """
     check_columns(ladder, ["method", "seed", "status", "protocol", "accuracy"])
     kept = ladder["method"].astype(str).str.contains("@")
@@ -44,13 +48,18 @@ def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
 
 
 def brackets(found: pd.DataFrame, matched: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """`rungs` -> one row a distance: what its ladder chose, and whether the choice lies between two that are worse.
+    """Say what each distance's ladder chose, and whether the choice lies between two rungs that are worse.
 
-    -> `distance, weight, accuracy` (the best rung's mean over seeds), `factor` (weight over the matched one, where
-    `matched` has it), `rungs, diverged, below, above` (rungs at smaller and at greater weights than the best; diverged
-    ones count, as they are worse), `bracket` ("both sides", "nothing below", "nothing above", "nothing finished"),
-    `lead` (over the best other rung), `spread` (best minus worst finished rung). Distances come in the order of
-    `matched`, or else of the table. Unit: a rung, one run each: a lead of less than the noise of a run chooses nothing.
+    Args:
+        found: Of `rungs`.
+        matched: The matched weight of each distance, where it is known; also the order of the rows.
+
+    Returns:
+        One row a distance: `distance, weight, accuracy` (the best rung's mean over seeds), `factor` (weight over the
+        matched one), `rungs, diverged, below, above` (rungs at smaller and at greater weights than the best; diverged
+        ones count, as they are worse), `bracket` ("both sides", "nothing below", "nothing above", "nothing finished"),
+        `lead` (over the best other rung), `spread` (best minus worst finished rung). Unit: a rung, one run each: a lead
+        of less than the noise of a run chooses nothing.
     """
     check_columns(found, ["distance", "weight", "accuracy", "status"])
     named = list(dict.fromkeys(found["distance"]))
@@ -80,12 +89,19 @@ BRACKET = [
 
 
 def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFrame:
-    """What a run's trace says, one row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`.
+    """Say how soon each run learnt.
 
-    traces: columns config, method, seed, teacher_seed, step, accuracy, a row an observation. final: the last accuracy;
-    auc: the mean over the observations, which are evenly spaced; steps_k: the first observed step at which the accuracy
-    is at least levels[k], nan for a run that never gets there (censored). Unit: a run. Raises DataError for columns
-    that the table lacks.
+    Args:
+        traces: `config, method, seed, teacher_seed, step, accuracy`, a row an observation.
+        levels: Accuracies to be reached.
+
+    Returns:
+        One row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`. final: the last accuracy; auc:
+        the mean over the observations, which are evenly spaced; steps_k: the first observed step at which the accuracy
+        is at least `levels[k]`, nan for a run that never gets there (censored).
+
+    Raises:
+        DataError: The table lacks a column.
     """
     keys = list(RUN)
     check_columns(traces, [*keys, "step", "accuracy"])
@@ -103,7 +119,7 @@ def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFram
 def entrants(
     results: pd.DataFrame, traces: pd.DataFrame, teachers: Sequence[int], levels: Sequence[float] = ()
 ) -> pd.DataFrame:
-    """Take the students that raced from results and traces of `lrkd study hypotheses`, on the test people.
+    """Take the students of distances and of none from the tables of `lrkd study hypotheses`, on test people.
 
     Args:
         results: Results of the study.
@@ -145,11 +161,18 @@ def differences(
     order: Sequence[str] = (),
     crossed: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """`entrants` -> each method minus the baseline, seed by seed: `method, mean, low, high, p, n, holm`. Unit: a seed.
+    """Subtract the baseline from each method, seed by seed; a seed is the unit.
 
-    A seed's value is that of its own teacher; between two methods of `crossed` the mean over all teachers, of the seeds
-    that have as many runs as any. p: the paired t test's; holm: corrected over these rows. Methods come in the order
-    given, those without a pair of runs are left out; without the baseline there is no row.
+    Args:
+        raced: Of `entrants`. A seed's value is that of its own teacher.
+        baseline: A method; without a run of it there is no row.
+        value: The column to compare.
+        order: Of the methods; those without a pair of runs are left out.
+        crossed: Methods between which a seed's value is the mean over all teachers, of the seeds that have as many runs
+            as any.
+
+    Returns:
+        `method, mean, low, high, p, n, holm`. p: the paired t test's; holm: corrected over these rows.
     """
     columns = ["method", "mean", "low", "high", "p", "n", "holm"]
     if baseline not in set(raced.loc[raced[value].notna(), "method"]):
@@ -167,16 +190,20 @@ def differences(
 
 
 def levels(raced: pd.DataFrame) -> tuple[float, float]:
-    """Two levels for steps-to-a-level that nobody chose: the mean final accuracy of none, and the least of a distance.
+    """Find two levels that nobody chose: the mean final accuracy of none, and the least of a distance.
 
-    raced: `entrants`, of which those with their own teacher count; nan where there are none.
+    Args:
+        raced: Of `entrants`; those with their own teacher count.
+
+    Returns:
+        The two levels, nan where there are no runs.
     """
     ends = raced[raced["own"]].groupby("method")["final"].mean()
     return float(ends.get("none", np.nan)), float(ends.drop("none", errors="ignore").min())
 
 
 def groups(table: pd.DataFrame, alpha: float = 0.05) -> tuple[str, str, str]:
-    """`differences` -> the methods above the baseline, below it, and neither, as words for a sentence.
+    """Sort the methods of `differences` into those above the baseline, below it, and neither, as words for a sentence.
 
     Above or below is what Holm's p puts below alpha; a row without a p (one pair) is neither.
     """
@@ -187,7 +214,7 @@ def groups(table: pd.DataFrame, alpha: float = 0.05) -> tuple[str, str, str]:
 
 
 def told(table: pd.DataFrame) -> dict[str, str]:
-    """`differences` -> {method: "+1.2 [0.3, 2.1]; p = .012"}: percentage points, t interval, Holm's p."""
+    """Put `differences` into words by method: "+1.2 [0.3, 2.1]; p = .012": percentage points, t interval, Holm's p."""
     p = [
         " " if np.isnan(v) else "; p < .001" if v < 0.0005 else f"; p = {v:.3f}".replace("0.", ".")
         for v in table["holm"]

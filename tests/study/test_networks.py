@@ -1,17 +1,21 @@
 """Students and teachers of every kind: what a run needs is said before it, what it is decides its name."""
 
 import hashlib
+import pickle
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from lrkd import userfile
+import lrkd
+from lrkd import files, userfile
 from lrkd.data import prepared
 from lrkd.distill import methods
 from lrkd.errors import ConfigError, DataError, RunError
@@ -136,6 +140,12 @@ def test_a_users_network_is_trained_measured_and_rebuilt(nets, store):
         experiment.load(run)
     nets.write_text(text)
     experiment.load(run)
+    (run.path / nets.name).write_text(text)
+    result = files.read_json(run.path / "result.json")
+    for where in (f"{run.path / nets.name}:make", "nets_of_a_test.py:make"):
+        files.write_json(run.path / "result.json", result | {"student": where})
+        with pytest.raises(ConfigError, match="got no file there"):  # code that came with a run is not run
+            experiment.load(run)
 
 
 def test_the_hash_covers_a_users_file_and_not_where_it_lies(nets, tmp_path):
@@ -164,6 +174,15 @@ MINE = Method("mine", "mine", (Term("mine", 1.0, loss),))
         nets.write_text(text)
         hashes.append(config_hash(Spec(userfile.load_object(f"{nets}:MINE").value, 6, 0, SMOKE)))
     assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_another_process_loads_the_users_files_before_what_is_defined_in_them(nets):
+    nets.write_text("def loss(student, teacher):\n    return 7\n")
+    loss = userfile.load_object(f"{nets}:loss").value
+    sent = pickle.dumps((userfile.LoadedFiles(), loss))
+    code = "import pickle, sys; print(pickle.loads(sys.stdin.buffer.read())[1](0, 0))"
+    said = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True, timeout=60)
+    assert said.stdout.split() == [b"7"]
 
 
 def test_a_module_that_is_not_wrapped_is_seeded_and_has_its_own_embedding(nets):
@@ -342,3 +361,12 @@ def test_an_untrained_network_of_another_kind_is_another_run():
     own, other = (run_config(spec("random-teacher", teacher=name))["teacher"] for name in ("", "iresnet18"))
     assert (own, other) == (None, "iresnet18")
     assert teaching.untrained_teacher(spec("random-teacher", teacher="iresnet18"), 3)[0].depths == (2, 2, 2, 2)
+
+
+def test_a_change_anywhere_in_the_package_marks_a_runs_commit(monkeypatch):
+    def run(words, **_):
+        assert Path(words[2]) == Path(lrkd.__file__).parent
+        return SimpleNamespace(stdout="abc1234\n" if "rev-parse" in words else " M lrkd/models/wrap.py\n")
+
+    monkeypatch.setattr(experiment.subprocess, "run", run)
+    assert experiment.commit.__wrapped__() == "abc1234+"

@@ -11,7 +11,7 @@ import pytest
 
 from lrkd.cli import program
 from lrkd.distill import methods
-from lrkd.study import experiment, grids, results
+from lrkd.study import experiment, grids, store
 from lrkd.study import spec as study_spec
 from lrkd.study.presets import SCALES
 from lrkd.study.runner import run_study
@@ -37,9 +37,7 @@ def whole(smoke):
 def test_a_run_in_other_hands_waits_for_its_turn_and_stops_no_other(whole, tmp_path, workers):
     for spec in WANTED[:1]:
         experiment.train(spec, tmp_path, device="cpu", progress=False)
-    held = results.runs.open_run(tmp_path, study_spec.run_name(WANTED[1]), study_spec.run_config(WANTED[1])).lock(
-        wait=False
-    )
+    held = store.open_run(tmp_path, study_spec.run_name(WANTED[1]), study_spec.run_config(WANTED[1])).lock(wait=False)
     held.__enter__()
     seen = []
 
@@ -57,11 +55,12 @@ def test_a_run_in_other_hands_waits_for_its_turn_and_stops_no_other(whole, tmp_p
 SHARE = """
 import sys, time
 from pathlib import Path
-from lrkd import cli, experiment, study
+from lrkd.cli import program
+from lrkd.study import experiment, grids
 sys.path.insert(0, {tests!r})
 from test_runner_shared import WANTED
 log, me = Path({log!r}), sys.argv[1]
-study.STUDIES["shared"] = lambda scale, source: WANTED
+grids.STUDIES["shared"] = lambda scale, source: WANTED
 whole = experiment.fit
 def fit(*args, **more):
     with log.open("a") as file:
@@ -72,7 +71,7 @@ experiment.fit = fit
 Path(me).touch()
 while not (Path("a").exists() and Path("b").exists()):
     time.sleep(0.05)
-sys.exit(cli.main(["study", "shared", "--workers", "1", "--runs", "runs", "--device", "cpu", "--out", f"{{me}}.csv"]))
+sys.exit(program.main(["study", "shared", "--workers", "1", "--runs", "runs", "--device", "cpu", "--out", f"{{me}}.csv"]))
 """
 
 
