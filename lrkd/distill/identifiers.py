@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import sys
 import types
 from collections.abc import Callable
 from functools import partial
@@ -59,13 +60,17 @@ def _value(value: Any) -> str:
 
 
 def _source(function: Any) -> str:
-    """The text of a function or a class, or its code where there is no text; with its default values."""
+    """The text of a function or a class, or its code where there is no text; with its default values.
+
+    And with the digest of a user's file, see `lrkd.userfile`, all of which may be called.
+    """
     defaults = [getattr(function, name, None) for name in ("__defaults__", "__kwdefaults__")]
     try:
         text = inspect.getsource(function)
     except (OSError, TypeError):
         text = repr(_code(getattr(function, "__code__", None)))
-    return text + repr([default for default in defaults if default])
+    digest = getattr(sys.modules.get(function.__module__), "__digest__", "")
+    return text + repr([default for default in defaults if default]) + digest
 
 
 def _code(code: types.CodeType | None) -> Any:

@@ -65,7 +65,6 @@ class Method:
     note: str = ""
     start: str | None = None
     choice: Choice | None = None
-    digest: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w@(][\w .,+*@()=-]{0,99}", self.name):
@@ -79,8 +78,7 @@ class Method:
     def describe(self) -> dict[str, Any]:
         """What determines the training, in plain values; titles and notes do not."""
         told = {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
-        choice = None if self.choice is None else asdict(self.choice)
-        more = {"start": self.start, "choice": choice, "sha256": self.digest or None}
+        more = {"start": self.start, "choice": None if self.choice is None else asdict(self.choice)}
         return told | {key: value for key, value in more.items() if value is not None}
 
 
@@ -294,7 +292,7 @@ def get(name: str, among: Iterable[str] | None = None) -> Method:
             raise ConfigError(f"{name}: expected a Method of lrkd.distill.methods, got {type(found.value).__name__}")
         if found.value.name in METHODS:
             raise ConfigError(f"{name}: expected a name that lrkd does not have, got {found.value.name!r}")
-        return replace(found.value, digest=found.digest)
+        return found.value
     known = list(METHODS if among is None else among)
     if name not in known:
         near = get_close_matches(name, known, n=3, cutoff=0.4)

@@ -5,17 +5,18 @@ whose rows are there is not trained again. Any number of processes may share tab
 """
 
 import base64
-import fcntl
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lrkd.errors import ConfigError, DataError, RunError
 from lrkd.evaluation import endpoints
+from lrkd.files import Table
 from lrkd.study import results, runner
 from lrkd.study.answer_plan import (
     ENTRANTS,
@@ -45,15 +46,27 @@ PARTS = ("length", "ladders", "worlds", "photographs")
 
 
 def plan(part: str, scale: Scale, source: str, tables: Path) -> list[Spec]:
-    """The runs of a part as far as the tables so far say which they are, the most valuable first.
+    """List the runs of a part as far as the tables so far say which they are, the most valuable first.
 
-    Raises DataError where a part before it has not ended, ConfigError for an unknown part and for photographs
-    that are none.
+    Args:
+        part: One of `PARTS`.
+        scale: The preset.
+        source: The data, as `Spec` has it.
+        tables: The folder of the tables.
+
+    Returns:
+        The runs.
+
+    Raises:
+        DataError: A part before it has not ended.
+        ConfigError: An unknown part, or photographs for another part than their own.
     """
     if part not in PARTS:
-        raise ConfigError(f"part is {part!r}: the parts are {', '.join(PARTS)}")
+        raise ConfigError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
     if (part == "photographs") != (source != PROCEDURAL):
-        raise ConfigError(f"data is {source!r}: photographs are a prepared folder, and only part photographs takes one")
+        raise ConfigError(
+            f"data: expected a prepared folder for part photographs, and for that part alone, got {source!r}"
+        )
     place = Place(scale, source)
     if part == "length":
         return _length(place)
@@ -119,31 +132,23 @@ COLUMNS = (
 )
 
 
+TABLE = Table("lrkd study answer", ("config",))
+
+
 def table_path(tables: Path, part: str) -> Path:
     return tables / f"answer-{part}.csv"
 
 
 def read(tables: Path, part: str) -> pd.DataFrame:
-    """The table of a part, empty while there is none."""
+    """Read the table of a part; it is empty while there is none."""
     path = table_path(tables, part)
     if not path.exists():
         return pd.DataFrame(columns=list(COLUMNS))
     return results.read_table(path, COLUMNS)
 
 
-def merge(path: Path, rows: pd.DataFrame) -> None:
-    """Write the rows into a table, in place of those of the same runs; other processes may do the same meanwhile."""
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
-            old = results.read_table(path, ("config",))
-            old = old[~old["config"].isin(rows["config"])]
-            rows = pd.concat([old, rows], ignore_index=True) if len(old) else rows
-        results.write_table(path, rows)
-
-
 def right_table(wanted: Iterable[Spec], where: Path) -> pd.DataFrame:
-    """What each finished judging run had right: -> `config, side, endpoint, n, right` (base64 of packed bits)."""
+    """Collect what each finished judging run had right: `config, side, endpoint, n, right` (base64 of packed bits)."""
     rows = []
     for spec in wanted:
         run = find_run(spec, where)
@@ -168,9 +173,14 @@ def right_table(wanted: Iterable[Spec], where: Path) -> pd.DataFrame:
 
 
 def people_table(wanted: Iterable[Spec]) -> pd.DataFrame:
-    """Who is shown in the pairs and by the probes of each judging world: -> `config, data, scale, world, what, people`.
+    """Collect who is shown in the pairs and by the probes of each judging world.
 
-    what: "left", "right" (P,) and "probe"; people: base64 of little-endian uint16. config: of the people's digest.
+    Args:
+        wanted: The runs.
+
+    Returns:
+        `config, data, scale, world, what, people`. what: "left", "right" (P,) and "probe"; people: base64 of
+        little-endian uint16; config: of the people's digest.
     """
     rows, seen = [], set()
     for spec in wanted:
@@ -201,15 +211,25 @@ def run(
     where: Path | None = None,
     *,
     source: str = PROCEDURAL,
-    workers: int | None = None,
-    device: str | None = None,
-    progress: bool = True,
     stop: Callable[[], bool] | None = None,
+    **how: Any,
 ) -> pd.DataFrame:
-    """Train what the part's table lacks, writing it after every run; -> the table.
+    """Train what a part's table lacks, writing the table after every run; ladders go on as their results come in.
 
-    Ladders go on as their results come in. Raises DataError where a part before it has not ended, and where
-    judging is to begin before the claims are committed.
+    Args:
+        part: One of `PARTS`.
+        scale: The preset.
+        tables: The folder of the tables, and of claims.csv.
+        where: The run store.
+        source: The data, as `Spec` has it.
+        stop: Asked after every step; True ends the study there.
+        how: `workers`, `device` and `progress` of `runner.run_study`.
+
+    Returns:
+        The part's table.
+
+    Raises:
+        DataError: A part before it has not ended, or judging is to begin before the claims are committed.
     """
     stop, where = stop or (lambda: False), store_dir(where)
     path = table_path(tables, part)
@@ -224,27 +244,21 @@ def run(
 
         def write(frame: pd.DataFrame, missing: Sequence[Spec] = missing) -> None:
             if len(frame):
-                merge(path, frame)
+                TABLE.merge(path, frame)
             judged = right_table(missing, where)
             if len(judged):
-                merge(tables / f"answer-{part}-right.csv", judged)
+                TABLE.merge(tables / f"answer-{part}-right.csv", judged)
                 there = set(judged["config"])
-                merge(tables / f"answer-{part}-people.csv", people_table(s for s in missing if config_hash(s) in there))
+                TABLE.merge(
+                    tables / f"answer-{part}-people.csv", people_table(s for s in missing if config_hash(s) in there)
+                )
 
-        frame = runner.run_study(
-            missing,
-            where,
-            workers=workers,
-            device=device,
-            progress=progress,
-            on_table=write,
-            stop=stop,
-        )
+        frame = runner.run_study(missing, where, on_table=write, stop=stop, **how)
         write(frame)
 
 
 def check_claims(tables: Path) -> None:
-    """Refuse to judge before the claims are written down: claims.csv beside the tables, and committed in a checkout."""
+    """Raise DataError unless the claims are written down: claims.csv with the tables, committed in a checkout."""
     path = tables / "claims.csv"
     if not path.exists():
         raise DataError(f"{path}: is not there: claims are written down before the first run that judges them")
@@ -262,7 +276,7 @@ def check_claims(tables: Path) -> None:
 
 
 def listed(part: str, scale: Scale, tables: Path, source: str = PROCEDURAL) -> Iterator[dict[str, object]]:
-    """The runs of a part, whether the table has them."""
+    """List the runs of a part, and whether its table has them."""
     known = set(read(tables, part)["config"])
     for spec in with_needs(plan(part, scale, source, tables)):
         yield {"run": find_run(spec).path.name, "there": config_hash(spec) in known}

@@ -116,7 +116,7 @@ class Place:
 
 
 def with_needs(wanted: Iterable[Spec]) -> list[Spec]:
-    """The runs, each behind those that it needs, none twice (two settings may name the same run)."""
+    """List the runs, each behind those that it needs, each once (two settings may name the same run)."""
     found: dict[str, Spec] = {}
     for spec in wanted:
         for each in (*spec.needs.values(), spec):
@@ -128,9 +128,10 @@ def with_needs(wanted: Iterable[Spec]) -> list[Spec]:
 
 
 def validation(table: pd.DataFrame, wanted: Sequence[Spec]) -> float | None:
-    """Mean validation accuracy, small against small and sharp against small, of runs that the table has.
+    """Average the validation accuracy, small against small and sharp against small, of runs that a table has.
 
-    None while one of them is missing; -inf where one diverged. Of mixed sides the two hardest count.
+    Returns:
+        The mean; None while a run is missing; -inf where one diverged. Of mixed sides the two hardest count.
     """
     values = []
     for spec in wanted:
@@ -145,9 +146,13 @@ def validation(table: pd.DataFrame, wanted: Sequence[Spec]) -> float | None:
 
 
 def curve(table: pd.DataFrame) -> pd.DataFrame:
-    """Length -> mean validation of `none` over worlds and both protocols, of the table of part `length`.
+    """Show what length is worth: the mean validation accuracy of `none` over worlds and both protocols.
 
-    -> `epochs, value, gain` (over half the length, in the worlds that have both), by rising length.
+    Args:
+        table: Of part `length`.
+
+    Returns:
+        `epochs, value, gain` (over half the length, in the worlds that have both), by rising length.
     """
     chosen = table["people"].eq("validation") & table["role"].eq("student") & table["method"].eq("none")
     rows = table[chosen & table["endpoint"].isin(CHOSEN_BY)]
@@ -160,9 +165,13 @@ def curve(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def length(table: pd.DataFrame) -> int:
-    """The study's length: the first at which doubling gains `none` less than half a point of validation.
+    """Choose the study's length: the first at which doubling gains `none` less than half a point of validation.
 
-    The longest that was tried where doubling always gained more. Raises DataError while the table cannot tell.
+    Returns:
+        Epochs; the longest that was tried where doubling always gained more.
+
+    Raises:
+        DataError: The table cannot tell yet.
     """
     found = curve(table)
     for row in found.itertuples():
@@ -177,9 +186,14 @@ def length(table: pd.DataFrame) -> int:
 
 
 def climb(scores: Callable[[float], float | None], rungs: Sequence[float]) -> tuple[list[float], float | None]:
-    """A ladder: the rungs that are wanted so far, and the best one once there is a worse one on either side of it.
+    """Climb a ladder until the best rung has a worse one on either side.
 
-    scores: of a rung, None while it is not known. A best rung at an end asks for the next one beyond, MORE times.
+    Args:
+        scores: Of a rung, None while it is not known.
+        rungs: To begin with. A best rung at an end asks for the next one beyond it, `MORE` times.
+
+    Returns:
+        The rungs that are wanted so far, and the best one where it is known.
     """
     wanted = list(rungs)
     step = min(b / a for a, b in itertools.pairwise(sorted(rungs)))
@@ -215,7 +229,17 @@ class Chosen:
 
 
 def ladders(place: Place, entrants: Sequence[Entrant], table: pd.DataFrame, setting: Setting) -> Chosen:
-    """Rates of `none` first, then the weights of every entrant that has its own, at the rate that was best for it."""
+    """Plan the rates of `none` first, then the weights of every entrant that has its own, at the rate best for it.
+
+    Args:
+        place: Where the runs are.
+        entrants: Whose weights are sought.
+        table: Of the results so far.
+        setting: Of the worlds.
+
+    Returns:
+        What is still wanted, and what has been chosen.
+    """
     none, usual = MAIN[0], place.spec(MAIN[0], CHOOSING[0], setting).schedule.lr
 
     def rated(factor: float) -> list[Spec]:

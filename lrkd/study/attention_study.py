@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +14,12 @@ from tqdm.auto import tqdm
 
 from lrkd.data import tables
 from lrkd.data.degradation import degrade
-from lrkd.data.face_quantities import PARTS
 from lrkd.data.renderer import FaceModel
-from lrkd.errors import ConfigError, DataError, MissingError
+from lrkd.errors import ConfigError, MissingError
 from lrkd.evaluation import attention
-from lrkd.evaluation.fisher_maps import Maps, face_derivatives, information
 from lrkd.files import Table, atomic
 from lrkd.models.layers import Network
+from lrkd.study.attention_probes import Probes, probes
 from lrkd.study.experiment import commit, device_name, find_run, load, store_dir
 from lrkd.study.measures import result_rows
 from lrkd.study.presets import Scale
@@ -41,67 +39,6 @@ TABLE = Table(
 )
 
 
-@dataclass(frozen=True)
-class Probes:
-    """What every run is shown: one image each of N test people, n of them with ground truth.
-
-    rows (N,) of the test table; known (n,) of these N; friends (n,M) rows of other images of the same people.
-    hr (N,3,S,S) in [0,1]. information, energy, nuisance: a side's maps of the known, (n,side,side); bits: (n,).
-    masks: a part's (n,S,S), "background" for the rest. noise: standard deviation of the sensor's, per HR pixel.
-    """
-
-    rows: np.ndarray
-    known: np.ndarray
-    friends: np.ndarray
-    hr: Tensor
-    information: Mapping[int, np.ndarray]
-    energy: Mapping[int, np.ndarray]
-    nuisance: Mapping[int, np.ndarray]
-    bits: Mapping[int, np.ndarray]
-    masks: Mapping[str, np.ndarray]
-    noise: float
-
-
-def probes(faces: tables.Faces, scale: Scale, people: int = 192, every: int = 3, friends: int = 5) -> Probes:
-    """Images to look at, and their ground truth from the renderer: about .4 s an image at 48 px, one core.
-
-    One image (drawn with a fixed seed) each of `people` evenly spaced test people, every third of them with ground
-    truth. Raises DataError for faces that were not rendered, of which no one knows where the information is.
-    """
-    if faces.identity is None or faces.nuisance is None:
-        raise DataError(f"{faces.name}: was not rendered here, so nobody knows where its information is")
-    rng = np.random.default_rng(0)
-    chosen = np.linspace(0, faces.classes - 1, min(people, faces.classes)).astype(np.int64)
-    own = [rng.permutation(np.flatnonzero(faces.labels == person)) for person in chosen]
-    first = np.array([images[0] for images in own])
-    known = np.arange(0, len(first), every)
-    count = min(friends, min(len(images) for images in own) - 1)
-    model, spread = FaceModel(**scale.face), torch.from_numpy(faces.nuisance.std(0))
-    identity, nuisance = torch.from_numpy(faces.identity[faces.labels[first]]), torch.from_numpy(faces.nuisance[first])
-    noise = float(np.sqrt(np.square(faces.nuisance[:, model.nuisance_names.index("noise")]).mean()))
-    found: dict[int, list[Maps]] = {side: [] for side in (scale.size, *scale.sides)}
-    for k in tqdm(known, desc="derivatives", unit="img", leave=False, disable=bool(os.environ.get("TQDM_DISABLE"))):
-        slopes = face_derivatives(model, identity[k], nuisance[k], spread, scale.size)
-        for side, maps in found.items():  # a pixel of the LR image averages (size / side)^2 pixels, and their noise
-            maps.append(information(slopes.at_side(side), noise * side / scale.size))
-    with torch.no_grad():
-        _, masks = model.render(identity[known], nuisance[known], scale.size, masks=True)
-    parts = {part: masks[part][:, 0].numpy() for part in PARTS}
-    return Probes(
-        rows=first,
-        known=known,
-        friends=np.stack([own[k][1 : count + 1] for k in known]),
-        hr=faces.batch(first).float() / 255,
-        **{
-            name: {side: np.stack([getattr(one, name).numpy() for one in maps]) for side, maps in found.items()}
-            for name in ("information", "energy", "nuisance")
-        },
-        bits={side: np.array([one.bits for one in maps]) for side, maps in found.items()},
-        masks=parts | {"background": (1 - np.sum(list(parts.values()), 0)).clip(0, 1)},
-        noise=noise,
-    )
-
-
 class Seen(NamedTuple):
     """A network's maps of the probes: {kind: {block: (N,1,h,w)}}, pre-sigmoid for cbam and channel; Grad-CAM of n."""
 
@@ -111,10 +48,21 @@ class Seen(NamedTuple):
 
 
 def look(network: Network, side: int | None, faces: tables.Faces, shown: Probes) -> Seen:
-    """The network's own attention on the probes at a side, and Grad-CAM of those with ground truth.
+    """Compute a network's own attention on the probes at a side, and Grad-CAM of those with ground truth.
 
-    Grad-CAM explains the cosine of an image's embedding with the mean embedding of the person's other images. Raises
-    ConfigError for a network without CBAM, which has no maps of its own.
+    Grad-CAM explains the cosine of an image's embedding with the mean embedding of the person's other images.
+
+    Args:
+        network: With CBAM.
+        side: What it is shown, in pixels; None: HR images.
+        faces: The test table.
+        shown: The probes.
+
+    Returns:
+        The maps.
+
+    Raises:
+        ConfigError: The network has no maps of its own.
     """
 
     def prepare(hr: Tensor) -> Tensor:
@@ -138,11 +86,18 @@ def look(network: Network, side: int | None, faces: tables.Faces, shown: Probes)
 
 
 def measure(seen: Seen, teacher: Seen, side: int, shown: Probes) -> list[dict[str, Any]]:
-    """A row for each kind (cbam, gradcam, channel) and map (a block's number, or fused) of one network.
+    """Measure one network's maps: a row for each kind (cbam, gradcam, channel) and map (a block's number, or fused).
 
-    cosine and pearson: with the teacher's map of the same image, and of the next probe, which shows another person.
-    Further columns, not of channel maps: those of `against_truth`. Values are means over images, those of `SURE` with
-    95 % bootstrap intervals (_low, _high); unit: an image, one a person.
+    Args:
+        seen: Its maps.
+        teacher: Its teacher's.
+        side: At which it was shown the probes, in pixels.
+        shown: The probes.
+
+    Returns:
+        cosine and pearson: with the teacher's map of the same image, and of the next probe, which shows another person;
+        of other than channel maps also `against_truth`. Values are means over images, those of `SURE` with 95 %
+        bootstrap intervals (_low, _high); unit: an image, one a person.
     """
     size = shown.hr.shape[-1]
     table = []
@@ -161,13 +116,20 @@ def measure(seen: Seen, teacher: Seen, side: int, shown: Probes) -> list[dict[st
 
 
 def against_truth(weights: np.ndarray, side: int, shown: Probes) -> dict[str, float]:
-    """Attention (n,S,S) >= 0 on the known probes against the ground truth: means over images, with intervals.
+    """Compare attention on the known probes with the ground truth.
 
-    contrast: standard deviation over mean of the weights, how far they are from treating all places alike.
-    rank: rank correlation with the information at `side`; rank_other: with that of the next image, another person's;
-    rank_hr: with that at HR; rank_energy: with the plain energy at `side`. chance_low, chance_high: what the mean rank
-    correlation reaches at 95 % of all cyclic shifts. pointing: share of maps whose highest place is among the image's
-    most informative tenth; on_top: share of attention there; on_<part>: share of attention on each mask.
+    Args:
+        weights: (n,S,S), not below zero.
+        side: Of the ground truth, in pixels.
+        shown: The probes.
+
+    Returns:
+        Means over images, with intervals. contrast: standard deviation over mean of the weights, how far they are from
+        treating all places alike. rank: rank correlation with the information at `side`; rank_other: with that of the
+        next image, another person's; rank_hr: with that at HR; rank_energy: with the plain energy at `side`.
+        chance_low, chance_high: what the mean rank correlation reaches at 95 % of all cyclic shifts. pointing: share of
+        maps whose highest place is among the image's most informative tenth; on_top: share of attention there;
+        `on_<part>`: share of attention on each mask.
     """
     size = weights.shape[-1]
     truth = enlarged(shown.information[side], size)
@@ -197,7 +159,7 @@ def _means(found: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def likeness(student: Tensor, teacher: Tensor) -> dict[str, np.ndarray]:
-    """Cosine and Pearson's r of each image's maps, (N,...) twice: same image, next image."""
+    """Compare each image's maps, (N,...) twice, by cosine and Pearson's r: with the same image's, with the next's."""
     other = teacher.roll(1, 0)
     return {
         "cosine_same": attention.cosines(student, teacher),
@@ -208,7 +170,7 @@ def likeness(student: Tensor, teacher: Tensor) -> dict[str, np.ndarray]:
 
 
 def visible(kind: str, block: str, maps: Tensor, size: int) -> np.ndarray:
-    """Maps as weights at the image's size, (N,...) -> (N,size,size) >= 0.
+    """Turn maps into weights at the image's size, (N,...) into (N,size,size), not below zero.
 
     CBAM's through its sigmoid, which is what multiplies the features; Grad-CAM's as they are, being none or more. Fused
     maps, which are in standard deviations, through a sigmoid too.
@@ -218,16 +180,21 @@ def visible(kind: str, block: str, maps: Tensor, size: int) -> np.ndarray:
 
 
 def enlarged(maps: np.ndarray, size: int) -> np.ndarray:
-    """(n,h,h) maps of LR pixels -> (n,size,size), bilinear, as attention maps are enlarged."""
+    """Enlarge maps of LR pixels (n,h,h) to (n,size,size), bilinearly, as attention maps are."""
     return attention.upsample(torch.from_numpy(maps), size).numpy()
 
 
 def baselines(side: int, shown: Probes) -> list[dict[str, Any]]:
-    """What needs no network, measured as attention is, by its column map.
+    """Measure what needs no network as attention is.
 
-    "centre": a Gaussian at the centre. "others": the mean information of the other people's images, which can be known
-    of faces without looking. "random": the truth's own values at random places. "information": the truth, which says
-    where it lies. "area": each mask's share of the image, and the chance of pointing.
+    Args:
+        side: Of the ground truth, in pixels.
+        shown: The probes.
+
+    Returns:
+        A row a map. "centre": a Gaussian at the centre. "others": the mean information of the other people's images,
+        which can be known of faces without looking. "random": the truth's own values at random places. "information":
+        the truth, which says where it lies. "area": each mask's share of the image, and the chance of pointing.
     """
     size = shown.hr.shape[-1]
     truth = enlarged(shown.information[side], size)
@@ -250,11 +217,21 @@ def baselines(side: int, shown: Probes) -> list[dict[str, Any]]:
 def gather(
     wanted: Sequence[Spec], where: Path | None = None, *, examples: int = 6, progress: bool = True
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Evaluate the finished ones among the runs: -> a table, one row a run, kind and map, and arrays to be seen.
+    """Evaluate the finished ones among the runs; at scale cpu, on one core, half a minute and then 3 s a run.
 
-    Arrays: what `save_maps` says. Runs of seed 0 leave their maps of the examples there. A run whose teacher has not
-    finished is left out; MissingError where no teacher has. At scale cpu, on one core, about half a minute for the
-    ground truth and 3 s a run.
+    Runs of seed 0 leave their maps of the examples. A run whose teacher has not finished is left out.
+
+    Args:
+        wanted: The runs.
+        where: The run store.
+        examples: How many images are kept to be shown.
+        progress: Whether to show bars.
+
+    Returns:
+        A table, one row a run, kind and map; and arrays to be seen, see `save_maps`.
+
+    Raises:
+        MissingError: No teacher has finished.
     """
     finished = [
         (spec, run) for spec in wanted if (run := find_run(spec, where)).finished and run.result["status"] == "ok"
@@ -338,14 +315,14 @@ def _truth_arrays(faces: tables.Faces, shown: Probes, picked: np.ndarray) -> dic
 
 
 def pack(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,h,w) >= 0 -> uint8 square roots and each map's largest value (n,): `unpack` gives it back to 1 % or so."""
+    """Pack maps (n,h,w), not below zero, as uint8 square roots and each map's largest value (n,), to about 1 %."""
     most = maps.reshape(len(maps), -1).max(1)
     scaled = np.sqrt(maps / np.where(most > 0, most, 1)[:, None, None])
     return (255 * scaled).round().astype(np.uint8), most.astype(np.float32)
 
 
 def unpack(packed: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """What `pack` packed, (n,h,w) float."""
+    """Return what `pack` packed, (n,h,w) float."""
     return (packed / 255.0) ** 2 * most[:, None, None]
 
 
@@ -371,10 +348,10 @@ def save_maps(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the arrays of `gather` as one compressed .npz, atomically; no entry needs pickle to be read.
 
     rows, picked: the known probes in the test table, and the examples among them; examples (E,S,S,3) uint8.
-    <map>/<side>/mean: information, energy and nuisance, mean over the known, (side,side); <map>/<side> and
-    <map>/<side>/most: information and energy of each, packed (`unpack`); bits/<side>: (n,).
-    <method>/<side>/<kind>/<block>: seed 0's maps of the examples, (E,1,h,w), channel maps (E,C,1,1); .../likeness:
-    (4,41) quantiles over people of cosine same, cosine other, Pearson same, Pearson other, at LEVELS.
+    `<map>/<side>/mean`: information, energy and nuisance, mean over the known, (side,side); `<map>/<side>` and
+    `<map>/<side>/most`: information and energy of each, packed (`unpack`); `bits/<side>`: (n,).
+    `<method>/<side>/<kind>/<block>`: seed 0's maps of the examples, (E,1,h,w), channel maps (E,C,1,1); and after it
+    `/likeness`: (4,41) quantiles over people of cosine same, cosine other, Pearson same, Pearson other, at `LEVELS`.
     about: JSON of scale, commit, torch, device.
     """
     with atomic(path, "wb") as file:

@@ -2,8 +2,8 @@
 
 A claim compares two entrants of study `answer` at one endpoint, in one setting and at one side of the small images. The
 smallest differences that matter: half a point of verification, the gain below which doubling the training is not worth
-it; two points of a search, which at a thousand people is one more of fifty probes found, and about what half a point
-of verification comes to there.
+it; two points of a search, which at a thousand people is one more of fifty probes found, about what half a point
+of verification is worth there.
 """
 
 from pathlib import Path
@@ -20,13 +20,20 @@ TESTS = ("superiority", "equivalence")
 
 
 def read(path: Path) -> pd.DataFrame:
-    """claims.csv -> its rows with COLUMNS, margin a number.
+    """Read claims.csv.
 
     endpoint: of `endpoints.ENDPOINTS`. method, baseline: entrants; a baseline "none@rank1" is measured at another
     endpoint than the method. side: in pixels, or "hr". test: what is claimed, "superiority" of the method or
     "equivalence". margin: the smallest difference that matters, a fraction. family: claims that are corrected together.
 
-    Raises DataError that names the file, the row's id and the value where a claim cannot be judged.
+    Args:
+        path: The file.
+
+    Returns:
+        Its rows with COLUMNS, margin a number.
+
+    Raises:
+        DataError: A claim cannot be judged; names the file, the row's id and the value.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -35,7 +42,7 @@ def read(path: Path) -> pd.DataFrame:
     if tuple(table.columns) != COLUMNS:
         raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(table.columns)}")
     if table.empty:
-        raise DataError(f"{path}: has no claim: a row each is right")
+        raise DataError(f"{path}: expected a row for each claim, got none")
 
     def refuse(bad: "pd.Series[bool]", column: str, right: str) -> None:
         if bad.any():
@@ -57,6 +64,6 @@ def read(path: Path) -> pd.DataFrame:
     for family, part in table.groupby("family"):
         if part["endpoint"].nunique() > 1:
             raise DataError(
-                f"{path}: family {family!r} has claims at {part['endpoint'].nunique()} endpoints: one is right"
+                f"{path}: family {family!r} has claims at {part['endpoint'].nunique()} endpoints: expected one"
             )
     return table.assign(margin=margin)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from lrkd import userfile
 from lrkd.errors import ConfigError, RunError, needed
 from lrkd.study import runner
 from lrkd.study.spec import Spec
@@ -32,8 +33,12 @@ class Job:
     budget: float | None = None
     known: pd.DataFrame | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the users' files come first, as methods in `wanted` are defined there."""
+        return {"files": userfile.LoadedFiles(), **self.__dict__}
+
     def __call__(self) -> int:
-        """Train until nothing is left or the budget of minutes is over; -> the number of runs that are there."""
+        """Train until nothing is left or the budget of minutes is over; return the number of runs that are there."""
         table = runner.run_study(
             self.wanted,
             self.where,
@@ -46,22 +51,32 @@ class Job:
         return 0 if table.empty else int(table["config"].nunique())
 
     def checkpoint(self) -> Any:
-        """What submitit queues in place of a job that is preempted: the same one, as the store knows what is done."""
+        """Return what submitit queues in place of a preempted job: the same one, as the store knows what is done."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def submit(job: Job, count: int, launcher: str, folder: Path, parameters: Mapping[str, Any] | None = None) -> list[Any]:
-    """Queue `count` copies of the job, on Slurm as one array; -> submitit's jobs. Their logs go to `folder`.
+    """Queue copies of a job, on Slurm as one array.
 
-    parameters: of submitit's executor, such as timeout_min, gpus_per_node, cpus_per_task, slurm_partition.
-    Raises ConfigError where submitit or Slurm is not there, or a parameter is not known.
+    Args:
+        job: The job.
+        count: How many copies.
+        launcher: One of `LAUNCHERS`.
+        folder: For their logs.
+        parameters: Of submitit's executor, such as timeout_min, gpus_per_node, cpus_per_task, slurm_partition.
+
+    Returns:
+        submitit's jobs.
+
+    Raises:
+        ConfigError: submitit or Slurm is not there, or a parameter is not known.
     """
     if launcher not in LAUNCHERS:
-        raise ConfigError(f"launcher is {launcher!r}: {' and '.join(LAUNCHERS)} are known")
+        raise ConfigError(f"launcher: expected {' or '.join(LAUNCHERS)}, got {launcher!r}")
     if count < 1:
-        raise ConfigError(f"jobs is {count}: at least 1 is needed")
+        raise ConfigError(f"jobs: expected at least 1, got {count}")
     with needed("a launcher", "cluster"):
         import submitit
         from submitit.core.utils import FailedJobError
@@ -79,9 +94,14 @@ _EVERY = 30.0  # seconds between two looks
 
 
 def wait(jobs: Sequence[Any], on_look: Callable[[], None]) -> None:
-    """Return when all jobs have ended; on_look is called from time to time. Ctrl-C leaves the jobs alone.
+    """Wait until all jobs have ended. Ctrl-C leaves the jobs alone.
 
-    Raises RunError with the end of the log of a job that failed.
+    Args:
+        jobs: submitit's.
+        on_look: Called from time to time.
+
+    Raises:
+        RunError: A job failed; with the end of its log.
     """
     while not all(job.done() for job in jobs):
         on_look()

@@ -37,12 +37,12 @@ from lrkd.training.step import Teacher
 
 
 def store_dir(path: str | os.PathLike[str] | None = None) -> Path:
-    """The run store: `path`, else the environment's LRKD_RUNS, else `runs` under the working directory."""
+    """Return the run store: `path`, else the environment's LRKD_RUNS, else `runs` under the working directory."""
     return Path(path or os.environ.get("LRKD_RUNS") or "runs")
 
 
 def find_run(spec: Spec, where: Path | None = None) -> Run:
-    """The spec's place in the store, whether anything is there or not."""
+    """Return a spec's place in the store, whether anything is there or not."""
     return run_store.find_run(store_dir(where), run_name(spec), run_config(spec))
 
 
@@ -52,19 +52,32 @@ def train(
     *,
     device: str | None = None,
     progress: bool = True,
-    checkpoint_every: int = 100,
     stop: Callable[[], bool] | None = None,
     wait: bool = True,
     speed: Speed | None = None,
 ) -> Run:
-    """The spec's run, from the store or trained now (its teacher first), evaluated on validation and test.
+    """Return a spec's run, from the store or trained now (its teacher first), measured on validation and test people.
 
-    wait: whether to wait for another process that trains the run or one that it needs, or to raise runs.Busy.
-    speed: how it is computed, which is no part of what it is. Processes that `parallel.joined` has joined train it
-    together, and all must call this; without `Speed.sync_norm`, and with terms, it is another run than one process's.
+    Processes that train together (`lrkd.training.distributed`) must all call this. Without `Speed.sync_norm`, or with
+    terms, theirs is another run than one process's.
 
-    Raises TrainingError for a run that diverged, now or at an earlier call: that is a result, and it is kept. Raises
-    ConfigError, before anything is trained, where a package is missing that the method's choice needs.
+    Args:
+        spec: What to train.
+        where: The run store; default: `store_dir()`.
+        device: Such as "cpu" or "cuda:0"; default: a GPU where there is one.
+        progress: Whether to show a bar.
+        stop: Asked after every step; True saves the run and ends in KeyboardInterrupt.
+        wait: Whether to wait for another process that trains this run or one that it needs.
+        speed: How it is computed, which does not change what it is.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        TrainingError: The run diverged, now or at an earlier call: that is a result, and it is kept.
+        ConfigError: Before anything is trained or written: a package is missing, or the networks lack what the method
+            needs (`check`).
+        Busy: Another process trains the run, and `wait` is False.
     """
     speed = speed or (Speed() if spec.world is None else Speed(once=True))
     spec = replace(spec, processes=distributed.size(), sync_norm=speed.sync_norm and distributed.size() > 1)
@@ -84,7 +97,7 @@ def train(
         with run.lock(wait, on_wait=say) if distributed.rank() == 0 else nullcontext():
             if not distributed.first(run.finished):
                 try:
-                    _train(spec, run, lent, device, progress, checkpoint_every, stop, speed)
+                    _train(spec, run, lent, device, progress, stop, speed)
                 except (ConfigError, DataError):
                     if distributed.rank() == 0:
                         run_store.discard(run)
@@ -155,7 +168,6 @@ def _train(
     lent: Mapping[str, Run],
     device: str,
     progress: bool,
-    every: int,
     stop: Callable[[], bool] | None,
     speed: Speed,
 ) -> None:
@@ -186,7 +198,7 @@ def _train(
             seed=spec.seed,
             device=device,
             directory=run.path,
-            checkpoint_every=every,
+            checkpoint_every=100,
             progress=progress,
             name=run_name(spec),
             stop=stop,
@@ -240,9 +252,16 @@ def _chosen(spec: Spec, teacher: Run | layers.Network, device: str) -> Tensor | 
 def selection(
     choice: methods.Choice, faces: tables.Faces, teacher: Run | layers.Network, device: str = "cpu"
 ) -> tuple[np.ndarray, Selection]:
-    """How informative the teacher's feature of each image is (N,), and which of them `lrkd.distill.selection` chooses.
+    """Choose training images by the teacher's embeddings of them as they are, without their mirror images.
 
-    The images are embedded as they are, without their mirror images.
+    Args:
+        choice: The method's.
+        faces: The N training images.
+        teacher: Its run or its network.
+        device: Where to embed.
+
+    Returns:
+        How informative the embedding of each image is (N,), and which of them `lrkd.distill.selection` chooses.
     """
     network = networks.resized(load(teacher)[0], faces.size) if isinstance(teacher, Run) else teacher
     if isinstance(network, Embeddings):
@@ -273,9 +292,11 @@ def _observed(spec: Spec, run: Run, network: layers.Network, teacher: Teacher | 
 
 
 def load(run: Run) -> tuple[layers.Network, heads.Head]:
-    """Network and head of a finished run, in evaluation mode.
+    """Load network and head of a finished run, in evaluation mode.
 
-    Raises RunError for a run that has not finished or has diverged, and where the file does not fit its config.
+    Raises:
+        RunError: The run has not finished, or has diverged, or its file does not fit its configuration.
+        FileChangedError: Its network is a user's function, whose file is gone or is another than it was.
     """
     if run.result["status"] != "ok":
         raise RunError(f"{run.path}: this run diverged and left no network ({run.result.get('reason')})")
@@ -304,14 +325,14 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
 
 @functools.lru_cache
 def commit() -> str:
-    """The short commit of the source tree, with "+" when lrkd/ has changes.
+    """Return the short commit of the source tree, with "+" when lrkd/ has changes.
 
     Outside a checkout what LRKD_COMMIT says, as where the files were copied to a machine without git; else "unknown".
     """
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", "--no-optional-locks", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout
 
     try:
         return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "--", ".") else "")
@@ -320,18 +341,18 @@ def commit() -> str:
 
 
 def device_of(name: str | None = None) -> str:
-    """The device of that name; None is CUDA where it is there, else the CPU. ConfigError for one that is not there."""
+    """Return the device of that name; None is CUDA where it is there, else the CPU. ConfigError for an absent one."""
     there = ["cpu"]
     if torch.cuda.is_available():
         there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     name = name or ("cuda" if "cuda" in there else "cpu")
     if name not in there:
-        raise ConfigError(f"device is {name!r}: this machine has {', '.join(there)}")
+        raise ConfigError(f"device: expected one of {', '.join(there)} on this machine, got {name!r}")
     return name
 
 
 def device_name(device: str) -> str:
-    """What computes: the GPU's name, or the CPU's model."""
+    """Return what computes: the GPU's name, or the CPU's model."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     try:

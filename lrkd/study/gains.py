@@ -11,10 +11,15 @@ from lrkd.study.results import ORIGIN, read_table
 
 
 def at_scales(*names: str, folder: Path = Path("results")) -> tuple[dict[str, pd.DataFrame], str]:
-    """The tables `NAME.csv` and `gpu-NAME.csv` of the folder that are there, and what to say of those of scale gpu.
+    """Read the tables `NAME.csv` and `gpu-NAME.csv` of a folder that are there.
 
-    A key names file and scale, as a title does: "gpu-core.csv, scale gpu". The sentences name runs, device and commit,
-    or the command that would write what is not measured yet.
+    Args:
+        names: Names of studies.
+        folder: Where the tables are.
+
+    Returns:
+        Tables by file and scale, as a title has them, "gpu-core.csv, scale gpu"; and what to say of scale gpu: runs,
+        device and commit, or the command that would write what is not measured yet.
     """
     files = [folder / f"{start}{name}.csv" for start in ("", "gpu-") for name in names]
     tables, said, missing = {}, [], [file for file in files[len(names) :] if not file.exists()]
@@ -32,9 +37,14 @@ def at_scales(*names: str, folder: Path = Path("results")) -> tuple[dict[str, pd
 
 
 def gains(table: pd.DataFrame, baseline: str = "none") -> pd.DataFrame:
-    """`stats.paired_differences` of the students on test people at the table's least side, where they have an interval.
+    """Compare the students on test people at the table's least side, by `statistics.paired_differences`.
 
-    -> indexed by method: `side, mean, low, high, p, n`; no row while the baseline has none.
+    Args:
+        table: Of `lrkd study`.
+        baseline: The method that the others are compared with.
+
+    Returns:
+        Those that have an interval, by method: `side, mean, low, high, p, n`; empty while the baseline has none.
     """
     tested = table[(table["role"] == "student") & (table["protocol"] == "test")]
     hard = tested[tested["side"] == tested["side"].min()]
@@ -45,15 +55,21 @@ def gains(table: pd.DataFrame, baseline: str = "none") -> pd.DataFrame:
 
 
 def tuned(name: str) -> bool:
-    """Whether a method's weight was searched for in this study: AIRD's, SKD's, and those that bear it ("lp(2)@8")."""
+    """Tell whether a method's weight was searched for in this study, as of AIRD, SKD and "lp(2)@8"."""
     return "@" in name or name.startswith(("aird", "skd"))
 
 
 def elsewhere(table: pd.DataFrame, couples: Iterable[tuple[str, str]] | None = None, baseline: str = "none") -> str:
-    """What the other protocols say where small images meet small ones in a figure: a sentence, by the same table.
+    """Say in a sentence what the other protocols show, for a figure in which small images meet small ones.
 
-    couples: (method, baseline) to compare; by default all methods with `baseline`. At the least side; a weight in a
-    method's name ("lp(2)@8") is left out. Unit: a seed, the mean over its teachers; 95 % t intervals, not corrected.
+    Args:
+        table: The figure's.
+        couples: (method, baseline) to compare; default: all methods with `baseline`.
+        baseline: The method that the others are compared with.
+
+    Returns:
+        The sentence, at the least side. Unit: a seed, the mean over its teachers; 95 % t intervals, not corrected. A
+        weight in a method's name ("lp(2)@8") is left out.
     """
     students = table[(table["role"] == "student") & (table["status"] == "ok")]
     students = students[students["side"] == students["side"].min()]
@@ -75,17 +91,21 @@ def elsewhere(table: pd.DataFrame, couples: Iterable[tuple[str, str]] | None = N
 def gains_at_scales(
     *names: str, baseline: str = "none", folder: Path = Path("results")
 ) -> tuple[dict[str, pd.DataFrame], str]:
-    """`gains` of each of `at_scales` that has any, under its name and side; and what to say of those of scale gpu."""
+    """Compute `gains` of each of `at_scales` that has any, by its name and side; and what to say of scale gpu."""
     tables, said = at_scales(*names, folder=folder)
     found = {name: gains(table, baseline) for name, table in tables.items()}
     return {f"{name}, {part['side'].iloc[0]} px": part for name, part in found.items() if len(part)}, said
 
 
 def small_images(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What resolution costs on test people: the HR teacher shown images of each side, and students trained at each.
+    """Show what resolution costs test people: the HR teacher shown images of each side, and students trained at each.
 
-    -> by what they are `side, mean, low, high, n` from the largest side down; the students have no teacher. Unit: a
-    run; two teachers have no interval that says anything, and so none here.
+    Args:
+        table: Of `lrkd study`.
+
+    Returns:
+        By what they are `side, mean, low, high, n` from the largest side down; the students have no teacher. Unit: a
+        run; fewer than three have no interval.
     """
     tested = table[table["protocol"].str.fullmatch(r"test|test-at-\d+")]
     shown = tested["protocol"].str.extract(r"(\d+)")[0].astype(float).fillna(tested["side"]).astype(int)

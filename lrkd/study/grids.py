@@ -44,7 +44,8 @@ CONFIRMING_TEACHERS = (2, 3)
 def _core(scale: Scale, source: str) -> list[Spec]:
     """Every method of one stage, every side, 6 seeds over 2 teachers, the hardest side first.
 
-    Of photographs four methods at the hardest side, and what resolution costs; all else too, after these, at scale gpu.
+    Of photographs four methods at the hardest side, and what resolution costs; all else too, after these, at a
+    thorough scale.
     """
     hardest, others = scale.sides[-1], (None, *scale.sides[:-1])
     if source == PROCEDURAL:
@@ -52,7 +53,7 @@ def _core(scale: Scale, source: str) -> list[Spec]:
         grid += _grid(("none",), (None,), 6)
     else:
         grid = _grid(PHOTO_METHODS, (hardest,), 6) + _grid(("none",), others, 3)
-        if scale.name == "gpu":
+        if scale.thorough:
             grid += _grid(COMPARED, (hardest,), 6) + _grid(("none",), (None,), 6)
             grid += _grid(COMPARED, scale.sides[-2::-1], 6)
             grid = list(dict.fromkeys(grid))
@@ -133,9 +134,9 @@ def _hypotheses(scale: Scale, source: str, ladder: pd.DataFrame | None = None) -
 
 
 def winners(ladder: pd.DataFrame) -> dict[str, float]:
-    """The weight of each distance of `methods.RACE` whose validation accuracy is highest in the ladder's table.
+    """Choose the weight of each distance of `methods.RACE` whose validation accuracy is highest in the ladder's table.
 
-    A run that diverged loses. Raises DataError where a distance of the race has no finished run in the table.
+    A run that diverged loses. Raises DataError where a distance has no finished run in the table.
     """
     chosen = weight_ladder.brackets(weight_ladder.rungs(ladder)).dropna(subset="weight").set_index("distance")["weight"]
     if missing := set(methods.RACE) - set(chosen.index):
@@ -250,7 +251,20 @@ STUDIES: dict[str, Callable[..., list[Spec]]] = {
 
 
 def specs(name: str, scale: Scale, source: str = PROCEDURAL, ladder: pd.DataFrame | None = None) -> list[Spec]:
-    """The runs of a named study, teachers first. ladder: results of study `ladder`, which `hypotheses` needs."""
+    """List the runs of a named study, teachers first.
+
+    Args:
+        name: One of `STUDIES`.
+        scale: The preset.
+        source: The data, as `Spec` has it.
+        ladder: Results of study `ladder`, which `hypotheses` needs.
+
+    Returns:
+        The runs, in the order in which to train them.
+
+    Raises:
+        ConfigError: No such study.
+    """
     if name not in STUDIES:
-        raise ConfigError(f"study is {name!r}: the studies are {', '.join(STUDIES)}")
+        raise ConfigError(f"study: expected one of {', '.join(STUDIES)}, got {name!r}")
     return STUDIES[name](scale, source, ladder) if name == "hypotheses" else STUDIES[name](scale, source)

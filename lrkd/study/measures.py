@@ -25,11 +25,21 @@ from lrkd.training.step import Teacher, normalise
 def observation(
     spec: Spec, faces: tables.Faces, network: layers.Network, teacher: Teacher | None, hints: Any, device: str
 ) -> dict[str, float]:
-    """Accuracy on the pairs of `faces`, and for a method with a term on the hinted features how each stage stands.
+    """Measure a run while it trains: its accuracy, and how alike student and teacher are by stage.
 
-    Accuracy is by the 10 folds, without mirror images. Of stage k, over 256 evenly spaced images: cosine_k of student
-    and teacher, norm_k = |s|/|t|, norm_share_k = how much of |s-t|^2 is in the norms (`norm_angle_split`), and radial_k
-    = how much of the squared gradient of the run's own loss changes only the norm (`gradient_split`).
+    Args:
+        spec: The run.
+        faces: The people to look at, with pairs.
+        network: The student as it is.
+        teacher: The teacher; None leaves accuracy alone.
+        hints: The hint layers, or None, which leaves accuracy alone.
+        device: Where to compute.
+
+    Returns:
+        accuracy: by the 10 folds, without mirror images; and of stage k, over 256 evenly spaced images: cosine_k of
+        student and teacher; norm_k, the ratio of their lengths; norm_share_k, how much of the squared distance is in
+        the norms (`norm_angle_split`); radial_k, how much of the squared gradient of the run's own loss changes only
+        the norm (`gradient_split`).
     """
     pairs, side = pairs_of(faces), spec.side
     assert not isinstance(side, tuple)
@@ -67,21 +77,34 @@ def observation(
 
 
 def evaluation_preset(preset: str) -> str:
-    """The degradation to evaluate with: a preset that draws its kernels has a fixed one beside it (`fskd-test`)."""
+    """Return the degradation to evaluate with: a preset that draws its kernels has a fixed one, as `fskd-test`."""
     return f"{preset}-test" if f"{preset}-test" in PRESETS else preset
 
 
 def evaluate(
     spec: Spec, network: layers.Network, teacher: Teacher | None, hints: Any, device: str
 ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Measures by protocol, and (4,P) float32 of the test pairs: LR-LR scores and correctness, HR-LR the same.
+    """Measure a trained run on validation and test people.
 
     Protocols: "validation" and "test" with both images at the run's side, "test-hr-lr" with the left image HR,
     "identification" with an HR gallery of each test person's first image and LR probes of the rest; for a teacher also
     "test-at-24" and so on, both images at a side that it was not trained for. A network that takes LR images at their
-    own size cannot be shown HR ones: its teacher's features, which it learns, stand in for them; without a teacher,
-    and with one whose embeddings have another length, the two protocols with HR images are left out, and their scores
-    are nan.
+    own size cannot be shown HR ones: its teacher's features, which it learns, stand in for them. Without a teacher, or
+    with one whose embeddings have another length, the two protocols with HR images are left out.
+
+    Args:
+        spec: The run.
+        network: Its student.
+        teacher: Its teacher, or None where it has none that can be shown images.
+        hints: Its hint layers, or None.
+        device: Where to compute.
+
+    Returns:
+        Measures by protocol, and (4,P) float32 of the P test pairs: scores and correctness of LR-LR, then of HR-LR,
+        nan where these are left out.
+
+    Raises:
+        TrainingError: All embeddings are the same.
     """
     faces = splits(spec.scale, spec.source)
     side = max(spec.side) if isinstance(spec.side, tuple) else spec.side
@@ -145,10 +168,19 @@ RIGHT = "right.npz"
 def evaluate_in_world(
     spec: Spec, network: layers.Network, teacher: Teacher | None, device: str
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-    """Measures by "side/endpoint", and for each the packed bits of what was right, see `lrkd.evaluation.endpoints`.
+    """Measure a trained run on the people that its world shows, and on no others.
 
-    Only the people that the world shows are looked at. A student is shown the sides that it was trained for, one of HR
-    images these; a teacher HR images and, as the floor of what training for small images is for, the scale's sides.
+    A student is shown the sides that it was trained for, one of HR images these; a teacher HR images and, as the floor
+    of what training for small images is for, the scale's sides.
+
+    Args:
+        spec: The run, with a world.
+        network: Its student.
+        teacher: Its teacher, or None.
+        device: Where to compute.
+
+    Returns:
+        Measures by "side/endpoint", and for each the packed bits of what was right, see `lrkd.evaluation.endpoints`.
     """
     assert spec.world is not None
     faces, preset = faces_of(spec, spec.world.shown), evaluation_preset(spec.preset)
@@ -175,7 +207,7 @@ def evaluate_in_world(
 
 
 def pairs_of(faces: tables.Faces) -> Pairs:
-    """The table's pairs; DataError where it has none."""
+    """Return a table's pairs; DataError where it has none."""
     if faces.pairs is None:
         raise DataError(f"{faces.name}: has no verification pairs")
     return faces.pairs
@@ -189,13 +221,23 @@ def agreement(
     side: int | None,
     preset: str,
     device: str,
-    count: int = 512,
 ) -> dict[str, float]:
-    """Mean cosine of student and teacher on `count` evenly spaced images: features (hinted), maps, embedding.
+    """Compare student and teacher on 512 evenly spaced images by their mean cosine.
 
-    What the two do not both show in the same shapes is left out.
+    Args:
+        network: The student.
+        teacher: The teacher, for images of the data's size.
+        hints: The hint layers, or None.
+        images: (N,H,W,3) uint8.
+        side: What the student is shown, in pixels; None: HR images.
+        preset: The degradation to it.
+        device: Where to compute.
+
+    Returns:
+        `cosine_embedding`, `cosine_attention` and `cosine_features` (through the hint layers), each where both networks
+        show it in the same shapes.
     """
-    index = np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64)
+    index = np.linspace(0, len(images) - 1, min(512, len(images))).astype(np.int64)
     x = torch.from_numpy(np.ascontiguousarray(images[index])).to(device).permute(0, 3, 1, 2).float() / 255
     native, drawn = network.size != x.shape[-1], torch.Generator().manual_seed(0)
     y = x if side is None else degrade(x, side, preset=preset, generator=drawn, enlarge=not native)
@@ -216,7 +258,7 @@ def agreement(
 
 
 def result_rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
-    """The run's rows of a results table: one a protocol, each with where it comes from. A diverged run has one."""
+    """Make a run's rows of a results table: one a protocol, each with where it comes from; a diverged run has one."""
     result = run.result
     if spec.world is not None:
         yield from _rows_of_world(spec, run, result)
@@ -244,7 +286,7 @@ def result_rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
 
 
 def named_networks(spec: Spec) -> dict[str, str]:
-    """A table's columns `student` and `teacher`, where these are not the preset's own."""
+    """Return a table's columns `student` and `teacher`, where these are not the preset's own."""
     found = {"student": label(spec.student) if spec.student else "", "teacher": teacher_label(spec)}
     return {name: value for name, value in found.items() if value}
 
@@ -280,7 +322,7 @@ def _rows_of_world(spec: Spec, run: Run, result: Mapping[str, Any]) -> Iterator[
 
 
 def trained_for(spec: Spec) -> str:
-    """The sides that a run was trained for in words: "6", "hr", or "hr+24+12+6"."""
+    """Say in words which sides a run was trained for: "6", "hr", or "hr+24+12+6"."""
     sharp = spec.side is None or (isinstance(spec.side, tuple) and spec.scale.size in spec.side)
     return "+".join([*(["hr"] if sharp else []), *map(str, spec.sides)])
 

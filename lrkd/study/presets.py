@@ -42,6 +42,7 @@ class Scale:
     identities: of the procedural train, validation and test split; images: of each; pairs: of validation and test.
     recipes: for "procedural" and for "prepared" data. on_gpu: faces are rendered on a GPU where there is one, which
     rounds otherwise than a CPU: they are other data, and other runs. population: of its worlds, see `worlds`.
+    thorough: whether study `core` compares every method on photographs too.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Scale:
     face: Mapping[str, Any] = field(default_factory=dict)
     on_gpu: bool = False
     population: Population | None = None
+    thorough: bool = False
 
 
 _COSFACE = {"name": "cosface", "scale": 16.0, "margin": 0.15}
@@ -121,6 +123,7 @@ SCALES: dict[str, Scale] = {
             options=Options(precision="bfloat16"),
             on_gpu=True,
             population=Population((1500, 20), (6000, 10), (500, 20), (1000, 6), pairs=(6000, 6000)),
+            thorough=True,
         ),
         Scale(
             "full",
@@ -142,7 +145,7 @@ SCALES: dict[str, Scale] = {
     )
 }
 # The papers' teacher and student, IResNet-50 with CBAM, on the same faces.
-SCALES["gpu50"] = replace(SCALES["gpu"], name="gpu50", model="iresnet50")
+SCALES["gpu50"] = replace(SCALES["gpu"], name="gpu50", model="iresnet50", thorough=False)
 
 
 # Students that take LR images at their own size, from small to larger than .15 MB: separable ("mobile") and plain
@@ -162,8 +165,8 @@ DESIGNS: dict[str, Mapping[str, Any]] = {
 
 
 def scale(name: str | None = None) -> Scale:
-    """The scale of that name; None reads LRKD_SCALE, else takes gpu where CUDA is there and cpu where not."""
+    """Return the scale of that name; None reads LRKD_SCALE, else takes gpu where CUDA is there and cpu where not."""
     name = name or os.environ.get("LRKD_SCALE") or ("gpu" if torch.cuda.is_available() else "cpu")
     if not isinstance(name, str) or name not in SCALES:
-        raise ConfigError(f"scale is {name!r}: the scales are {', '.join(SCALES)}")
+        raise ConfigError(f"scale: expected one of {', '.join(SCALES)}, got {name!r}")
     return SCALES[name]

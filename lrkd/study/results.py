@@ -31,12 +31,21 @@ SCORES = Table(
 
 
 def without_test(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table for choosing: its rows of validation people, and those of runs that diverged."""
+    """Keep of a table what one may choose by: rows of validation people, and those of runs that diverged."""
     return frame[(frame["protocol"] == "validation") | (frame["status"] != "ok")] if len(frame) else frame
 
 
 def results_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The results table of those runs of the study that have finished, by an earlier table or in the store."""
+    """Make the results table of those runs that have finished, by an earlier table or in the store.
+
+    Args:
+        wanted: The runs, in the order of the rows.
+        where: The run store.
+        known: The earlier table, whose rows come first.
+
+    Returns:
+        One row a run and protocol, see `measures.result_rows`.
+    """
     kept = {} if known is None else {str(name): part.to_dict("records") for name, part in known.groupby("config")}
     found = [(spec, find_run(spec, where)) for spec in wanted]
     return pd.DataFrame(
@@ -47,7 +56,7 @@ def results_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.D
 
 
 def pair_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Whether each test pair was right, a row a run: -> `config, correct` (base64 of packed bits, in their order)."""
+    """Make the table of whether each test pair was right: a row a run, `config, correct` (base64 of packed bits)."""
 
     def rows(spec: Spec, run: store.Run) -> Iterator[dict[str, Any]]:
         bits = np.packbits(_scores(run)[1].astype(bool)).tobytes()
@@ -57,7 +66,7 @@ def pair_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.Data
 
 
 def trace_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What runs with observations saw: -> `config, method, seed, teacher_seed` and the columns of trace.csv."""
+    """Make the table of runs with observations: `config, method, seed, teacher_seed` and the columns of trace.csv."""
 
     def rows(spec: Spec, run: store.Run) -> Iterator[dict[str, Any]]:
         who = {
@@ -97,15 +106,21 @@ def _scores(run: store.Run) -> np.ndarray:
 
 
 def read_table(path: Path | str, columns: Sequence[str] = RESULTS) -> pd.DataFrame:
-    """A table of `lrkd study` with at least these columns; DataError when it is none."""
+    """Read a table of `lrkd study` with at least these columns; DataError where it is none."""
     return files.read_table(path, columns, "lrkd study")
 
 
 def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 50) -> pd.DataFrame:
-    """Test scores of the finished runs as histograms over [-1,1], pooled over seeds: genuine and impostor pairs.
+    """Make histograms of the finished runs' test scores over [-1,1], pooled over seeds: genuine and impostor pairs.
 
-    One row a role, method, side, protocol ("test", "test-hr-lr") and bin, with the number of runs pooled; also by
-    student, teacher and preset where any run has another than the usual one.
+    Args:
+        wanted: The runs.
+        where: The run store.
+        bins: Of a histogram.
+
+    Returns:
+        One row a role, method, side, protocol ("test", "test-hr-lr") and bin, with the number of runs pooled; also by
+        student, teacher and preset where any run has another than the usual one.
     """
     edges = np.linspace(-1, 1, bins + 1)
     counts: dict[tuple[Any, ...], np.ndarray] = {}

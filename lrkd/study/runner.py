@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from lrkd import userfile
 from lrkd.errors import ConfigError, RunError, TrainingError
 from lrkd.study import store
 from lrkd.study.experiment import device_of, find_run, store_dir, train
@@ -34,20 +35,32 @@ def run_study(
     known: pd.DataFrame | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> pd.DataFrame:
-    """Train what the store lacks and return the results table, one row a run and protocol.
+    """Train what the store lacks and return the results table.
 
-    known: an earlier table, perhaps of another machine; a run that has rows there is not trained, and they are kept.
+    Any number of calls may share a store and divide its runs: each is trained once. Ctrl-C stops after the current step
+    of each run, and the next call goes on there. A run that diverges has a row with status "diverged".
 
-    workers: processes that train at a time; None takes one a core on a CPU (a run there uses one thread) and one on a
-    GPU. With more than one, a term's function must be of a module that a new process can import. Any number of calls
-    may share a store and divide its runs: each is trained once. Ctrl-C stops after the current step of each run, and
-    the next call goes on there; when `stop`, asked after every step, returns True, the same happens and the table so
-    far is returned. on_table is called with the table so far after every run. A run that diverges has a row with status
-    "diverged"; a teacher that does is a TrainingError.
+    Args:
+        wanted: The runs, in the order in which to train them; those that they need come before them.
+        where: The run store; default: `store_dir()`.
+        workers: Processes that train at a time; default: one a core on a CPU (a run there uses one thread), one on a
+            GPU. With more than one, a term's function must be of a module or a user's file, which they can import.
+        device: Such as "cpu" or "cuda:0"; default: a GPU where there is one.
+        progress: Whether to show a bar.
+        on_table: Called with the table so far after every run.
+        known: An earlier table, perhaps of another machine; a run that has rows there is not trained, and they stay.
+        stop: Asked after every step; True saves each run and returns the table so far.
+
+    Returns:
+        One row a run and protocol.
+
+    Raises:
+        TrainingError: A teacher diverged.
+        RunError: A worker process died.
     """
     where, device = store_dir(where), device_of(device)
     if workers is not None and workers < 1:
-        raise ConfigError(f"workers is {workers}: at least 1 is needed")
+        raise ConfigError(f"workers: expected at least 1, got {workers}")
     there = set() if known is None else set(known["config"])
     missing = [spec for spec in wanted if config_hash(spec) not in there and not find_run(spec, where).finished]
     if workers is None:
@@ -69,11 +82,11 @@ def run_study(
 
 
 def over_after(minutes: float | None) -> Callable[[], bool]:
-    """A `stop` for `run_study` that says True once so many minutes have passed; None: never. ConfigError below zero."""
+    """Make a `stop` for `run_study` that says True once so many minutes have passed; None: never."""
     if minutes is None:
         return lambda: False
     if not minutes > 0:
-        raise ConfigError(f"budget is {minutes:g}: minutes above zero are right")
+        raise ConfigError(f"budget: expected minutes above zero, got {minutes:g}")
     end = time.monotonic() + 60 * minutes
     return lambda: time.monotonic() > end
 
@@ -118,7 +131,7 @@ def _trained(
     os.environ.setdefault("GLIBC_TUNABLES", _KEEP_MEMORY)  # read by the workers when they start
     context = multiprocessing.get_context("spawn")
     event = context.Event()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (event,))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (event, userfile.LoadedFiles()))
     running: dict[Future[bool], Spec] = {}
     try:
         while running or (waiting and not stop()):
@@ -182,8 +195,11 @@ def _uninterrupted() -> Iterator[None]:
 _stop: Any = None
 
 
-def _start_worker(event: Any) -> None:
-    """Workers leave Ctrl-C to the process that started them, which tells them by the event."""
+def _start_worker(event: Any, files: userfile.LoadedFiles) -> None:
+    """Workers leave Ctrl-C to the process that started them, which tells them by the event.
+
+    files: unpickling them has loaded the users' files, in which methods may be defined.
+    """
     global _stop
     _stop = event
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -114,7 +114,7 @@ class Cast:
 
 
 def cast(faces: tables.Faces, scale: Scale, side: int, preset: str, images: int) -> Cast:
-    """About `images` faces of evenly spaced people with two images or more, the first ten of each, and pairs of them.
+    """Choose about `images` faces of evenly spaced people with two images or more, the first ten of each, and pairs.
 
     Pairs of rendered faces lie half the range of ages apart, as the study's own. The gallery of the open set has three
     of ten images of every second of the people.
@@ -134,7 +134,7 @@ def cast(faces: tables.Faces, scale: Scale, side: int, preset: str, images: int)
 
 
 def batches(setting: Setting, labels: np.ndarray) -> list[np.ndarray]:
-    """The rows of each batch, in their order; the last one reaches back to rows before, so that all are of one size."""
+    """Return the rows of each batch, in order; the last one reaches back, so that all are of one size."""
     count = len(labels)
     if setting.order == "one person":
         return [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -149,7 +149,7 @@ def batches(setting: Setting, labels: np.ndarray) -> list[np.ndarray]:
 
 
 def features(network: nn.Module, x: Tensor, given: Sequence[np.ndarray], device: str = "cpu") -> np.ndarray:
-    """(N,3,S,S) in [0,1], shown in these batches -> (N,D), without mirror images; as `verify.embed` does it."""
+    """Embed (N,3,S,S) in [0,1], shown in these batches, as (N,D) without mirror images, as `embed` does it."""
     found: np.ndarray | None = None
     with torch.inference_mode():
         for part in given:
@@ -162,14 +162,14 @@ def features(network: nn.Module, x: Tensor, given: Sequence[np.ndarray], device:
 
 
 def accuracy(low: np.ndarray, shown: Cast) -> float:
-    """Verification accuracy of the pairs, both images as they are seen."""
+    """Measure verification accuracy of the pairs, both images as they are seen."""
     pairs = pairs_of(shown.scene.faces)
     gone = pairs.touch(shown.scene.faces.missing)
     return verification.kfold_verification(low[pairs.left], low[pairs.right], pairs.same, pairs.fold, missing=gone).mean
 
 
 def against_sharp(low: np.ndarray, high: np.ndarray, shown: Cast) -> dict[str, float]:
-    """Probes as they are seen against sharp images: verification, and the open set (TPIR20 at FPIR .3, .2, .1)."""
+    """Compare probes as they are seen with sharp images: verification, and the open set (TPIR20 at FPIR .3, .2, .1)."""
     pairs, labels = pairs_of(shown.scene.faces), shown.scene.faces.labels
     gone = pairs.touch(shown.scene.faces.missing)
     mixed = verification.kfold_verification(
@@ -269,9 +269,10 @@ class Bench:
 
 
 def as_table(rows: Mapping[tuple[Any, ...], Sequence[Mapping[str, Any]]]) -> pd.DataFrame:
+    """Lay all rows under each other."""
     return pd.DataFrame(row for some in rows.values() for row in some)
 
 
 def row_key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What names a measurement, the same before and after it was written as CSV."""
+    """Return what names a measurement, the same before and after it was written as CSV."""
     return tuple(f"{value:.6g}" if isinstance(value, float | int) else value for value in (row[name] for name in KEY))

@@ -18,7 +18,6 @@ from lrkd.errors import MissingError
 from lrkd.files import Table
 from lrkd.study.experiment import find_run, store_dir
 from lrkd.study.measures import evaluation_preset
-from lrkd.study.presets import Scale
 from lrkd.study.shift_bench import (
     BATCH,
     BATCHES,
@@ -37,6 +36,7 @@ from lrkd.study.shift_bench import (
     TESTED,
     TUNED,
     Bench,
+    Cast,
     Condition,
     Setting,
     Student,
@@ -49,16 +49,21 @@ TABLE = Table("lrkd adapt", KEY)
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """A table of `lrkd adapt`; where the file is not there yet, one with `COLUMNS` and no row."""
+    """Read a table of `lrkd adapt`; where the file is not there yet, one with `COLUMNS` and no row."""
     found = TABLE.read(path) if Path(path).exists() else pd.DataFrame()
     return found.reindex(columns=list(COLUMNS))
 
 
 def calibration(table: pd.DataFrame) -> pd.DataFrame:
-    """At which dial the students without a teacher lose each level on validation people: -> `shift, level, dial, most`.
+    """Find at which dial the students without a teacher lose each level on validation people.
 
-    Their mean loss over seeds, made to rise by its running maximum, is read off between the measured dials. most: the
-    loss at the strongest; dial is nan where that does not reach the level.
+    Their mean loss over seeds, made to rise by its running maximum, is read off between the measured dials.
+
+    Args:
+        table: With part calibration.
+
+    Returns:
+        `shift, level, dial, most`. most: the loss at the strongest; dial is nan where that does not reach the level.
     """
     part = table[table["part"] == "calibration"]
     mean = part.groupby(["shift", "dial"], sort=False)["accuracy"].mean()
@@ -73,9 +78,12 @@ def calibration(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(table: pd.DataFrame, value: str = "accuracy") -> pd.DataFrame:
-    """Rows that are adapted, with `source`, the value of the same run and condition unadapted, and `gain` above it.
+    """Compare adapted rows with the same run and condition unadapted, in one part of the table. Unit: a run.
 
-    Unit: a run. Of one part of the table. What the unadapted network says does not depend on batches and their order.
+    What the unadapted network says does not depend on batches and their order.
+
+    Returns:
+        The adapted rows, with `source`, the unadapted value, and `gain` above it.
     """
     keys = ["config", "shift", "level", "dial"]
     plain = table[table["adaptation"] == "source"].drop_duplicates(keys)[[*keys, value]]
@@ -92,7 +100,7 @@ class Choice(NamedTuple):
 
 
 def choice(table: pd.DataFrame) -> Choice:
-    """What is best for validation people, by gains in accuracy of students without a teacher, at the middle level.
+    """Choose what is best for validation people, by gains of students without a teacher, at the middle level.
 
     momentum: the highest mean of the gain on unshifted faces and that over the shifts, at batches of `BATCH`. least:
     the batch size from which on it costs unshifted faces less than `HARM` (twice the largest where it always does).
@@ -119,19 +127,30 @@ def gather(
     device: str = "cpu",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Measure the finished students among the runs, at their lowest side: -> a table of parts, a row a measurement.
+    """Measure the finished students among the runs, at their lowest side.
 
-    calibration, choice: on validation people, see the functions of these names. test: every student at every level,
-    unadapted and by FaceBN as it was chosen, also against sharp images: the middle level of all, the others of `MAIN`.
-    Each seed meets the test faces in an order of its own, so that an interval over seeds contains what the order does.
-    Then only on rendered faces, and of students without a teacher: momentum (others), alternatives (to FaceBN), batches
-    (sizes and orders), mixture, layers (what pure batch statistics move); of `MAIN`: matrix (kernels and sides). The
-    matrix of kernels has students that were trained with other presets too; all else is of the first student's preset.
-    dial, level: of the shift; order, batch, ...: see `Setting`. Parts come in the order of their worth.
+    Parts of the table, in the order of their worth: calibration, choice: on validation people, see the functions of
+    these names. test: every student at every level, unadapted and by FaceBN as it was chosen, also against sharp
+    images: the middle level of all, the others of `MAIN`. Each seed meets the test faces in an order of its own, so
+    that an interval over seeds contains what the order does. Then only on rendered faces, and of students without a
+    teacher: momentum (others), alternatives (to FaceBN), batches (sizes and orders), mixture, layers (what pure batch
+    statistics move); of `MAIN`: matrix (kernels and sides). The matrix of kernels has students that were trained with
+    other presets too; all else is of the first student's preset. dial, level: of the shift; order, batch, ...: see
+    `Setting`. At scale cpu about a quarter of an hour on one idle core.
 
-    known: an earlier table, perhaps of another machine: what it has is not measured again. on_table is called with the
-    table so far after every condition. At scale cpu about a quarter of an hour on one idle core. MissingError where no
-    student without a teacher has finished.
+    Args:
+        wanted: The runs.
+        where: The run store.
+        known: An earlier table, perhaps of another machine: what it has is not measured again.
+        on_table: Called with the table so far after every condition.
+        device: Where to compute.
+        progress: Whether to show bars.
+
+    Returns:
+        A row a measurement.
+
+    Raises:
+        MissingError: No student without a teacher has finished.
     """
     scale, source = wanted[0].scale, wanted[0].source
     low = min((spec.side for spec in wanted if isinstance(spec.side, int)), default=0)
@@ -150,52 +169,89 @@ def gather(
     with threads(scale.options.threads):
         tuned, tested = cast(faces.validation, scale, low, preset, TUNED), cast(faces.test, scale, low, preset, TESTED)
         bench = Bench(known, on_table, progress)
-        shifts = [name for name, shift in SHIFTS.items() if tuned.scene.model is not None or not shift.rendered]
-        dialled = [Condition(), *(Condition(name, 0.0, dial) for name in shifts for dial in DIALS)]
-        dials = calibration(bench.measure("calibration", tuned, product(dialled, first, [Setting()])))
-        levels = {
-            level: [Condition(*row) for row in part[["shift", "level", "dial"]].itertuples(index=False)]
-            for level, part in dials.dropna().groupby("level")
-        }
-        small, middle, large = ([Condition(), *levels.get(level, [])] for level in LEVELS)
+        levels = _levels(bench, tuned, first)
+        best = _chosen(bench, tuned, first, levels[1])
+        _measure(bench, tested, Group(finished, students, preset), levels, best)
+    return bench.frame()
 
-        def swept(sizes: Sequence[int]) -> list[Setting]:
-            return [Setting("facebn", a, batch) for a in MOMENTA for batch in sizes]
 
-        asked = list(product(middle, first[:2], [Setting(), *swept(BATCHES[-1:])]))
-        asked += product(_risky(middle), first[:2], swept(BATCHES[2:-1]))
-        asked += product(middle[:1], first[:1], swept(BATCHES[1:2]))  # each takes as long as ten others
-        best = choice(bench.measure("choice", tuned, asked))
-        chosen = Setting("facebn", best.momentum, BATCH, least=best.least)
+class Group(NamedTuple):
+    """Students of one side: those that have finished, of these those of one preset, which is how all are tested."""
 
-        few = [one for one in students if one.spec.seed < FEW]
-        main = [one for one in students if one.spec.method.name in MAIN]
-        both = [one for one in main if one in few]
-        bench.measure("test", tested, _met(middle, both, [Setting(), chosen]))
-        rendered = tested.scene.model is not None
-        if rendered:
-            bench.measure("layers", tested, product(large, first, [Setting("facebn", 1.0)]))
-            bench.measure("batches", tested, _batches(middle, first, best.momentum))
-        bench.measure("test", tested, _met(middle, few, [Setting(), chosen]))
-        if not rendered:
-            return bench.frame()
-        halves = [one._replace(shift=f"half {one.shift}") for one in _risky(middle)[1:]]
-        mixed = [Setting(), chosen, chosen._replace(order="domains")]
-        bench.measure("mixture", tested, _met(halves, first, mixed))
-        rivals = [Setting("online", MOMENTA[0], least=best.least), Setting("prior", PRIOR), Setting("adabn", 1.0)]
-        bench.measure("alternatives", tested, _met(middle, first, rivals))
-        kernels = [Condition(f"kernel {name}") for name in dict.fromkeys((preset, *KERNELS, *BLURRED))]
-        bench.measure("matrix", tested, [
-            *_met([*kernels, *_sides(scale, low)], both, [Setting(), chosen]),
-            *_met(kernels, [one for one in finished if one not in students], [Setting(), chosen]),
-        ])  # fmt: skip
-        others = [Setting("facebn", a, BATCH, least=best.least) for a in MOMENTA if a != best.momentum]
-        bench.measure("momentum", tested, _met(middle, first, others))
-        bench.measure("test", tested, _met(large[1:], main, [Setting(), chosen]))
-        bench.measure("momentum", tested, _met(large[1:], first, others))
-        bench.measure("test", tested, _met(middle, students, [Setting(), chosen]))
-        bench.measure("test", tested, _met(small[1:], both, [Setting(), chosen]))
-        return bench.frame()
+    finished: list[Student]
+    students: list[Student]
+    preset: str
+
+    @property
+    def plain(self) -> list[Student]:
+        """Those without a teacher, of the first few seeds."""
+        return [one for one in self.few if one.spec.method.name == "none"]
+
+    @property
+    def few(self) -> list[Student]:
+        """Those of the first few seeds."""
+        return [one for one in self.students if one.spec.seed < FEW]
+
+    @property
+    def main(self) -> list[Student]:
+        """Those of the methods that are measured at every level."""
+        return [one for one in self.students if one.spec.method.name in MAIN]
+
+
+def _levels(bench: Bench, tuned: Cast, plain: Sequence[Student]) -> list[list[Condition]]:
+    """No shift and then every shift, at the dial that costs students without a teacher each of `LEVELS`."""
+    shifts = [name for name, shift in SHIFTS.items() if tuned.scene.model is not None or not shift.rendered]
+    dialled = [Condition(), *(Condition(name, 0.0, dial) for name in shifts for dial in DIALS)]
+    dials = calibration(bench.measure("calibration", tuned, product(dialled, plain, [Setting()])))
+    found = {
+        level: [Condition(*row) for row in part[["shift", "level", "dial"]].itertuples(index=False)]
+        for level, part in dials.dropna().groupby("level")
+    }
+    return [[Condition(), *found.get(level, [])] for level in LEVELS]
+
+
+def _chosen(bench: Bench, tuned: Cast, plain: Sequence[Student], middle: Sequence[Condition]) -> Choice:
+    """FaceBN's momentum and guard."""
+
+    def swept(sizes: Sequence[int]) -> list[Setting]:
+        return [Setting("facebn", a, batch) for a in MOMENTA for batch in sizes]
+
+    asked = list(product(middle, plain[:2], [Setting(), *swept(BATCHES[-1:])]))
+    asked += product(_risky(middle), plain[:2], swept(BATCHES[2:-1]))
+    asked += product(middle[:1], plain[:1], swept(BATCHES[1:2]))  # each takes as long as ten others
+    return choice(bench.measure("choice", tuned, asked))
+
+
+def _measure(bench: Bench, tested: Cast, group: Group, levels: Sequence[Sequence[Condition]], best: Choice) -> None:
+    """Everything on test people, in the order of its worth."""
+    small, middle, large = levels
+    both = [Setting(), chosen := Setting("facebn", best.momentum, BATCH, least=best.least)]
+    plain, few, main = group.plain, group.few, group.main
+    shortest = [one for one in main if one in few]
+    bench.measure("test", tested, _met(middle, shortest, both))
+    rendered = tested.scene.model is not None
+    if rendered:
+        bench.measure("layers", tested, product(large, plain, [Setting("facebn", 1.0)]))
+        bench.measure("batches", tested, _batches(middle, plain, best.momentum))
+    bench.measure("test", tested, _met(middle, few, both))
+    if not rendered:
+        return
+    halves = [one._replace(shift=f"half {one.shift}") for one in _risky(middle)[1:]]
+    bench.measure("mixture", tested, _met(halves, plain, [*both, chosen._replace(order="domains")]))
+    rivals = [Setting("online", MOMENTA[0], least=best.least), Setting("prior", PRIOR), Setting("adabn", 1.0)]
+    bench.measure("alternatives", tested, _met(middle, plain, rivals))
+    kernels = [Condition(f"kernel {name}") for name in dict.fromkeys((group.preset, *KERNELS, *BLURRED))]
+    sides = _sides(tested.scene.faces.size, tested.scene.side)
+    bench.measure("matrix", tested, [
+        *_met([*kernels, *sides], shortest, both),
+        *_met(kernels, [one for one in group.finished if one not in group.students], both),
+    ])  # fmt: skip
+    others = [Setting("facebn", a, BATCH, least=best.least) for a in MOMENTA if a != best.momentum]
+    bench.measure("momentum", tested, _met(middle, plain, others))
+    bench.measure("test", tested, _met(large[1:], main, both))
+    bench.measure("momentum", tested, _met(large[1:], plain, others))
+    bench.measure("test", tested, _met(middle, group.students, both))
+    bench.measure("test", tested, _met(small[1:], shortest, both))
 
 
 def _met(
@@ -228,7 +284,7 @@ def _batches(
     yield from product(conditions[:1], students, [Setting("facebn", momentum, batch) for batch in BATCHES[:2]])
 
 
-def _sides(scale: Scale, side: int) -> list[Condition]:
+def _sides(size: int, side: int) -> list[Condition]:
     """Sides that no student was trained with."""
     sides = [side // 2, *range(side - 2, side), side + 1, *(2**k * side for k in (1, 2, 3))]
-    return [Condition(f"side {at}") for at in sorted(set(sides)) if 1 <= at <= scale.size and at != side]
+    return [Condition(f"side {at}") for at in sorted(set(sides)) if 1 <= at <= size and at != side]

@@ -71,9 +71,13 @@ class Spec:
         if self.world is not None and (self.student or self.teacher or self.observations):
             raise ConfigError("a run in a world: expected no student or teacher of its own and no observations")
         if self.world is not None and self.setting == "T" and any(term.name == "logits" for term in self.method.terms):
-            raise ConfigError(f"method is {self.method.name!r}: in setting T the teacher's classes are other people")
+            raise ConfigError(
+                f"method {self.method.name!r} reads logits: in setting T the teacher's classes are other people"
+            )
         if self.world is not None and self.source != PROCEDURAL and self.world.setting != "S":
-            raise ConfigError(f"setting is {self.world.setting!r}: photographs have one set of people, setting S")
+            raise ConfigError(
+                f"setting: expected 'S', as photographs have one set of people, got {self.world.setting!r}"
+            )
         if self.student and self.student not in {**BUILDERS, **DESIGNS} and not userfile.is_reference(self.student):
             raise ConfigError(
                 f'student: expected a network ({", ".join([*BUILDERS, *DESIGNS])}) or "file.py:function", '
@@ -87,15 +91,15 @@ class Spec:
                 f"({', '.join(BUILDERS)}), got {self.teacher!r}"
             )
         if self.preset not in PRESETS:
-            raise ConfigError(f"preset is {self.preset!r}: the degradations are {', '.join(PRESETS)}")
+            raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {self.preset!r}")
         for name, seed in (("seed", self.seed), ("teacher-seed", self.teacher_seed)):
             if not isinstance(seed, int) or not 0 <= seed < 2**32:
-                raise ConfigError(f"{name} is {seed}: a whole number from 0 to {2**32 - 1} is right")
+                raise ConfigError(f"{name}: expected a whole number from 0 to {2**32 - 1}, got {seed}")
         for side in (self.side if isinstance(self.side, tuple) else (self.side,)) if self.side is not None else ():
             if not isinstance(side, int) or not 1 <= side <= self.scale.size:
                 raise ConfigError(
-                    f"side is {side}: at scale {self.scale.name} it is from 1 to {self.scale.size} pixels "
-                    f"(usual: {', '.join(map(str, self.scale.sides))}; leave it out for HR)"
+                    f"side: expected 1 to {self.scale.size} pixels at scale {self.scale.name} (usual: "
+                    f"{', '.join(map(str, self.scale.sides))}; leave it out for HR), got {side}"
                 )
 
     @property
@@ -116,7 +120,8 @@ class Spec:
             return found
         if self.images < 2:
             raise DataError(
-                f"{self.source}: has {self.images} image to train on: add people or images, and prepare it again"
+                f"{self.source}: expected 2 images to train on, got {self.images}: add people or images, and prepare "
+                "it again"
             )
         return found if found.batch <= self.images else replace(found, batch=self.images)
 
@@ -206,12 +211,12 @@ class Spec:
 
 
 def teacher_spec(scale: Scale, seed: int = 0, source: str = PROCEDURAL, student: str = "") -> Spec:
-    """The HR teacher of that seed; student: its network, see `Spec`, "" for the preset's."""
+    """Return the HR teacher of that seed; student: its network, see `Spec`, "" for the preset's."""
     return Spec(methods.get("none"), None, seed, scale, source, role="teacher", student=student)
 
 
 def splits(scale: Scale, source: str = PROCEDURAL) -> tables.Splits:
-    """The data of a scale: rendered faces, or the prepared folder `source`, brought to the scale's size."""
+    """Return the data of a scale: rendered faces, or the prepared folder `source`, brought to the scale's size."""
     cache, rendered = os.environ.get("LRKD_CACHE"), None
     if source == PROCEDURAL:
         place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
@@ -230,7 +235,7 @@ def _splits(size: int, source: str, cache: str | None, rendered: tuple[Any, ...]
 
 
 def digests(scale: Scale, source: str = PROCEDURAL) -> tuple[str, dict[str, str]]:
-    """The data's own name and each split's digest, as `splits` has them; but nothing is rendered, nothing resized."""
+    """Return the data's own name and each split's digest, as `splits` has them, without rendering or resizing."""
     if source == PROCEDURAL:
         place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
         counts = scale.identities, scale.images, scale.pairs
@@ -249,7 +254,7 @@ def _prepared(source: str) -> tables.Splits:
 
 
 def faces_of(spec: Spec, part: str) -> tables.Faces:
-    """The "train", "validation" or "test" people of a run's data; of a world only those that the run may look at."""
+    """Return the "train", "validation" or "test" people of a run's data; of a world only those that it may look at."""
     if spec.world is not None:
         sets = spec.world.splits(spec.role)
         if part not in sets:
@@ -281,7 +286,7 @@ def _digests(spec: Spec) -> dict[str, str]:
 
 
 def run_config(spec: Spec) -> dict[str, Any]:
-    """Everything that determines a run's weights and measures, in plain values: what the run store hashes."""
+    """Return everything that determines a run's weights and measures, in plain values: what the store hashes."""
     return {
         "role": spec.role,
         "scale": spec.scale.name,
@@ -304,7 +309,7 @@ def run_config(spec: Spec) -> dict[str, Any]:
 
 
 def _teacher_config(spec: Spec) -> Any:
-    """The hash of a teacher's run, or what is known of one from a file, or the name of an untrained network, or None."""
+    """The hash of a teacher's run, what is known of one from a file, or the name of an untrained network."""
     if spec.teacher_run is not None:
         return store.digest(run_config(spec.teacher_run))
     if not spec.has_teacher:
@@ -313,22 +318,22 @@ def _teacher_config(spec: Spec) -> Any:
 
 
 def seed_of_teacher(spec: Spec) -> int | None:
-    """The seed of a run's teacher; None where it has no teacher, or one that is as it is."""
+    """Return the seed of a run's teacher; None without one, and for one that is not trained here."""
     return None if spec.method.teacher == "none" or spec.teacher_kind != "trained" else spec.teacher_seed
 
 
 def teacher_label(spec: Spec) -> str:
-    """What a results table calls a run's teacher; "" for the preset's own."""
+    """Name a run's teacher as a results table does; "" for the preset's own."""
     return networks.label(spec.teacher) if spec.teacher and spec.has_teacher else ""
 
 
 def source_name(spec: Spec) -> str:
-    """The data's own name, wherever its folder lies."""
+    """Return the data's own name, wherever its folder lies."""
     return PROCEDURAL if spec.source == PROCEDURAL else digests(spec.scale, spec.source)[0]
 
 
 def run_name(spec: Spec) -> str:
-    """The readable part of a run's folder name."""
+    """Return the readable part of a run's folder name."""
     sides = [spec.side] if not isinstance(spec.side, tuple) else spec.side
     where = "-".join("hr" if side is None else str(side) for side in sides)
     what = "teacher" if spec.role == "teacher" else spec.method.name
@@ -349,5 +354,5 @@ def _plain(text: str) -> str:
 
 
 def config_hash(spec: Spec) -> str:
-    """The hash of the run's configuration, which a results table has in its column `config`."""
+    """Return the hash of the run's configuration, which a results table has in its column `config`."""
     return store.digest(run_config(spec))

@@ -22,7 +22,7 @@ VERSION = 1
 
 
 def digest(config: Mapping[str, Any]) -> str:
-    """The first 10 hex digits of the SHA-256 of the canonical JSON of a configuration and VERSION."""
+    """Return the first 10 hex digits of the SHA-256 of the canonical JSON of a configuration and VERSION."""
     text = json.dumps({"version": VERSION, **config}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -61,7 +61,12 @@ class Run:
     def lock(self, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Hold the run for this process. The lock goes with the process, so a killed one leaves none behind.
 
-        wait: whether to wait for another process (after calling on_wait once) or to raise Busy.
+        Args:
+            wait: Whether to wait for another process.
+            on_wait: Called once before waiting.
+
+        Raises:
+            Busy: Another process holds it, and `wait` is False.
         """
         with (self.path / ".lock").open("w") as file:
             try:
@@ -82,14 +87,23 @@ def discard(run: Run) -> None:
 
 
 def find_run(store: Path, name: str, config: Mapping[str, Any]) -> Run:
-    """The place of this configuration in the store, whether anything is there or not."""
+    """Return the place of this configuration in the store, whether anything is there or not."""
     return Run(store / f"{name}-{digest(config)}")
 
 
 def open_run(store: Path, name: str, config: Mapping[str, Any]) -> Run:
-    """The run of this configuration in the store, made if it is not there.
+    """Return the run of this configuration in the store, made where it is not there.
 
-    Raises RunError when the folder of that name holds another configuration, or the store cannot be written.
+    Args:
+        store: The run store.
+        name: The readable part of the folder's name.
+        config: Everything that determines the run, in plain values.
+
+    Returns:
+        The run.
+
+    Raises:
+        RunError: The folder of that name holds another configuration, or the store cannot be written.
     """
     run = find_run(store, name, config)
     try:
@@ -111,14 +125,14 @@ def open_run(store: Path, name: str, config: Mapping[str, Any]) -> Run:
 
 
 def load_run(path: Path) -> Run:
-    """An existing run by its folder; RunError when it is none."""
+    """Open an existing run by its folder; RunError where it is none."""
     run = Run(path)
     _ = run.config
     return run
 
 
 def flatten(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
-    """A configuration as one row, {"a": {"b": 1}, "c": [2]} -> {"a.b": 1, "c": "[2]"}."""
+    """Flatten a configuration into one row, `{"a": {"b": 1}, "c": [2]}` into `{"a.b": 1, "c": "[2]"}`."""
     row: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -129,5 +143,5 @@ def flatten(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
 
 
 def list_runs(store: Path) -> list[Run]:
-    """All runs of a store, by name."""
+    """List all runs of a store, by name."""
     return [Run(file.parent) for file in sorted(store.glob("*/config.json"))] if store.is_dir() else []

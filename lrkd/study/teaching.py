@@ -75,12 +75,14 @@ def check(spec: Spec, student: tuple[Network, Head], teacher: Network, head: Hea
     parts.check(method.terms, network, own, role="student", name=named["student"], method=method.name, methods=known)
     parts.check(method.terms, teacher, head, name=named["teacher"], method=method.name, methods=known)
     shown = _answers(spec, network, teacher)
-    if (said := _misfit(method.terms, network, teacher, *shown)) is not None:
-        fit = [name for name, terms in known.items() if _fits(terms, network, teacher, head, shown)]
-        raise ConfigError(
-            f"method {method.name!r}: student {named['student']} and teacher {named['teacher']} do not fit together "
-            f"({said}); these methods work: {', '.join(fit) or 'none of lrkd'}"
-        )
+    said = _misfit(method.terms, network, teacher, *shown)
+    if said is None or _misfit(method.terms, teacher, teacher, shown[1], shown[1]) is not None:
+        return  # a loss that fails of a network and itself does so for another reason, such as too few images
+    fit = [name for name, terms in known.items() if _fits(terms, network, teacher, head, shown)]
+    raise ConfigError(
+        f"method {method.name!r}: student {named['student']} and teacher {named['teacher']} do not fit together "
+        f"({said}); these methods work: {', '.join(fit) or 'none of lrkd'}"
+    )
 
 
 def _answers(spec: Spec, network: Network, teacher: Network) -> tuple[Output, Output]:

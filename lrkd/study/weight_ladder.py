@@ -1,4 +1,4 @@
-"""The race of distances: which rung of its ladder each one takes, how soon its runs learn. Tables in, tables out."""
+"""The ladders of distances: which weight each one takes, how soon its runs learn. Tables in, tables out."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,15 +16,19 @@ COLUMNS = ("scale", *RUN, "status", "protocol", "accuracy", "step", "device", "t
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """A table of `lrkd study`; where the file is not there yet, one with `COLUMNS` and no row."""
+    """Read a table of `lrkd study`; where the file is not there yet, one with `COLUMNS` and no row."""
     return read_table(path, ["config"], "lrkd study") if Path(path).exists() else pd.DataFrame(columns=list(COLUMNS))
 
 
 def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
-    """The table of `lrkd study ladder` -> one row a run: `distance, weight, seed, accuracy, status`, sorted.
+    """Take the runs of a ladder from the table of `lrkd study ladder`.
 
-    accuracy: on the validation people, nan for a run that diverged. The teacher's rows, and all whose method has no
-    weight in its name ("lp(2)@8"), are left out.
+    Args:
+        ladder: The table. The teacher's rows are left out, and all whose method has no weight in its name ("lp(2)@8").
+
+    Returns:
+        One row a run, sorted: `distance, weight, seed, accuracy, status`. accuracy: on the validation people, nan for a
+        run that diverged.
     """
     check_columns(ladder, ["method", "seed", "status", "protocol", "accuracy"])
     kept = ladder["method"].astype(str).str.contains("@")
@@ -44,13 +48,18 @@ def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
 
 
 def brackets(found: pd.DataFrame, matched: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """`rungs` -> one row a distance: what its ladder chose, and whether the choice lies between two that are worse.
+    """Say what each distance's ladder chose, and whether the choice lies between two rungs that are worse.
 
-    -> `distance, weight, accuracy` (the best rung's mean over seeds), `factor` (weight over the matched one, where
-    `matched` has it), `rungs, diverged, below, above` (rungs at smaller and at greater weights than the best; diverged
-    ones count, as they are worse), `bracket` ("both sides", "nothing below", "nothing above", "nothing finished"),
-    `lead` (over the best other rung), `spread` (best minus worst finished rung). Distances come in the order of
-    `matched`, or else of the table. Unit: a rung, one run each: a lead of less than the noise of a run chooses nothing.
+    Args:
+        found: Of `rungs`.
+        matched: The matched weight of each distance, where it is known; also the order of the rows.
+
+    Returns:
+        One row a distance: `distance, weight, accuracy` (the best rung's mean over seeds), `factor` (weight over the
+        matched one), `rungs, diverged, below, above` (rungs at smaller and at greater weights than the best; diverged
+        ones count, as they are worse), `bracket` ("both sides", "nothing below", "nothing above", "nothing finished"),
+        `lead` (over the best other rung), `spread` (best minus worst finished rung). Unit: a rung, one run each: a lead
+        of less than the noise of a run chooses nothing.
     """
     check_columns(found, ["distance", "weight", "accuracy", "status"])
     named = list(dict.fromkeys(found["distance"]))
@@ -80,12 +89,19 @@ BRACKET = [
 
 
 def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFrame:
-    """What a run's trace comes to, one row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`.
+    """Say how soon each run learnt.
 
-    traces: columns config, method, seed, teacher_seed, step, accuracy, a row an observation. final: the last accuracy;
-    auc: the mean over the observations, which are evenly spaced; steps_k: the first observed step at which the accuracy
-    is at least levels[k], nan for a run that never gets there (censored). Unit: a run. Raises DataError for columns
-    that the table lacks.
+    Args:
+        traces: `config, method, seed, teacher_seed, step, accuracy`, a row an observation.
+        levels: Accuracies to be reached.
+
+    Returns:
+        One row a run: `config, method, seed, teacher_seed, final, auc, steps_0, ...`. final: the last accuracy; auc:
+        the mean over the observations, which are evenly spaced; steps_k: the first observed step at which the accuracy
+        is at least `levels[k]`, nan for a run that never gets there (censored).
+
+    Raises:
+        DataError: The table lacks a column.
     """
     keys = list(RUN)
     check_columns(traces, [*keys, "step", "accuracy"])
@@ -103,12 +119,18 @@ def converged(traces: pd.DataFrame, levels: Sequence[float] = ()) -> pd.DataFram
 def entrants(
     results: pd.DataFrame, traces: pd.DataFrame, teachers: Sequence[int], levels: Sequence[float] = ()
 ) -> pd.DataFrame:
-    """Results and traces of `lrkd study hypotheses` -> one row a student that raced, on the test people.
+    """Take the students of distances and of none from results and traces of `lrkd study hypotheses`, on the test people.
 
-    -> `method` (the distance, or "none"), `weight` (nan for none), `seed, teacher_seed, status, accuracy`, what
-    `converged` says, and `own`: whether the teacher is the seed's own, teachers[seed mod their number] (always for
-    none, whose teacher counts not). A run that diverged counts with chance, in accuracy, final and auc, and reaches no
-    level. Unit: a run.
+    Args:
+        results: Results of the study.
+        traces: Its traces.
+        teachers: The seeds of its teachers.
+        levels: Of `converged`.
+
+    Returns:
+        One row a run: `method` (the distance, or "none"), `weight` (nan for none), `seed, teacher_seed, status,
+        accuracy`, what `converged` says, and `own`: whether the teacher is the seed's own, `teachers[seed mod their
+        number]`, always for none. A run that diverged has chance as accuracy, final and auc, and reaches no level.
     """
     check_columns(results, [*RUN, "status", "protocol", "accuracy"])
     raced = results["method"].astype(str).str.contains("@") | (results["method"] == "none")
@@ -139,7 +161,7 @@ def differences(
     order: Sequence[str] = (),
     crossed: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """`entrants` -> each method minus the baseline, seed by seed: `method, mean, low, high, p, n, holm`. Unit: a seed.
+    """Subtract the baseline from each method of `entrants`, seed by seed: `method, mean, low, high, p, n, holm`. Unit: a seed.
 
     A seed's value is that of its own teacher; between two methods of `crossed` the mean over all teachers, of the seeds
     that have as many runs as any. p: the paired t test's; holm: corrected over these rows. Methods come in the order
@@ -170,9 +192,9 @@ def levels(raced: pd.DataFrame) -> tuple[float, float]:
 
 
 def groups(table: pd.DataFrame, alpha: float = 0.05) -> tuple[str, str, str]:
-    """`differences` -> the methods above the baseline, below it, and not told apart from it, as words for a sentence.
+    """`differences` -> the methods above the baseline, below it, and neither, as words for a sentence.
 
-    Told apart is what Holm's p puts below alpha. A row without a p (one pair) is not told apart.
+    Above or below is what Holm's p puts below alpha; a row without a p (one pair) is neither.
     """
     sure = table[table["holm"] < alpha]
     parts = (sure[sure["mean"] > 0], sure[sure["mean"] < 0], table.drop(sure.index))

@@ -36,9 +36,9 @@ class World:
 
     def __post_init__(self) -> None:
         if self.setting not in get_args(Setting):
-            raise ConfigError(f"setting is {self.setting!r}: the settings are {', '.join(SETTINGS)}")
+            raise ConfigError(f"setting: expected one of {', '.join(SETTINGS)}, got {self.setting!r}")
         if not 0 <= self.number < 2**31:
-            raise ConfigError(f"world is {self.number}: a whole number from 0 on is right")
+            raise ConfigError(f"world: expected a whole number from 0 on, got {self.number}")
 
     @property
     def judging(self) -> bool:
@@ -54,18 +54,18 @@ class World:
         return self.setting == "D" or (self.setting == "T" and role == "teacher")
 
     def splits(self, role: str) -> dict[str, str]:
-        """Part of `data.Splits` -> the set of people that it is here: only what a run of that role may look at."""
+        """Part of `tables.Splits` -> the set of people that it is here: only what a run of that role may look at."""
         return {"train": "many" if self.many(role) else "train", self.shown: self.shown}
 
 
 def people(scale: Scale, world: World, name: str, device: str = "cpu") -> People:
-    """The set "train", "many", "validation" or "test" of a world at a scale, not rendered yet.
+    """Return the set "train", "many", "validation" or "test" of a world at a scale, not rendered yet.
 
     The four share no person, and none with another world's. Raises ConfigError at a scale without a population.
     """
     found = scale.population
     if found is None:
-        raise ConfigError(f"scale {scale.name} has no worlds: it says not how many people one has")
+        raise ConfigError(f"scale {scale.name} has no worlds: expected one with a population")
     identities, images = getattr(found, name)
     pairs = dict(zip(("validation", "test"), found.pairs, strict=True)).get(name)
     face = tuple(sorted(scale.face.items()))
@@ -73,7 +73,7 @@ def people(scale: Scale, world: World, name: str, device: str = "cpu") -> People
 
 
 def epochs_on(scale: Scale, world: World, role: str, epochs: int) -> int:
-    """Epochs over a role's own training set for a study's length of `epochs` over the small one.
+    """Translate a study's length over the small training set into epochs over a role's own.
 
     A student of many people takes as many steps as one of few (as nearly as whole epochs allow), so that who knows more
     does not also train longer. A teacher of many takes half the epochs: each image half as often, in more steps.

@@ -77,7 +77,7 @@ def test_a_claim_that_cannot_be_judged_is_refused(tmp_path, old, new, said):
     [
         ("", "cannot be read as CSV"),
         ("id,claim\n", "expected the columns"),
-        (f"{HEAD}\n", "has no claim"),
+        (f"{HEAD}\n", "expected a row for each claim, got none"),
         (f"{HEAD}\n{GOOD}\n{GOOD}\n", "a: id is 'a'"),
         (f"{HEAD}\n{GOOD}\n{GOOD.replace('a,', 'b,', 1).replace('lr-lr,fskd', 'rank1,fskd')}\n", "2 endpoints"),
     ],

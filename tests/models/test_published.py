@@ -770,7 +770,7 @@ def test_the_command_line_says_what_is_missing(tmp_path, people, called, narrow)
             "preset: unknown degradation 'nope'",
             ("verify", path, "--data", people, "--degradation", "nope", "--side", 14),
         ),
-        (2, "device is 'tpu'", ("verify", path, "--data", people, "--device", "tpu")),
+        (2, "device: expected .*got 'tpu'", ("verify", path, "--data", people, "--device", "tpu")),
     ):
         found, shown, err = called(*words)
         assert (found, shown) == (status, "")

@@ -97,12 +97,15 @@ def test_length_and_rate_are_part_of_a_runs_key_and_the_recipes_own_are_no_other
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: World(-1), "world is -1"),
-        (lambda: World(0, "U"), "setting is 'U': the settings are S, T, D"),
+        (lambda: World(-1), "world: expected a whole number from 0 on, got -1"),
+        (lambda: World(0, "U"), "setting: expected one of S, T, D, got 'U'"),
         (lambda: worlds.people(SCALES["full"], World(0), "train"), "scale full has no worlds"),
         (lambda: PLACE.spec(answer_plan.LOGITS, 0, "T"), "in setting T the teacher's classes are other people"),
         (lambda: Spec(methods.get("none"), 6, 0, SMOKE, "x", world=World(0, "T")), "photographs have one set"),
-        (lambda: Spec(methods.get("none"), 6, 0, SMOKE, world=World(0), observations=3), "neither a design nor"),
+        (
+            lambda: Spec(methods.get("none"), 6, 0, SMOKE, world=World(0), observations=3),
+            "expected no student or teacher of its own",
+        ),
     ],
 )
 def test_what_is_no_world_is_refused(make, said):

@@ -17,13 +17,13 @@ from lrkd.distill import methods
 from lrkd.errors import ConfigError, DataError, RunError
 from lrkd.evaluation import attention
 from lrkd.models import backbones
-from lrkd.study import attention_study, experiment, presets, runner
+from lrkd.study import attention_probes, attention_study, experiment, presets, runner
 from lrkd.study import spec as study_spec
 from lrkd.training.step import normalise
 
 SMOKE = presets.SCALES["smoke"]
 SIDE = SMOKE.sides[-1]
-PROBES = attention_study.probes
+PROBES = attention_probes.probes
 WANTED = [
     study_spec.teacher_spec(SMOKE),
     *(study_spec.Spec(methods.get(name), SIDE, 0, SMOKE) for name in ("none", "askd", "fskd")),
@@ -31,7 +31,7 @@ WANTED = [
 
 
 @pytest.fixture(scope="module")
-def shown(smoke: Path) -> Iterator[attention_study.Probes]:
+def shown(smoke: Path) -> Iterator[attention_probes.Probes]:
     """The probes at scale smoke, which `gather` is given too: their derivatives are taken once."""
     found = PROBES(study_spec.splits(SMOKE).test, SMOKE)
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +40,7 @@ def shown(smoke: Path) -> Iterator[attention_study.Probes]:
 
 
 @pytest.fixture(scope="module")
-def gathered(shown: attention_study.Probes) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+def gathered(shown: attention_probes.Probes) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Three finished runs at scale smoke; the fourth, fskd, is not trained."""
     runner.run_study(WANTED[:3], workers=1, device="cpu", progress=False)
     return attention_study.gather(WANTED)

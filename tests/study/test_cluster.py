@@ -64,8 +64,8 @@ def test_a_job_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("count", "launcher", "parameters", "match"),
     [
-        (1, "pbs", {}, "launcher is 'pbs': slurm and local are known"),
-        (0, "local", {}, "jobs is 0: at least 1"),
+        (1, "pbs", {}, "launcher: expected slurm or local, got 'pbs'"),
+        (0, "local", {}, "jobs: expected at least 1, got 0"),
         (1, "local", {"gpu_per_node": 1}, "launcher local: .*gpu_per_node"),
         (1, "local", {"timeout_min": "abc"}, "launcher local: "),
     ],

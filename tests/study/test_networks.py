@@ -1,21 +1,27 @@
 """Students and teachers of every kind: what a run needs is said before it, what it is decides its name."""
 
+import hashlib
+import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
+from lrkd import userfile
 from lrkd.data import prepared
 from lrkd.distill import methods
 from lrkd.errors import ConfigError, DataError, RunError
-from lrkd.models import backbones
+from lrkd.models import backbones, checkpoints
 from lrkd.models.backbones import BUILDERS
 from lrkd.study import experiment, networks, results, teaching
 from lrkd.study.presets import DESIGNS, SCALES
-from lrkd.study.spec import PROCEDURAL, Spec, config_hash, run_config, run_name, splits, teacher_spec
+from lrkd.study.spec import Spec, config_hash, run_config, run_name, splits, teacher_spec
 
 SMOKE = SCALES["smoke"]
 pytestmark = pytest.mark.usefixtures("smoke")
@@ -70,24 +76,32 @@ def store(smoke):
 @pytest.fixture
 def nets(tmp_path):
     (tmp_path / "nets_of_a_test.py").write_text(NETS)
-    return tmp_path / "nets_of_a_test.py"
+    yield tmp_path / "nets_of_a_test.py"
+    sys.modules.pop("nets_of_a_test", None)
 
 
 # ----------------------------------------------------------------------------------------------------------- students
 
 
-def test_a_student_is_a_name_and_its_teacher_another(store):
-    """IResNet-18 taught by IResNet-50 is one line; here two small ones, as the scale is."""
-    one = spec("embedding-cos", student="mobile", teacher="iresnet18")
-    assert (one.model["name"], one.teacher_run.model["name"]) == ("mobile", "iresnet18")
-    assert run_name(one) == "procedural-smoke-embedding-cos-mobile-6-s0-t0-iresnet18"
-    assert run_name(one.teacher_run) == "procedural-smoke-teacher-iresnet18-hr-s0"
+def test_an_iresnet18_taught_by_an_iresnet50_is_one_line():
+    one = spec("fskd", 14, scale=SCALES["gpu"], student="iresnet18", teacher="iresnet50", source="procedural")
+    assert one == spec("fskd", 14, scale=SCALES["gpu"], teacher="iresnet50"), "the preset's own"
+    assert (one.model["name"], one.teacher_run.model["name"]) == ("iresnet18", "iresnet50")
+    assert run_name(one) == "procedural-gpu-fskd-14-s0-t0-iresnet50"
+    assert run_name(one.teacher_run) == "procedural-gpu-teacher-iresnet50-hr-s0"
+
+
+def test_a_student_is_a_name_and_its_teacher_another(store, teacher):
+    one = spec("embedding-cos", student="mobile", teacher="mobile")
+    assert one.teacher_run.model["name"] == one.model["name"] == "mobile"
     run = trained(one, store)
     assert type(experiment.load(run)[0]).__name__ == "MobileFaceNet"
-    assert experiment.find_run(one.teacher_run, store).finished
-    table = results.results_table([one, spec("none")], store)
-    assert set(table["student"]) == {"mobile"}
-    assert set(table["teacher"]) == {"iresnet18"}
+    assert experiment.find_run(one.teacher_run, store) == teacher
+    table = results.results_table([one], store)
+    assert set(table["student"]) == set(table["teacher"]) == {"mobile"}
+    scores = results.score_table([one], store)
+    assert set(scores["student"]) == set(scores["teacher"]) == {"mobile"}
+    assert "preset" not in scores
 
 
 def test_two_networks_never_share_a_runs_name(nets):
@@ -135,6 +149,34 @@ def test_the_hash_covers_a_users_file_and_not_where_it_lies(nets, tmp_path):
     assert config_hash(one) == before
 
 
+def test_the_hash_covers_a_users_method_and_all_that_its_file_has(nets):
+    method = """
+from lrkd.distill.methods import Method
+from lrkd.distill.terms import Term
+
+FACTOR = 2
+
+def loss(student, teacher):
+    return FACTOR * (student.embedding - teacher.embedding).square().mean()
+
+MINE = Method("mine", "mine", (Term("mine", 1.0, loss),))
+"""
+    hashes = []
+    for text in (method, method.replace("FACTOR = 2", "FACTOR = 3"), method):
+        nets.write_text(text)
+        hashes.append(config_hash(Spec(userfile.load_object(f"{nets}:MINE").value, 6, 0, SMOKE)))
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_another_process_loads_the_users_files_before_what_is_defined_in_them(nets):
+    nets.write_text("def loss(student, teacher):\n    return 7\n")
+    loss = userfile.load_object(f"{nets}:loss").value
+    sent = pickle.dumps((userfile.LoadedFiles(), loss))
+    code = "import pickle, sys; print(pickle.loads(sys.stdin.buffer.read())[1](0, 0))"
+    said = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True, timeout=60)
+    assert said.stdout.split() == [b"7"]
+
+
 def test_a_module_that_is_not_wrapped_is_seeded_and_has_its_own_embedding(nets):
     one = spec("rkd", student=f"{nets}:bare", seed=5)
     (a, head), (b, _), (c, _) = (teaching.build(replace(one, seed=seed), seed, 7) for seed in (5, 5, 6))
@@ -165,17 +207,20 @@ def test_what_is_no_network_is_said_and_nothing_is_written(nets, tmp_path, funct
 @pytest.fixture(scope="module")
 def teacher(store):
     """A teacher's run with a deeper network than the preset's."""
-    return trained(teacher_spec(SMOKE, 0, student="iresnet18"), store)
+    return trained(teacher_spec(SMOKE, 0, student="mobile"), store)
 
 
 def test_a_run_teaches_by_its_folder(teacher, store):
-    named, given = (spec("fskd", side=8, teacher=name) for name in ("iresnet18", str(teacher.path)))
+    named, given = (spec("fskd", 8, teacher=name) for name in ("mobile", str(teacher.path)))
     assert given.teacher_run is None
     assert run_config(given)["teacher"] == run_config(named)["teacher"]
-    with pytest.raises(ConfigError, match="do not fit together"):
-        experiment.check(given)
-    one = spec("logit-kd", side=8, teacher=str(teacher.path))
-    assert trained(one, store).finished
+    for one in (named, given):
+        with pytest.raises(
+            ConfigError, match=r"'fskd': student IResNet and teacher \S* ?do not fit .*work: .*logit-kd"
+        ):
+            experiment.check(one)
+    run = trained(spec("logit-kd", 8, teacher=str(teacher.path)), store)
+    assert run.path.name.startswith(f"procedural-smoke-logit-kd-8-s0-{teacher.path.name}-")
 
 
 def test_a_run_that_has_not_finished_teaches_nobody(teacher, tmp_path):
@@ -232,15 +277,45 @@ def test_the_training_images_of_a_prepared_folder_find_their_rows_of_the_manifes
         assert whole.sources[at] == train.sources[row]
 
 
-def test_a_checkpoint_teaches_at_its_own_size(store, tmp_path, monkeypatch):
-    """Published checkpoints are of 112 px; the data of the preset, of 24."""
-    from lrkd.models.published import load_foreign
+def a_checkpoint(path):
+    """insightface's layout with few channels, which `load_foreign` knows by its names."""
+    network = backbones.IResNet((2, 2, 2, 2), (4, 5, 6, 7), size=112, embedding=20, cbam=False)
+    family = checkpoints.ARCFACE
+    state = {checkpoints.name_in_file(family, name, 18): value for name, value in network.state_dict().items()}
+    torch.save(state, path)
+    return path
 
-    formats = pytest.importorskip("formats")
-    path = formats.written(tmp_path) if hasattr(formats, "written") else None
-    if path is None:
-        pytest.skip("no published checkpoint in miniature")
-    assert load_foreign(path).size == 112
+
+def an_onnx(path):
+    """A file of 32 px whose embedding is a product of the image with a matrix."""
+    matrix = np.random.default_rng(0).normal(size=(3 * 32 * 32, 12)).astype(np.float32)
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "matrix"], ["out"])]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", ["N", 3, 32, 32]), ("out", ["N", 12]))
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(matrix, "matrix")])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    for key, value in (("channels", "RGB"), ("range", "[-1,1]")):
+        made.metadata_props.add(key=key, value=value)
+    path.write_bytes(made.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "size", "embedding"), [(a_checkpoint, "r18.pth", 112, 20), (an_onnx, "small.onnx", 32, 12)]
+)
+def test_a_file_of_another_size_teaches(store, tmp_path, make, name, size, embedding):
+    path = make(tmp_path / name)
+    one = spec("embedding-cos", teacher=str(path))
+    assert networks.load_teacher(str(path)).size == size != SMOKE.size
+    run = trained(one, store)
+    assert run.config["teacher"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert experiment.load(run)[0].embedding == embedding
+    assert "cosine_embedding" in run.result["measures"]["test"]
+    assert f"-{name}-" in run.path.name
+    with pytest.raises(ConfigError, match=f"teacher {name} has no attention maps: method 'askd' needs them"):
+        experiment.check(spec("askd", teacher=str(path)))
 
 
 def test_a_users_function_teaches(nets, store):
@@ -278,5 +353,3 @@ def test_an_untrained_network_of_another_kind_is_another_run():
     own, other = (run_config(spec("random-teacher", teacher=name))["teacher"] for name in ("", "iresnet18"))
     assert (own, other) == (None, "iresnet18")
     assert teaching.untrained_teacher(spec("random-teacher", teacher="iresnet18"), 3)[0].depths == (2, 2, 2, 2)
-    assert isinstance(backbones.build("small", 24), backbones.IResNet)
-    assert PROCEDURAL == "procedural"
