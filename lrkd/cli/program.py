@@ -66,7 +66,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Commands and what they do side by side, the epilog as it is."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=20, width=120)
+        super().__init__(prog, width=120)
 
 
 class _Parser(argparse.ArgumentParser):
