@@ -27,8 +27,7 @@ def is_reference(text: str) -> bool:
 def load_object(reference: str) -> UserObject:
     """Load an object from a Python file outside the package. The file is run: it must be one that you trust.
 
-    Its folder is added to the end of `sys.path`, so that it can import its neighbours and other processes find it by
-    name. Its digest covers the file alone, not what it imports.
+    Its folder can be imported from while it is run. Its digest covers the file alone, not what it imports.
 
     Args:
         reference: "path/to/file.py:NAME".
@@ -95,36 +94,26 @@ def _run(file: Path, content: bytes) -> ModuleType:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    _add_folder(str(file.parent))
+    sys.path.insert(0, str(file.parent))
     try:
         exec(compile(content, str(file), "exec"), vars(module))
     except Exception as error:
         del sys.modules[name]
         line = getattr(error, "lineno", None) or _line(error, file)
         raise ConfigError(f"{file}, line {line}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(file.parent))
     vars(module)["__digest__"] = digest
     return module
 
 
-_folders: list[str] = []
-
-
-def _add_folder(folder: str) -> None:
-    """Let modules be imported from a user's folder, behind all others, the latest folder first."""
-    if folder not in sys.path:
-        sys.path.insert(len(sys.path) - len(_folders), folder)
-        _folders.append(folder)
-
-
 def _origin(name: str) -> str | None:
-    """Where an import of that name would find a module that is no user's file; None where there is none."""
+    """Where an import of that name finds a module, in this process or another; None where there is none."""
     try:
         found = importlib.util.find_spec(name)
     except ValueError:  # loaded, and made by hand: it says nothing of where it is from
         return ""
-    if found is None or str(Path(found.origin or "").parent) in _folders:
-        return None
-    return str(Path(found.origin or "").resolve())
+    return None if found is None else str(Path(found.origin or "").resolve())
 
 
 def _line(error: Exception, file: Path) -> int:

@@ -5,20 +5,20 @@ import inspect
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from lrkd import userfile
 from lrkd.errors import ConfigError
-from lrkd.userfile import is_reference, load_object
+from lrkd.userfile import LoadedFiles, is_reference, load_object
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def write(tmp_path, monkeypatch):
+def write(tmp_path):
     """Write a file; the modules that a test loads are forgotten afterwards."""
     before = set(sys.modules)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(userfile, "_folders", [])
 
     def make(text: str, name: str = "my_nets.py"):
         (tmp_path / name).write_text(text)
@@ -54,13 +54,14 @@ def test_a_file_may_import_its_neighbour(write):
     assert load_object(f"{write('from my_widths import WIDTH as A')}:A").value == 7
 
 
-def test_another_process_finds_what_is_defined_there(write):
-    """As a worker does, which is given the same `sys.path`; no module of another folder is hidden by the user's."""
+def test_another_process_loads_the_file_first(write):
+    """As a worker or a job does, which could not import it."""
     before = list(sys.path)
     found = load_object(f"{write('def make(): return 5')}:make")
-    assert sys.path[: len(before)] == before
-    code = f"import pickle, sys; sys.path = {sys.path!r}; print(pickle.loads({pickle.dumps(found.value)!r})())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "5\n"
+    assert sys.path == before
+    code = f"import pickle; print(pickle.loads({pickle.dumps((LoadedFiles(), found.value))!r})[1]())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "5\n"
 
 
 def test_the_same_name_in_another_folder_is_the_newer_file(write, tmp_path):

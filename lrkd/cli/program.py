@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from lrkd import __version__
@@ -61,6 +62,13 @@ COMMANDS = (
 )
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Commands and what they do side by side, the epilog as it is."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=120)
+
+
 class _Parser(argparse.ArgumentParser):
     """The parser of a command, which imports its module when it is called: torch alone takes seconds."""
 
@@ -82,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         prog="lrkd",
         description="Knowledge distillation for low-resolution face recognition.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     top.add_argument("--version", action="version", version=f"lrkd {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
@@ -119,7 +127,8 @@ def main(words: Sequence[str] | None = None) -> int:
         said = str(error)
         return _fail(f"interrupted{': ' + said if said else ''}; the same command goes on from here", 1)
     except OSError as error:
-        _drop_output()
+        if error.filename is None:
+            _drop_output()
         if isinstance(error, BrokenPipeError):  # the reader has seen enough, as `head` has
             return 1
         if error.errno not in _OF_THE_DISK:
@@ -135,9 +144,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _drop_output() -> None:
     """Give up output that cannot be written, or the interpreter complains of it at exit."""
-    try:
+    with suppress(OSError):  # whatever a buffer still holds, or that it has no file under it
         sys.stdout.flush()
-    except OSError:
+    with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

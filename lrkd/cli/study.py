@@ -1,14 +1,12 @@
 """`lrkd study`."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lrkd import userfile
 from lrkd.cli.arguments import add_setting, add_student, add_teacher, output_file
 from lrkd.cli.output import show
 from lrkd.distill import methods
@@ -201,9 +199,6 @@ def _launch(
             raise ConfigError(f"job: expected NAME=VALUE, such as gpus_per_node=1, got {given!r}")
         parameters[name] = int(value) if value.isdecimal() else value
     where = experiment.store_dir(arguments.runs).resolve()
-    # A method of a user's file is sent to a job by its module's name: the job must find the file.
-    folders = [str(Path(name).parent.resolve()) for name in arguments.methods or () if userfile.is_reference(name)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *folders]))
     job = cluster.Job(wanted, where, arguments.workers, arguments.device, arguments.budget, known)
     jobs = cluster.submit(job, arguments.jobs, arguments.launcher, where / "jobs", parameters)
     print(f"jobs {', '.join(job.job_id for job in jobs)}; logs in {where / 'jobs'}", flush=True)

@@ -75,7 +75,6 @@ class Method:
     note: str = ""
     start: str | None = None
     choice: Choice | None = None
-    digest: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w@(][\w .,+*@()=-]{0,99}", self.name):

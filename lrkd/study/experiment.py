@@ -84,6 +84,8 @@ def train(
     spec = replace(spec, processes=distributed.world_size(), sync_norm=speed.sync_norm and distributed.world_size() > 1)
     device = device_of(device)
     run = find_run(spec, where)
+    if run.finished:
+        run_store.open_run(store_dir(where), run_name(spec), run_config(spec))  # refuses another configuration
     if not distributed.broadcast(run.finished):
         check(spec)
         how: dict[str, Any] = {"device": device, "progress": progress, "stop": stop, "wait": wait, "speed": speed}
@@ -327,7 +329,8 @@ def commit() -> str:
     here = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout
+        command = ["git", "--no-optional-locks", "-C", str(here), *words]  # or a process that dies leaves its lock
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     try:
         return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "--", ".") else "")

@@ -140,8 +140,10 @@ class Spec:
 
     @property
     def images(self) -> int:
-        """How many there are to train on."""
-        return len(splits(self.scale, self.source).train)
+        """How many there are to train on; nothing is rendered or resized for it."""
+        if self.source == PROCEDURAL:
+            return self.scale.identities[0] * self.scale.images
+        return len(_prepared(str(self.source)).train)
 
     @property
     def setting(self) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from lrkd.data import layout, procedural, tables
 from lrkd.distill import methods
 from lrkd.errors import DataError
 from lrkd.models.backbones import IResNet
-from lrkd.study import experiment, grids, presets, results, runner, shift_bench, spec, store
+from lrkd.study import experiment, grids, presets, results, runner, shift_bench, shift_study, spec, store
 
 ROOT = Path(__file__).parents[2]
 SMOKE = presets.SCALES["smoke"]
@@ -223,9 +224,8 @@ def test_what_the_grammar_does_not_know_is_status_2(words, capsys):
 def test_a_file_that_is_no_such_table_is_refused_before_anything_is_computed(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("t.csv").write_text("what,else\n1,2\n")
-    for name in ("run_study", "specs", "splits", "load"):
-        if name != "specs" or not words.startswith("study"):
-            monkeypatch.setattr(runner, name, lambda *_, **__: pytest.fail("computed"))
+    for module, name in ((runner, "run_study"), (spec, "splits"), (experiment, "load"), (shift_study, "gather")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed"))
     assert program.main([*words.split(), *(["--scale", "smoke"] if words[0] in "sa" else [])]) == ASKED
     assert re.fullmatch(r"lrkd: t\.csv: is no such table of `lrkd [^\n]+\n", capsys.readouterr().err)
     assert Path("t.csv").read_text() == "what,else\n1,2\n"
@@ -322,7 +322,7 @@ def test_the_command_that_is_told_prepares_the_data(tmp_path, monkeypatch, capsy
 def test_the_table_of_methods_shows_a_term_that_nobody_foresaw(monkeypatch):
     from lrkd.distill.terms import Term
 
-    term = Term("own-term", 2.5, len, (("temperature", "hot"), ("constant", "none"), ("parts", (1, 2))))
+    term = Term("own-term", 2.5, partial(json.dumps, indent="hot", default="none", separators=(1, 2)))
     own = methods.Method("own", "a method of one's own", (term, methods.METHODS["fskd"].terms[0]))
     monkeypatch.setitem(methods.METHODS, "own", own)
     shown = []
@@ -333,7 +333,7 @@ def test_the_table_of_methods_shows_a_term_that_nobody_foresaw(monkeypatch):
     for cell in json.loads(Path("methods-table.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), names)
-    assert shown[0].loc["own", "adds"].startswith("2.5 × own-term(temperature=hot, constant=none, parts=(1, 2)) + 20 ×")
+    assert shown[0].loc["own", "adds"].startswith("2.5 × own-term(indent=hot, default=none, separators=(1, 2)) + 20 ×")
     assert set(shown[1].index) == set(methods.METHODS)
 
 

@@ -1,5 +1,6 @@
 """A method and a backbone from files outside the package, through train, verify, study and export."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -46,14 +47,11 @@ def make(size, embedding):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The two files; the modules and folders that they add are forgotten afterwards."""
+    """The two files; the modules that they add are forgotten afterwards."""
     folder, before = tmp_path_factory.mktemp("own"), set(sys.modules)
     (folder / "pooled_of_mine.py").write_text(MINE)
     (folder / "nets_of_mine.py").write_text(NETS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path])
-        patch.setattr(userfile, "_folders", [])
-        yield folder
+    yield folder
     for name in set(sys.modules) - before:
         if name.endswith("_of_mine"):
             del sys.modules[name]
@@ -96,7 +94,9 @@ def test_the_run_is_named_by_both_and_holds_their_content(trained):
     config = run_store.load_run(trained).config
     assert trained.name.startswith("procedural-smoke-pooled-l1-nets_of_mine.py-make-6-s0-t0-")
     assert config["model"]["function"] == "nets_of_mine.py:make"
-    assert config["method"]["sha256"] == userfile.load_object(f"{trained.parents[1] / 'pooled_of_mine.py'}:MINE").digest
+    assert config["model"]["sha256"] == userfile.load_object(f"{trained.parents[1] / 'nets_of_mine.py'}:make").digest
+    mine = methods.get(f"{trained.parents[1] / 'pooled_of_mine.py'}:MINE")
+    assert config["method"] == json.loads(json.dumps(mine.describe()))
 
 
 def test_it_is_verified_and_exported_as_any_run(call, trained, tmp_path):
