@@ -64,7 +64,6 @@ class Method:
         note: How ours deviates.
         start: The method whose finished run, of the same seed, lends its weights to begin with.
         choice: Of which images the teacher's features are learned; None: of all.
-        digest: SHA-256 of the user's file that it comes from, which makes a changed file another run.
     """
 
     name: str
@@ -103,7 +102,6 @@ class Method:
         """
         told = {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
         more = {"start": self.start, "choice": None if self.choice is None else asdict(self.choice)}
-        more |= {"sha256": self.digest or None}
         return told | {key: value for key, value in more.items() if value is not None}
 
 
@@ -309,7 +307,7 @@ def get(name: str) -> Method:
             which is run.
 
     Returns:
-        The method; a user's with the digest of its file. Terms alone become a method of the name NAME.
+        The method. Terms alone become a method of the name NAME.
 
     Raises:
         ConfigError: No such method, with the nearest names; or what NAME is in the file is none.
@@ -338,7 +336,6 @@ def _user_method(reference: str) -> Method:
         raise ConfigError(
             f"{reference}: expected a name of its own, got {value.name!r}, which is one of lrkd's methods"
         )
-    value = replace(value, digest=found.digest)
     try:
         value.describe()
     except ConfigError as error:
