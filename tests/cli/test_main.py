@@ -499,9 +499,9 @@ def images(folder: Path, *shape: int) -> None:
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (short, r"manifest\.csv: 95 rows for 96 images"),
+        (short, r"manifest\.csv: expected one row an image, got 95 rows for 96 images"),
         (gap, r"manifest\.csv: no image has label 23"),
-        (negative, r"manifest\.csv line \d+: label -1: 0 or more is right"),
+        (negative, r"manifest\.csv line \d+: label: expected 0 or more, got -1"),
         (single, r"none of the \d+ people in the train split has 2 images: more images a person"),
         (cut, r"images-00000\.npy: cannot be read as \.npy"),
         (lambda folder: meta(folder, size=48), r"images-00000\.npy: uint8 \(96, 28, 28, 3\): uint8 \(n, 48, 48, 3\)"),
