@@ -535,7 +535,7 @@ def test_an_out_that_holds_something_is_refused_and_kept(album, tmp_path, capsys
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
     assert call(folder, "--source", album, "--out", tmp_path / "out") == 2
-    assert "exists and is not an empty folder" in one_line(capsys)
+    assert "expected a new name or an empty folder" in one_line(capsys)
     assert (tmp_path / "out" / "precious").read_text() == "x"
     (tmp_path / "out" / "precious").unlink()
     assert call(folder, "--source", album, "--out", tmp_path / "out", "--size", 8) == 0
@@ -589,7 +589,7 @@ def test_pairs_that_cannot_be_drawn_cost_no_decoding(album, tmp_path, monkeypatc
     monkeypatch.setattr(writer, "write", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(ConfigError, match="folds: expected at least 2, got 1"):
         folder.prepare(album, tmp_path / "out", drawing=folder.Drawing(folds=1))
-    with pytest.raises(ConfigError, match="count=5: an even number"):
+    with pytest.raises(ConfigError, match="count: expected an even number"):
         agedb.prepare(tmp_path / "aged", tmp_path / "out", drawing=agedb.Drawing(pairs=5, folds=2))
     with pytest.raises(DataError, match="4 people, 0 of them with a genuine pair"):
         agedb.prepare(tmp_path / "aged", tmp_path / "out", drawing=agedb.Drawing(pairs=4, folds=2, gap=50))
