@@ -71,7 +71,8 @@ experiment.fit = fit
 Path(me).touch()
 while not (Path("a").exists() and Path("b").exists()):
     time.sleep(0.05)
-sys.exit(program.main(["study", "shared", "--workers", "1", "--runs", "runs", "--device", "cpu", "--out", f"{{me}}.csv"]))
+words = ["--workers", "1", "--runs", "runs", "--device", "cpu", "--out", f"{{me}}.csv"]
+sys.exit(program.main(["study", "shared", *words]))
 """
 
 
