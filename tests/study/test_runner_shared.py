@@ -71,8 +71,8 @@ experiment.fit = fit
 Path(me).touch()
 while not (Path("a").exists() and Path("b").exists()):
     time.sleep(0.05)
-words = ["study", "shared", "--workers", "1", "--runs", "runs", "--device", "cpu", "--out", f"{{me}}.csv"]
-sys.exit(program.main(words))
+words = ["--workers", "1", "--runs", "runs", "--device", "cpu", "--out", f"{{me}}.csv"]
+sys.exit(program.main(["study", "shared", *words]))
 """
 
 
