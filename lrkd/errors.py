@@ -50,6 +50,5 @@ def needed(for_what: str, extra: str) -> Iterator[None]:
 
 
 def check_inside(name: str, value: float, low: float, high: float) -> None:
-    """Raise ConfigError where a number is not strictly between two others."""
     if not low < value < high:
-        raise ConfigError(f"{name}: expected a number above {low:g} and below {high:g}, got {value}")
+        raise ConfigError(f"{name} is {value}: between {low:g} and {high:g}, without these, is right")
