@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lrkd.errors import DataError
+from lrkd.evaluation.statistics import check_columns
 
 BLACK, GREY = "#000000", "#7a7a7a"
 ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
@@ -243,3 +244,28 @@ def say(**values: Any) -> None:
 
     for name, value in values.items():
         glue(name, np.asarray(value).item(), display=False)
+
+
+def sign(low: float, high: float) -> str:
+    """Say what an interval says about its sign: "above zero", "below zero", or why neither."""
+    if np.isnan(low) or np.isnan(high):
+        return "without an interval"
+    return "above zero" if low > 0 else "below zero" if high < 0 else "not told apart from zero"
+
+
+def provenance(frame: pd.DataFrame) -> dict[str, int | str]:
+    """Summarise where a results table comes from, by its own columns.
+
+    Returns:
+        Counts of runs (a `config` each), seeds, teachers (distinct `teacher_seed`) and diverged runs; and the values of
+        data, scale, device, torch and commit in their order, joined by commas.
+    """
+    texts = ("data", "scale", "device", "torch", "commit")
+    check_columns(frame, ["config", "seed", "teacher_seed", "status", *texts])
+    found: dict[str, int | str] = {
+        "runs": int(frame["config"].nunique()),
+        "seeds": int(frame["seed"].nunique()),
+        "teachers": int(frame["teacher_seed"].nunique()),
+        "diverged": int(frame.loc[frame["status"] != "ok", "config"].nunique()),
+    }
+    return found | {name: ", ".join(map(str, frame[name].dropna().unique())) for name in texts}

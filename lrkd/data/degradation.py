@@ -29,16 +29,20 @@ def _range(value: float | tuple[float, float]) -> tuple[float, float]:
 class Degradation:
     """How an HR image becomes an LR one: blur (at "hr"), down, noise, 8 bits, JPEG, up, blur (at "up").
 
-    down, up: a kernel of `KERNELS`, or a tuple of kernels from which each image draws its own, independently.
-    blur: (horizontal, vertical) standard deviations in pixels of the HR image, 0 = none; `blur_taps` weights of a
-        sampled Gaussian, reflected at the border; `blur_at` "hr" is a lens before the sensor, "up" comes after
-        upsampling.
-    noise: standard deviation of Gaussian noise at LR size, in units of the intensity range [0,1]; or a range (low,
-        high) from which each image draws its own.
-    quantise: round to 8 bits at LR size (gradients pass straight through).
-    jpeg: quality 1..100 at LR size, or a range (low, high) drawn per image; runs on the CPU and cuts the gradient.
+    Args:
+        down: A kernel of `KERNELS`, or a tuple of kernels from which each image draws its own, independently of `up`.
+        up: Likewise.
+        blur: (horizontal, vertical) standard deviations in pixels of the HR image, 0 for none.
+        blur_taps: How many weights of a sampled Gaussian, reflected at the border.
+        blur_at: "hr" is a lens before the sensor, "up" comes after upsampling.
+        noise: Standard deviation of Gaussian noise at LR size, in units of the intensity range [0,1]; or a range (low,
+            high) from which each image draws its own.
+        quantise: Round to 8 bits at LR size (gradients pass straight through).
+        jpeg: Quality 1 to 100 at LR size, or a range (low, high) drawn per image; runs on the CPU and cuts the
+            gradient.
 
-    Raises ConfigError for a kernel or a value that does not exist.
+    Raises:
+        ConfigError: A kernel or a value that does not exist.
     """
 
     down: str | tuple[str, ...] = "area"
@@ -109,22 +113,28 @@ def degrade(
     generator: torch.Generator | None = None,
     enlarge: bool = True,
 ) -> Tensor:
-    """LR versions at HR size: `(B,C,H,H) -> (B,C,H,H)`, the same dtype and device.
-
-    images: float in [0,1] (result clamped to it), or uint8 (result rounded).
-    side: LR side in pixels, 1..H: one number; a (B,) tensor with one an image; or a sequence (14, 28, 56, 112) from
-        which each image draws one. Everywhere in lrkd a side says "degraded to", and no side (None) says "as it is": at
-        side H resampling is the identity, but the preset's blur, noise and JPEG still apply.
-    preset: a name of `PRESETS` or a `Degradation`.
-    generator: every random draw comes from here, in the order side, down, up, noise level, noise, quality; wanted
-        only if something is drawn. Draws are made on its own device.
-    enlarge: False gives the LR images themselves, (B,C,side,side), for a network that takes them at that size; there is
-        then one side for all, and no blur after the enlargement that does not happen. At side H both are the same.
+    """Make the low-resolution versions of images, shown at their own size: `(B,C,H,H) -> (B,C,H,H)`, same dtype, device.
 
     Differentiable in float images, except through JPEG. Computed in float32 (float64 for float64), also under autocast.
 
-    Raises ConfigError for an unknown preset or kernel, a side outside 1..H, images that are not square or neither float
-    nor uint8, and a draw without a generator.
+    Args:
+        images: Float in [0,1] (the result is clamped to it), or uint8 (the result is rounded).
+        side: LR side in pixels, 1 to H: one number; a (B,) tensor with one an image; or a sequence (14, 28, 56, 112) from
+            which each image draws one. Everywhere in lrkd a side says "degraded to", and no side (None) says "as it is":
+            at side H resampling is the identity, but the preset's blur, noise and JPEG still apply.
+        preset: A name of `PRESETS` or a `Degradation`.
+        generator: Every random draw comes from here, in the order side, down, up, noise level, noise, quality; needed
+            only if something is drawn. Draws are made on its own device.
+        enlarge: False gives the LR images themselves, (B,C,side,side), for a network that takes them at that size; there
+            is then one side for all, and no blur after the enlargement that does not happen. At side H both are the
+            same.
+
+    Returns:
+        The degraded images.
+
+    Raises:
+        ConfigError: An unknown preset or kernel, a side outside 1 to H, images that are not square or neither float nor
+            uint8, or a draw without a generator.
     """
     spec = _spec(preset)
     _check_images(images)

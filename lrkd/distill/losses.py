@@ -74,7 +74,7 @@ def cross_loss(student: Tensor, teacher: Tensor, partner: Tensor, distance: Dist
         student: (B,C,h,w).
         teacher: (B,C,h,w).
         partner: (B,) indices, of `partners`.
-        distance: d.
+        distance: The d of the formula.
 
     Returns:
         ().
@@ -138,7 +138,7 @@ def logit_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Te
     Args:
         student: (B,classes).
         teacher: (B,classes).
-        temperature: T.
+        temperature: The T of the formula.
 
     Returns:
         ().

@@ -256,7 +256,7 @@ def aird(instance: float = 0.0, relations: float = 0.0, rkd: float = 0.0) -> Met
 def skd(choice: Choice | None, weight: float = SKD_WEIGHT) -> Method:
     """Make SKD with that choice (None: all) and that weight of the regression.
 
-    Named "skd-all" or "skd-top@0.25", of the graph "skd@0.25", with its beta "skd@0.25b0.3"; and "*5" for a weight.
+    Named `skd-all` or `skd-top@0.25`, of the graph `skd@0.25`, with its beta `skd@0.25b0.3`; and `*5` for a weight.
     """
     name, told = "skd-all", ""
     if choice is not None:

@@ -50,7 +50,7 @@ class Selection(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """The gap as a share of |bound|: zero where there is none, inf where only the bound is zero."""
+        """The gap as a share of `|bound|`: zero where there is none, inf where only the bound is zero."""
         return self.gap / abs(self.bound) if self.bound else (np.inf if self.gap else 0.0)
 
 

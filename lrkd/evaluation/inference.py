@@ -181,12 +181,12 @@ def _differences(cells: Mapping[object, pd.DataFrame], claim: Mapping[str, objec
 
 
 def unpack(code: str, count: int) -> np.ndarray:
-    """Decode the `right` of a table answer-*-right.csv -> (count,) bool."""
+    """Decode the `right` of a table `answer-*-right.csv` -> (count,) bool."""
     return np.unpackbits(np.frombuffer(base64.b64decode(code), np.uint8), count=count).astype(bool)
 
 
 def ids(code: str) -> np.ndarray:
-    """Decode the `people` of a table answer-*-people.csv -> (n,) int64."""
+    """Decode the `people` of a table `answer-*-people.csv` -> (n,) int64."""
     return np.frombuffer(base64.b64decode(code), "<u2").astype(np.int64)
 
 

@@ -377,31 +377,6 @@ def spelled(table: pd.DataFrame, *, factor: float = 100, digits: int = 1, sign: 
     )
 
 
-def verdict(low: float, high: float) -> str:
-    """Say what an interval says about its sign: "above zero", "below zero", or why neither."""
-    if np.isnan(low) or np.isnan(high):
-        return "without an interval"
-    return "above zero" if low > 0 else "below zero" if high < 0 else "not told apart from zero"
-
-
-def provenance(frame: pd.DataFrame) -> dict[str, int | str]:
-    """Summarise where a results table comes from, by its own columns.
-
-    Returns:
-        Counts of runs (a `config` each), seeds, teachers (distinct `teacher_seed`) and diverged runs; and the values of
-        data, scale, device, torch and commit in their order, joined by commas.
-    """
-    texts = ("data", "scale", "device", "torch", "commit")
-    check_columns(frame, ["config", "seed", "teacher_seed", "status", *texts])
-    found: dict[str, int | str] = {
-        "runs": int(frame["config"].nunique()),
-        "seeds": int(frame["seed"].nunique()),
-        "teachers": int(frame["teacher_seed"].nunique()),
-        "diverged": int(frame.loc[frame["status"] != "ok", "config"].nunique()),
-    }
-    return found | {name: ", ".join(map(str, frame[name].dropna().unique())) for name in texts}
-
-
 def _units(values: ArrayLike, least: int = 2) -> np.ndarray:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) < least or not np.isfinite(x).all():

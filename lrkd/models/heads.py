@@ -22,8 +22,8 @@ class Head(nn.Module, ABC):
     """(B,D) embeddings, (B,) int64 labels -> (B,C) logits: scale * cosine, with a margin at the label.
 
     Args:
-        classes: C.
-        dim: D.
+        classes: How many people, C.
+        dim: Length of an embedding, D.
         scale: Of the cosines.
         margin: At the label.
         seed: Of the class centres `weight` (C,D), Xavier uniform.

@@ -225,7 +225,7 @@ def test_view_1_is_scored_by_the_threshold_of_its_training_pairs(called, exporte
     assert (status, table["threshold_from"].item(), table["pairs"].item()) == (0, "view1-test", len(a))
     status, _, err = called(*words, "--protocol", "view1-train")
     assert status == 2
-    assert f"all {len(a)} pairs are in fold 0; at least 2 are needed, or a threshold from elsewhere" in err
+    assert f"folds: expected at least 2, but all {len(a)} pairs are in fold 0" in err
     assert "--threshold of `lrkd verify`" in err
     status, _, err = called(*words, "--protocol", "view1-test", "--threshold-from", "view3")
     assert (status, err) == (2, "lrkd: protocol 'view3': people has view1-train, view1-test\n")

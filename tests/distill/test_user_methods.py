@@ -11,7 +11,6 @@ import toys
 
 from lrkd.distill import methods
 from lrkd.errors import ConfigError
-from lrkd.training.loop import fit
 from lrkd.training.step import Teacher
 
 LOSS = """
@@ -68,7 +67,7 @@ def test_it_trains_as_the_same_terms_written_here_do(write):
     weights = []
     for terms in (mine.terms, (replace(same, weight=toys.pair(1)[0].embedding * 1.0),)):
         network, head = toys.pair(1)
-        fit(network, head, toys.faces(), schedule=toys.Schedule(1, batch=16), options=toys.OPTIONS,
+        toys.fit(network, head, toys.faces(), schedule=toys.Schedule(1, batch=16), options=toys.OPTIONS,
             teacher=Teacher(*toys.pair(9)), terms=terms, progress=False)  # fmt: skip
         weights.append(toys.state(network, head))
     for key, value in weights[0].items():

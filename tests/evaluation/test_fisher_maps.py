@@ -122,5 +122,5 @@ def test_bad_input_is_named(model, face):
     identity, nuisance, spread = face
     with pytest.raises(ConfigError, match="noise: expected a standard deviation above zero, got 0"):
         fisher(toy(), 0)
-    with pytest.raises(DataError, match=r"spread: shape \(3,\) is not \(53,\)"):
+    with pytest.raises(DataError, match=r"spread: expected \(53,\) finite numbers"):
         face_derivatives(model, identity, nuisance, spread[:3], 16)

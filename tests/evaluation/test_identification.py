@@ -327,7 +327,7 @@ def test_templates_refuse():
     with pytest.raises(DataError, match="got zero for template 5"):
         templates(np.array([[1.0, 0.0], [-1.0, 0.0]]), [5, 5], [1, 1])
     pool = templates(features, [1, 4, 4], [1, 2, 2])
-    with pytest.raises(DataError, match="right: 9 is no template"):
+    with pytest.raises(DataError, match="right: expected numbers of templates, got 9"):
         template_scores(pool, [1], [9])
     with pytest.raises(DataError, match=r"shapes \(1,\), \(2,\)"):
         template_scores(pool, [1], [1, 4])

@@ -153,7 +153,7 @@ def test_a_run_that_diverged_counts_with_chance():
 
 def test_two_runs_of_one_entrant_in_one_world_are_refused():
     found = inference.entrants(pd.concat([results(2), results(2)]))
-    with pytest.raises(DataError, match="has two runs in world 10"):
+    with pytest.raises(DataError, match="expected one run of none in world 10"):
         inference.judge(found, claimed(GOOD))
 
 

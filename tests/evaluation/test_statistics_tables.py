@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from kit import display
 from scipy import stats as oracle
 
 from lrkd.errors import DataError
-from lrkd.evaluation.statistics import holm, paired_differences, provenance, spelled, summarise, verdict
+from lrkd.evaluation.statistics import holm, paired_differences, spelled, summarise
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_spelled() -> None:
 def test_verdict_follows_the_sign_of_both_ends() -> None:
     ends = [(0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0.0, 0.1), (np.nan, np.nan)]
     said = ["above zero", "below zero", "not told apart from zero", "not told apart from zero", "without an interval"]
-    assert [verdict(*pair) for pair in ends] == said
+    assert [display.sign(*pair) for pair in ends] == said
 
 
 def test_provenance_counts_runs_not_rows() -> None:
@@ -138,9 +139,9 @@ def test_provenance_counts_runs_not_rows() -> None:
     runs = [teacher, a, ("b", 1, 1, "diverged", "bbb"), c]
     frame = pd.DataFrame([(*run, p) for run in runs for p in ("test", "test-hr-lr")], columns=[*columns, "protocol"])
     frame = frame.assign(data="lfw", scale="cpu", device="one", torch="2.11.0")
-    assert provenance(frame) == {
+    assert display.provenance(frame) == {
         **{"runs": 4, "seeds": 3, "teachers": 2, "diverged": 1},
         **{"data": "lfw", "scale": "cpu", "device": "one", "torch": "2.11.0", "commit": "aaa, bbb"},
     }
     with pytest.raises(DataError, match="'config'"):
-        provenance(frame.drop(columns="config"))
+        display.provenance(frame.drop(columns="config"))

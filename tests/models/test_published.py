@@ -737,7 +737,7 @@ def test_identify_measures_by_roles(tmp_path, people, called, narrow):
     folder = Path(shutil.copytree(people, tmp_path / "people"))
     status, shown, err = called("identify", path, "--data", people)
     assert (status, shown) == (2, "")
-    assert "has no roles" in err
+    assert "expected roles in its manifest" in err
     manifest = pd.read_csv(folder / "manifest.csv")
     manifest["role"] = ["gallery", "probe"] * 3 + ["distractor"] * 2
     manifest.to_csv(folder / "manifest.csv", index=False)
