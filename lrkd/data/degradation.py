@@ -113,24 +113,18 @@ def degrade(
     generator: torch.Generator | None = None,
     enlarge: bool = True,
 ) -> Tensor:
-    """Make the low-resolution versions of images, shown at their own size: `(B,C,H,H) -> (B,C,H,H)`, same dtype, device.
+    """Make low-resolution versions of images, at HR size: `(B,C,H,H) -> (B,C,H,H)`, the same dtype and device.
 
     Differentiable in float images, except through JPEG. Computed in float32 (float64 for float64), also under autocast.
 
     Args:
         images: Float in [0,1] (the result is clamped to it), or uint8 (the result is rounded).
-        side: LR side in pixels, 1 to H: one number; a (B,) tensor with one an image; or a sequence (14, 28, 56, 112) from
-            which each image draws one. Everywhere in lrkd a side says "degraded to", and no side (None) says "as it is":
-            at side H resampling is the identity, but the preset's blur, noise and JPEG still apply.
+        side: LR side in pixels, 1 to H; a (B,) tensor with one an image; or a sequence from which each image draws one.
+            A side says "degraded to", and no side (None, elsewhere) "as it is": at H resampling is the identity, but
+            the preset's blur, noise and JPEG still apply.
         preset: A name of `PRESETS` or a `Degradation`.
-        generator: Every random draw comes from here, in the order side, down, up, noise level, noise, quality; needed
-            only if something is drawn. Draws are made on its own device.
-        enlarge: False gives the LR images themselves, (B,C,side,side), for a network that takes them at that size; there
-            is then one side for all, and no blur after the enlargement that does not happen. At side H both are the
-            same.
-
-    Returns:
-        The degraded images.
+        generator: Draws, on its own device, side, down, up, noise level, noise and quality, where they are random.
+        enlarge: False gives the LR images themselves, (B,C,side,side): one side for all, and no blur after enlarging.
 
     Raises:
         ConfigError: An unknown preset or kernel, a side outside 1 to H, images that are not square or neither float nor
