@@ -247,24 +247,24 @@ def test_every_claim_compares_entrants_that_run_where_it_is_judged():
 # ------------------------------------------------------------------------------------------------------ a whole cycle
 
 
+def change(patch, **values):
+    """Give constants of the plan other values, wherever they are read."""
+    for name, value in values.items():
+        places = [module for module in (answer, answer_plan) if hasattr(module, name)]
+        assert places, name
+        for module in places:
+            patch.setattr(module, name, value)
+
+
 @pytest.fixture(scope="module")
 def cycle(smoke, tmp_path_factory):
     """Length, ladders and worlds of three entrants and two worlds each: the folder of tables, and the run store."""
     tables, store = tmp_path_factory.mktemp("tables"), smoke / "answer"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answer_plan, "LENGTHS", (1, 2))
-        patch.setattr(answer_plan, "ENOUGH", 2.0)
-        patch.setattr(answer_plan, "MORE", 0)
-        patch.setattr(answer_plan, "RATES", (1.0, 2.0))
-        patch.setattr(answer_plan, "WEIGHTS", (1.0, 4.0))
-        patch.setattr(answer_plan, "MAIN", (NONE, COSINE))
-        patch.setattr(
-            answer_plan, "REST", (answer_plan.ENTRANTS["octuplet mixed"], answer_plan.ENTRANTS["embedding-own-side"])
-        )
-        patch.setattr(answer_plan, "JUDGING", (100, 101))
-        patch.setattr(
-            answer_plan, "ENTRANTS", {e.name: e for e in (*answer_plan.MAIN, *answer_plan.REST, answer_plan.LOGITS)}
-        )
+        rest = tuple(answer_plan.ENTRANTS[name] for name in ("octuplet mixed", "embedding-own-side"))
+        entrants = {e.name: e for e in (NONE, COSINE, *rest, answer_plan.LOGITS)}
+        small = {"LENGTHS": (1, 2), "ENOUGH": 2.0, "MORE": 0, "RATES": (1.0, 2.0), "WEIGHTS": (1.0, 4.0)}
+        change(patch, **small, MAIN=(NONE, COSINE), REST=rest, JUDGING=(100, 101), ENTRANTS=entrants)
 
         def run(part, **more):
             more = {"workers": 1, "device": "cpu", "progress": False} | more
@@ -348,9 +348,7 @@ def test_two_workers_find_what_one_does(cycle, tmp_path):
 def test_photographs_have_their_own_ladders_and_then_seeds_that_nothing_was_chosen_on(
     photographs, tmp_path, monkeypatch
 ):
-    for name, value in {"MORE": 0, "RATES": (1.0, 2.0), "WEIGHTS": (1.0, 4.0), "SEEDS": (100, 101)}.items():
-        monkeypatch.setattr(answer, name, value)
-    monkeypatch.setattr(answer_plan, "PHOTOGRAPHED", (NONE, COSINE))
+    change(monkeypatch, MORE=0, RATES=(1.0, 2.0), WEIGHTS=(1.0, 4.0), SEEDS=(100, 101), PHOTOGRAPHED=(NONE, COSINE))
     (tmp_path / "claims.csv").write_text("here\n")
     more = {"source": photographs, "workers": 1, "device": "cpu", "progress": False}
     table = answer.run("photographs", SMOKE, tmp_path, tmp_path / "runs", **more)
@@ -365,7 +363,7 @@ def test_photographs_have_their_own_ladders_and_then_seeds_that_nothing_was_chos
     told = inference.bootstrap_claim(found, right, people, claim, shared=True, resamples=200)
     assert (told.n, told.low <= told.mean <= told.high) == (2, True)
     for part, source in (("photographs", "procedural"), ("length", photographs)):
-        with pytest.raises(ConfigError, match="only part photographs takes one"):
+        with pytest.raises(ConfigError, match="a prepared folder for part photographs, and for that part alone"):
             answer.plan(part, SMOKE, source, tmp_path)
 
 

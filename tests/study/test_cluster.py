@@ -88,4 +88,4 @@ def test_slurm_that_is_not_there_and_parameters_that_are_none(tmp_path, monkeypa
     assert program.main(words) == 2
     assert "launcher slurm: " in capsys.readouterr().err
     assert program.main([*words, "--job", "timeout_min"]) == 2
-    assert "NAME=VALUE is right" in capsys.readouterr().err
+    assert "expected NAME=VALUE" in capsys.readouterr().err

@@ -47,6 +47,7 @@ def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(study_spec, "splits", tables)
     monkeypatch.setattr(study_spec, "digests", lambda scale, source: (source, digests(source)))
+    monkeypatch.setattr(study_spec, "_prepared", lambda source: tables(None, source))
 
 
 def planned() -> list[study_spec.Spec]:
@@ -84,7 +85,7 @@ def test_a_run_of_several_processes_is_another_where_something_sees_a_part_of_a_
 
 
 def test_the_batch_is_part_of_a_run_as_it_is(no_images, monkeypatch):
-    one = study_spec.Spec(methods.get("none"), 6, 0, CPU)
+    one = study_spec.Spec(methods.get("none"), 6, 0, CPU, "lfw")
     before = study_spec.config_hash(one)
     monkeypatch.setattr(Table, "__len__", lambda table: one.recipe.student.batch)
     assert study_spec.config_hash(one) == before

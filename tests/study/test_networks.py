@@ -365,7 +365,7 @@ def test_an_untrained_network_of_another_kind_is_another_run():
 
 def test_a_change_anywhere_in_the_package_marks_a_runs_commit(monkeypatch):
     def run(words, **_):
-        assert Path(words[2]) == Path(lrkd.__file__).parent
+        assert Path(words[3]) == Path(lrkd.__file__).parent
         return SimpleNamespace(stdout="abc1234\n" if "rev-parse" in words else " M lrkd/models/wrap.py\n")
 
     monkeypatch.setattr(experiment.subprocess, "run", run)

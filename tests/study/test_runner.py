@@ -480,7 +480,7 @@ def test_broken_files_are_named(broken):
     with pytest.raises(RunError, match=r"scores\.npy: cannot be read"):
         results.score_table([WANTED[2]], broken.path.parent)
     (broken.path / "model.safetensors").unlink()
-    with pytest.raises(RunError, match=r"model\.safetensors: is no model"):
+    with pytest.raises(RunError, match=r"model\.safetensors: expected a model"):
         experiment.load(broken)
     (broken.path / "result.json").write_text("{")
     with pytest.raises(RunError, match=r"result\.json: cannot be read as JSON"):
@@ -666,8 +666,8 @@ def test_a_run_that_could_not_begin_leaves_nothing_in_the_store(tmp_path, monkey
 
 
 def test_a_run_that_has_begun_is_not_thrown_away(tmp_path, monkeypatch):
-    def stopped(*_, directory, **__):
-        (directory / "state.pt").write_bytes(b"hours")
+    def stopped(*given):
+        (given[-1].directory / "state.pt").write_bytes(b"hours")
         raise DataError("a disk is gone")
 
     monkeypatch.setattr(experiment, "fit", stopped)

@@ -64,7 +64,7 @@ grids.STUDIES["shared"] = lambda scale, source: WANTED
 whole = experiment.fit
 def fit(*args, **more):
     with log.open("a") as file:
-        file.write(f"{{me}} {{more['name']}}\\n")
+        file.write(f"{{me}} {{args[-1].name}}\\n")
     time.sleep(2)  # long enough that the other one gets its share
     return whole(*args, **more)
 experiment.fit = fit

@@ -110,7 +110,7 @@ def test_area_final_and_steps_of_known_curves():
 
 def test_tables_without_a_column_are_named():
     for function in (rungs, brackets, converged):
-        with pytest.raises(DataError, match=r"has no column '(method|distance|config)'; it has x"):
+        with pytest.raises(DataError, match=r"expected a column '(method|distance|config)', got x"):
             function(pd.DataFrame({"x": [1]}))
 
 
