@@ -57,8 +57,8 @@ def lead_inside(whole: PdfWriter, first: dict[str, int]) -> int:
 def main() -> None:
     root = Path(__file__).resolve().parent.parent
     toc = yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))
-    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
-    names = [toc["root"], *(page["file"] for one in chapters for page in (one, *one.get("sections", [])))]
+    chapters = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    names = [toc["root"], *chapters]
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     pages = [root / "_build" / "html" / f"{name}.html" for name in names]
     missing = [page.name for page in pages if not page.is_file()]

@@ -23,8 +23,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 BOOK, SHOTS = ROOT / "_build" / "html", ROOT / "_build" / "screenshots"
 TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
-CHAPTERS = [chapter for part in TOC["parts"] for chapter in part["chapters"]]
-PAGES = [TOC["root"], *(page["file"] for one in CHAPTERS for page in (one, *one.get("sections", [])))]
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 
 
 def runs(path: str) -> bool:
