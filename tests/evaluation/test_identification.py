@@ -329,7 +329,7 @@ def test_templates_refuse():
     pool = templates(features, [1, 4, 4], [1, 2, 2])
     with pytest.raises(DataError, match="right: expected numbers of templates, got 9"):
         template_scores(pool, [1], [9])
-    with pytest.raises(DataError, match=r"shapes \(1,\), \(2,\)"):
+    with pytest.raises(DataError, match=r"got \(1,\) and \(2,\)"):
         template_scores(pool, [1], [1, 4])
 
 
