@@ -274,15 +274,15 @@ def result_rows(spec: Spec, run: Run) -> Iterator[dict[str, Any]]:
         **named_networks(spec),
         "status": result["status"],
     }
-    source = {
-        "seconds": result.get("seconds"),
-        "device": result["device"],
-        "torch": result["torch"],
-        "commit": result["commit"],
-        "config": run.path.name.rsplit("-", 1)[1],
-    }
     for protocol, measures in result.get("measures", {"test": {}}).items():
-        yield {**known, "protocol": protocol, **{name: measures.get(name) for name in MEASURES}, **source}
+        yield {**known, "protocol": protocol, **{name: measures.get(name) for name in MEASURES}, **_source(run)}
+
+
+def _source(run: Run) -> dict[str, Any]:
+    """The columns that say where a row comes from."""
+    result = run.result
+    stamped = {name: result.get(name) for name in ("seconds", "device", "torch", "commit")}
+    return {**stamped, "config": run.path.name.rsplit("-", 1)[1]}
 
 
 def named_networks(spec: Spec) -> dict[str, str]:
@@ -308,17 +308,10 @@ def _rows_of_world(spec: Spec, run: Run, result: Mapping[str, Any]) -> Iterator[
         "people": spec.world.shown,
         "status": result["status"],
     }
-    source = {
-        "seconds": result.get("seconds"),
-        "device": result["device"],
-        "torch": result["torch"],
-        "commit": result["commit"],
-        "config": run.path.name.rsplit("-", 1)[1],
-    }
     lost = {f"{side}/": {"value": None, "n": None} for side in spec.sides or (spec.scale.size,)}
     for where, measure in result.get("measures", lost).items():
         side, _, endpoint = where.partition("/")
-        yield {**known, "side": int(side), "endpoint": endpoint, **measure, **source}
+        yield {**known, "side": int(side), "endpoint": endpoint, **measure, **_source(run)}
 
 
 def trained_for(spec: Spec) -> str:
