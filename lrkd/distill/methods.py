@@ -314,6 +314,8 @@ def get(name: str) -> Method:
     """
     if is_reference(name):
         return _user_method(name)
+    if name.endswith(".py"):
+        raise ConfigError(f'method: expected "{name}:NAME", NAME being a method in that file, got {name!r}')
     if name not in METHODS:
         near = get_close_matches(name, METHODS, n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

@@ -123,6 +123,11 @@ def test_a_name_like_none_other_gets_no_guess():
     assert not re.search("did you mean", str(error.value))
 
 
+def test_a_file_without_a_name_in_it_is_asked_for_one():
+    with pytest.raises(ConfigError, match=r'expected "mine.py:NAME", NAME being a method in that file, got .mine.py.$'):
+        get("mine.py")
+
+
 def test_matched_distances_have_their_own_names():
     assert all(described(distance) == name and weight > 0 for name, (distance, weight) in MATCHED.items())
 
