@@ -167,7 +167,8 @@ def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
     """
     file = Path(path)
     if not file.is_file():
-        raise DataError(f"{file}: expected a photograph of a face, got no such file")
+        found = "a folder" if file.is_dir() else "no such file"
+        raise DataError(f"{file}: expected a photograph of a face, got {found}")
     try:
         with file.open("rb") as opened:
             data = opened.read(MAX_FILE + 1)

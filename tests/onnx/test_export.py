@@ -682,6 +682,7 @@ def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs,
         (2, "data: expected none with a run", ["export", "RUN", "--out", "OUT", "--data", "x"]),
         (2, "config.json: no such file", ["export", "nowhere", "--out", "OUT"]),
         (2, "no such file", ["embed", "FILE", "PHOTO", "none.jpg", "--out", "OUT"]),
+        (2, "expected a photograph of a face, got a folder", ["embed", "FILE", ".", "--out", "OUT"]),
     ],
 )
 def test_bad_requests_are_one_line(exported, portraits, tmp_path, capsys, status, match, words):
