@@ -61,7 +61,9 @@ def open_subject(path: Path, channels: str | None = None) -> Subject:
     except (KeyError, TypeError) as error:
         raise RunError(f"{run.path}: config.json or result.json is not as lrkd wrote it: no {error}") from error
     (network, _head), scale = experiment.load(run), presets.scale(scale_name)
-    sides = (None, *scale.sides) if network.size == scale.size else (network.size,)
+    trained = run.config.get("side")
+    own = {side for side in (trained if isinstance(trained, list) else [trained]) if side not in (None, scale.size)}
+    sides = (None, *sorted({*scale.sides, *own}, reverse=True)) if network.size == scale.size else (network.size,)
     notes = {"data": str(config.get("source"))}
     return Subject(network, run.path.name, scale.size, sides, preset, run=run, notes=notes)
 

@@ -1,6 +1,7 @@
 """Who teaches a run, and whether what its method needs is there: checked before anything is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ def check(spec: Spec, student: tuple[Network, Head], teacher: Network, head: Hea
     parts.check(method.terms, network, own, role="student", name=named["student"], method=method.name, methods=known)
     parts.check(method.terms, teacher, head, name=named["teacher"], method=method.name, methods=known)
     shown = _answers(spec, network, teacher)
+    _check_losses(method.name, lambda: _losses(method.terms, network, teacher, *shown))
     said = _misfit(method.terms, network, teacher, *shown)
     if said is None or _misfit(method.terms, teacher, teacher, shown[1], shown[1]) is not None:
         return  # a loss that fails of a network and itself does so for another reason, such as too few images
@@ -104,23 +106,43 @@ def _answers(spec: Spec, network: Network, teacher: Network) -> tuple[Output, Ou
     return ask(network, seen), ask(teacher, given)
 
 
+def _losses(terms: Sequence[Term], network: Network, teacher: Network, s: Output, t: Output) -> dict[str, Any]:
+    """Compute each term of these answers."""
+    labels, logits = torch.tensor([0, 0, 1, 1]), torch.zeros(4, 2)
+    hinted = s.features
+    with torch.no_grad():
+        if any(term.hint for term in terms):
+            hinted = Hints(network.widths, teacher.widths)(s.features)
+        views = (
+            View(s.embedding, s.features, hinted, s.channel, s.spatial, logits, labels),
+            View(t.embedding, t.features, t.features, t.channel, t.spatial, logits, labels),
+        )
+        return {term.name: term.function(*views) for term in terms}
+
+
 def _misfit(terms: Sequence[Term], network: Network, teacher: Network, s: Output, t: Output) -> str | None:
     """Why terms cannot be computed of these answers, in a line; None where they can."""
-    labels, logits = torch.tensor([0, 0, 1, 1]), torch.zeros(4, 2)
     try:
-        hinted = s.features
-        with torch.no_grad():
-            if any(term.hint for term in terms):
-                hinted = Hints(network.widths, teacher.widths)(s.features)
-            views = (
-                View(s.embedding, s.features, hinted, s.channel, s.spatial, logits, labels),
-                View(t.embedding, t.features, t.features, t.channel, t.spatial, logits, labels),
-            )
-            for term in terms:
-                term.function(*views)
+        _losses(terms, network, teacher, s, t)
     except Exception as error:  # a user's loss may raise anything
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return None
+
+
+def _check_losses(name: str, losses: Callable[[], dict[str, Any]]) -> None:
+    """Raise ConfigError for a loss that is not one number, and for one that asks a view for what no view has."""
+    try:
+        found = losses()
+    except (AttributeError, NameError) as error:
+        raise ConfigError(f"method {name!r}: a loss fails: {error}; a View has {', '.join(View._fields)}") from error
+    except Exception:  # networks that do not fit, which `check` tells next, or too few images
+        return
+    for term, value in found.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(
+                f"method {name!r}: term {term!r}: expected a loss of one number, such as a mean, got {got}"
+            )
 
 
 def _fits(

@@ -18,6 +18,7 @@ import lrkd
 from lrkd import files, userfile
 from lrkd.data import prepared
 from lrkd.distill import methods
+from lrkd.distill.terms import Term, View
 from lrkd.errors import ConfigError, DataError, RunError
 from lrkd.models import backbones, checkpoints
 from lrkd.models.backbones import BUILDERS
@@ -370,3 +371,25 @@ def test_a_change_anywhere_in_the_package_marks_a_runs_commit(monkeypatch):
 
     monkeypatch.setattr(experiment.subprocess, "run", run)
     assert experiment.commit.__wrapped__() == "abc1234+"
+
+
+def each(student: View, teacher: View) -> torch.Tensor:
+    return (student.embedding - teacher.embedding).square().mean(1)
+
+
+def astray(student: View, teacher: View) -> torch.Tensor:
+    return student.attention.mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [
+        (each, r"term 'mine': expected a loss of one number, such as a mean, got shape \(4,\)"),
+        (astray, "a loss fails: .*attention.*; a View has embedding, "),
+    ],
+)
+def test_a_loss_that_is_none_is_said_before_anything_is_written(loss, match, tmp_path):
+    mine = replace(spec(), method=methods.Method("mine", "mine", (Term("mine", 1.0, loss),), teacher="random"))
+    with pytest.raises(ConfigError, match=match):
+        experiment.train(mine, tmp_path, progress=False)
+    assert not list(tmp_path.glob("*/*"))
