@@ -20,7 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,18 +31,18 @@ GRACE = 5.0  # between a stage's own limit and its end, and between asking it to
 
 @dataclass(frozen=True)
 class Plan:
-    """A stage: its module, the most seconds that it gets, and whether a compiler warms up beside it."""
+    """A stage: its module, the most seconds that it gets, the module of a later one that prepares itself beside it."""
 
     module: str
     seconds: float
-    beside: bool = False
+    beside: str = ""
 
 
 PLANS = {
     "1-device": Plan("rates", 30),
-    "2-correctness": Plan("correctness", 60, beside=True),
+    "2-correctness": Plan("correctness", 60, beside="speeds"),  # which compiles
     "3-speeds": Plan("speeds", 90),
-    "4-photographs": Plan("photographs", 240),
+    "4-photographs": Plan("photographs", 240, beside="answer"),  # which renders its worlds
     "5-answer": Plan("answer", float("inf")),
 }
 
@@ -101,7 +101,7 @@ def run(name: str, plan: Plan, seconds: float, work: Path, out: Path, rehearse: 
     folder, begun = work / name, time.monotonic()
     warm = None
     if plan.beside and not rehearse:
-        warm = start("speeds", work / "warm", seconds, rehearse, LRKD_WARM="1")
+        warm = start(plan.beside, work / "warm", seconds, rehearse, LRKD_WARM="1")
     process = start(plan.module, folder, seconds, rehearse)
     packed = begun
     try:
@@ -148,6 +148,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_results", description=__doc__.splitlines()[0])
     parser.add_argument("--budget", type=float, default=9, metavar="MINUTES", help="for all of it (default: 9)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for what is measured, at most eight small files")
+    parser.add_argument(
+        "--only", nargs="+", metavar="N", choices=[name[0] for name in PLANS], help="some of the stages"
+    )
+    parser.add_argument(
+        "--limit", nargs="+", type=float, metavar="S", help="seconds for each of them, in place of ours"
+    )
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, as small as it gets; nothing is kept of it")
     parser.add_argument("--merge", type=Path, metavar="DIR", help="take what was measured into book/results")
     given = parser.parse_args(argv)
@@ -161,7 +167,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = Path(temporary)
         if given.rehearse:  # neither runs nor rendered faces of it are for anybody
             os.environ |= {"LRKD_RUNS": str(work / "runs"), "LRKD_CACHE": str(work / "cache")}
-        rows = run_all(60 * given.budget, given.out.resolve(), given.rehearse, work)
+        plans = {name: plan for name, plan in PLANS.items() if given.only is None or name[0] in given.only}
+        if given.limit is not None:
+            if len(given.limit) != len(plans):
+                parser.error(f"--limit: expected {len(plans)}, one for each of the stages, got {len(given.limit)}")
+            limits = zip(plans.items(), given.limit, strict=True)
+            plans = {name: replace(plan, seconds=seconds) for (name, plan), seconds in limits}
+        rows = run_all(60 * given.budget, given.out.resolve(), given.rehearse, work, plans)
     return int(any(row["status"] != "ok" for row in rows))
 
 

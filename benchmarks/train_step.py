@@ -99,7 +99,7 @@ def step(
     def once() -> torch.Tensor:
         hr = augment(x, *draw_augmentation(batch, options, generator))
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            parts, _ = losses(hr, y, 1.0, generator, told=told)
+            parts, _ = losses(hr, losses.small_images(hr, generator), y, 1.0, told=told)
         optimizer.zero_grad(set_to_none=True)
         parts.sum().backward()
         optimizer.step()

@@ -1,14 +1,14 @@
 """Stage 5: protocol 2's runs at scale cpu, many processes on the one GPU, whose launches limit such small networks.
 
-First it is measured with how many processes the most images a second are trained on. Then the study's own command line
-trains what its tables lack, part after part. They are the repository's own, copied and gone on with.
+First it is measured with how many processes the most images a second are trained on ($LRKD_PROCESSES says it instead).
+Then the study trains what its tables lack, part after part. They are the repository's own, copied and gone on with.
+Under LRKD_WARM the faces of the worlds are rendered, which is a CPU's work.
 """
 
 import json
 import multiprocessing
+import os
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,31 +16,37 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.gpu.stage import Stage, begin
+from benchmarks.gpu.stage import Stage, begin, shared_gpu
 from lrkd.data.tables import Faces
 from lrkd.distill import methods
+from lrkd.errors import LrkdError
 from lrkd.models import backbones, heads
+from lrkd.study import answer, worlds
+from lrkd.study.answer_plan import MAIN, Place
+from lrkd.study.presets import SCALES
+from lrkd.study.runner import Workers
+from lrkd.study.spec import faces_of
 from lrkd.training import loop
 from lrkd.training.execution import Execution
 from lrkd.training.schedule import Options, Schedule
 from lrkd.training.step import Teacher
 
 RESULTS = Path(__file__).parent.parent.parent / "book" / "results"
-PARTS = ("length", "ladders", "worlds")
-PROCESSES = (1, 2, 4, 8, 12)
+PARTS = ("ladders", "worlds", "length")  # the length is known once the short runs are there
+PROCESSES = (1, 4, 8, 14)
 BATCH = 64
 
 
 def some_steps(device: str, steps: int, size: int) -> float:
     """Train the scale's network by F-SKD on noise for that many steps; -> the time when they were done."""
     rng, names = np.random.default_rng(0), tuple(map(str, range(10)))
-    labels = np.arange(BATCH * steps) % 10
+    labels = np.arange(BATCH * min(steps, 20)) % 10
     images = rng.integers(0, 256, (len(labels), size, size, 3)).astype(np.uint8)
     shown = Faces(images, labels, None, None, names, "noise", "noise")
     networks = [backbones.small(size, 128, seed=seed) for seed in range(2)]
     head, its = (heads.build("cosface", 10, 128) for _ in range(2))
     options = Options(side=6, threads=1)
-    terms, schedule = methods.get("fskd").terms, Schedule(1, batch=BATCH, lr=0.01)
+    terms, schedule = methods.get("fskd").terms, Schedule(max(1, steps // 20), batch=BATCH, lr=0.01)
     teacher = Teacher(networks[1], its, terms=terms)
     loop.fit(networks[0], head, shown, schedule, options, teacher, Execution(device=device, progress=False))
     if device == "cuda":
@@ -55,7 +61,7 @@ def rates(device: str, counts: tuple[int, ...], steps: int, size: int) -> dict[i
         start = time.time()
         return {1: steps * BATCH / (some_steps(device, steps, size) - start)}
     with ProcessPoolExecutor(max(counts), multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(some_steps, *zip(*[(device, 5, size)] * max(counts), strict=True)))  # they start and warm up
+        list(pool.map(some_steps, *zip(*[(device, 20, size)] * max(counts), strict=True)))  # they start and warm up
         for count in counts:
             start = time.time()
             ended = max(pool.map(some_steps, *zip(*[(device, steps, size)] * count, strict=True)))
@@ -63,36 +69,59 @@ def rates(device: str, counts: tuple[int, ...], steps: int, size: int) -> dict[i
     return found
 
 
-def command(part: str, scale: str, device: str, tables: Path, workers: int, seconds: float) -> list[str]:
-    """The study's command line."""
-    words = [sys.executable, "-m", "lrkd", "study", "answer", "--part", part, "--scale", scale, "--device", device]
-    return [*words, "--tables", str(tables), "--workers", str(workers), "--budget", f"{seconds / 60:.3f}"]
+def render(world: int) -> None:
+    """Render all that the runs of a world look at."""
+    place = Place(SCALES["cpu"])
+    for entrant in MAIN[:2]:
+        spec = place.spec(entrant, world, "T")
+        for each in (spec, *spec.needs.values()):
+            faces_of(each, "train")
+        assert spec.world is not None
+        faces_of(spec, spec.world.shown)
+
+
+def warm(stage: Stage) -> int:
+    """Render the worlds, those that come first first."""
+    torch.set_num_threads(1)
+    count = max(1, (os.cpu_count() or 2) - 5)  # beside what else goes on
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(render, (*worlds.CHOOSING, *worlds.JUDGING)))
+    return 0
+
+
+def processes(stage: Stage, service: bool) -> int:
+    """With how many processes it is fastest: measured, and written to gpu-processes.csv, unless it is given."""
+    if (given := os.environ.get("LRKD_PROCESSES")) and not stage.rehearse:
+        return int(given)
+    counts, steps = ((1,), 20) if stage.rehearse else (PROCESSES, 400)
+    found = rates(stage.device.type, counts, steps, 24 if stage.rehearse else 48)
+    how = {"multi_process_service": service, **stage.stamp()}
+    stage.write("gpu-processes", [{"processes": n, "images_per_s": round(rate), **how} for n, rate in found.items()])
+    print(f"images/s by processes: {json.dumps({k: round(v) for k, v in found.items()})}", flush=True)
+    return max(found, key=lambda count: found[count])
 
 
 def measure(stage: Stage) -> int:
     """Measure, then train part after part; one that does not end in time is the last. -> how many failed."""
-    counts, steps = ((1,), 2) if stage.rehearse else (PROCESSES, 200)
-    found = rates(stage.device.type, counts, steps, 24 if stage.rehearse else 48)
-    rows = [{"processes": count, "images_per_s": round(rate), **stage.stamp()} for count, rate in found.items()]
-    stage.write("gpu-processes", rows)
-    best = max(found, key=lambda count: found[count])
-    print(f"images/s by processes: {json.dumps({k: round(v) for k, v in found.items()})}", flush=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each of many processes
+    scale = SCALES["smoke" if stage.rehearse else "cpu"]
     for path in (*RESULTS.glob("answer-*.csv"), RESULTS / "claims.csv"):
         if path.is_file() and not stage.rehearse:
             shutil.copyfile(path, stage.out / path.name)
-    scale = "smoke" if stage.rehearse else "cpu"
-    for part in PARTS[:1] if stage.rehearse else PARTS:
-        if (left := stage.left - 5) <= 0:
-            print(f"part {part}: no time was left", flush=True)
-            break
-        seconds = min(left, 2.0) if stage.rehearse else left
-        words = command(part, scale, stage.device.type, stage.out, best, seconds)
-        told = subprocess.run(words, check=False, capture_output=True, text=True)
-        print(f"part {part}: {' '.join((told.stderr if told.returncode else told.stdout).split())[-300:]}", flush=True)
-        if told.returncode:
-            return 1
+    with shared_gpu(stage) as service:
+        best, end = processes(stage, service), time.monotonic() + (2 if stage.rehearse else stage.left - 8)
+        with Workers(best) as workers:
+            for part in PARTS[2:] if stage.rehearse else PARTS:
+                how = {"workers": 1 if stage.rehearse else workers, "device": stage.device.type, "progress": False}
+                try:
+                    table = answer.run(part, scale, stage.out, stop=lambda: time.monotonic() > end, **how)
+                except LrkdError as error:
+                    print(f"part {part}: {error}", flush=True)
+                    return 1
+                print(f"part {part}: {table['config'].nunique()} runs", flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(measure(begin(__doc__)))
+    begun = begin(__doc__)
+    raise SystemExit(warm(begun) if os.environ.get("LRKD_WARM") else measure(begun))

@@ -36,7 +36,7 @@ EXACT, STEPS, TF32 = 2e-3, 1e-2, 5e-2  # of several steps: a maximum that falls 
 Weights = dict[str, Tensor]
 Found = tuple[float, float, str]  # error, tolerance, message
 CLASSES, BATCH = 8, 16
-PLAIN = Speed(fused=False, compile=False, prefetch=False, async_checkpoint=False, cache_teacher=False)
+PLAIN = Speed(fused=False, compile=False, graph=False, prefetch=False, async_checkpoint=False, cache_teacher=False)
 
 
 def faces(count: int = 64, size: int = 24) -> Faces:
@@ -261,6 +261,11 @@ def checks(stage: Stage) -> dict[str, Callable[[Stage], Found]]:
         "pooling": check_pooling,
         **{f"step of {name}": partial(check_step, name) for name in methods.METHODS},
         **{name: partial(check_switch, **{name: True}) for name in ("fused", "async_checkpoint")},
+        **{
+            f"recorded {name}": partial(check_switch, method=name, graph=True, fused=True)
+            for name in ("fskd", "askd", "aird", "octuplet", "skd")
+            if name in methods.METHODS
+        },
         "cached teacher": partial(check_switch, cache_teacher=True),
         "prefetched": check_prefetch,
         "embedding": check_embedding,
@@ -274,7 +279,9 @@ def checks(stage: Stage) -> dict[str, Callable[[Stage], Found]]:
     }
     found["compiled"] = partial(check_switch, compile=True, tolerance=TF32)
     if stage.rehearse:  # each kind once; the tests have the rest on a CPU
-        kinds = {name.partition(" ")[0] if name.startswith(("step", "head", "degr")) else name: name for name in found}
+        kinds = {
+            name.partition(" ")[0] if name.startswith(("step", "head", "degr", "rec")) else name: name for name in found
+        }
         found = {name: found[name] for name in kinds.values() if name not in ("export", "compiled")}
     return found
 

@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks.gpu.deep import DeepTaught
-from benchmarks.gpu.stage import Stage, begin
+from benchmarks.gpu.stage import Stage, begin, shared_gpu
 from data_prep import journal, jpeg, writer
 from lrkd.data.prepared import prepared
 from lrkd.distill import methods
@@ -135,16 +135,16 @@ def measure(stage: Stage) -> int:
             stage.write("gpu-lfw-mixed", mixed)
 
     workers = 1 if stage.rehearse else WORKERS
-    table = runner.run_study(
-        wanted,
-        where,
-        workers=workers,
-        device=stage.device.type,
-        progress=False,
-        on_table=write,
-        stop=lambda: stage.left < LAST,
-    )
-    write(table)
+    with shared_gpu(stage):
+        table = runner.run_study(
+            wanted,
+            where,
+            workers=workers,
+            device=stage.device.type,
+            progress=False,
+            on_table=write,
+            stop=lambda: stage.left < LAST,
+        )
     done = table["config"].nunique() if len(table) else 0
     print(f"{done} of {len(wanted)} runs, {workers} at a time", flush=True)
     return 0

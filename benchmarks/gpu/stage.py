@@ -1,8 +1,14 @@
 """What the stages share: their command line, and tables that are whole whenever the process is ended."""
 
 import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,3 +59,48 @@ def begin(what: str) -> Stage:
         torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     return Stage(given.out, time.monotonic() + given.seconds, device, given.rehearse)
+
+
+@contextmanager
+def shared_gpu(stage: Stage) -> Iterator[bool]:
+    """Let the processes that start in the block compute on the GPU at one time, and not in turns; whether they do.
+
+    That is what NVIDIA's multi-process service is for: a program beside the driver, which changes no setting of the
+    GPU and is ended with the block. Where it is missing or fails, they take turns.
+    """
+    control = shutil.which("nvidia-cuda-mps-control") or "/usr/local/nvidia/bin/nvidia-cuda-mps-control"
+    if not stage.gpu or not Path(control).is_file():
+        print("no multi-process service: processes take turns", flush=True)
+        yield False
+        return
+    with tempfile.TemporaryDirectory(prefix="mps-") as folder:
+        names = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        os.environ.update(names)
+        told = subprocess.run([control, "-d"], check=False, capture_output=True, text=True, timeout=20)
+        works = told.returncode == 0 and _computes()
+        if not works:
+            print(f"the multi-process service does not work here: {(told.stdout + told.stderr).strip()[:200]}")
+            _quit(control)
+            for name in names:
+                os.environ.pop(name)
+        try:
+            yield works
+        finally:
+            if works:
+                _quit(control)
+                for name in names:
+                    os.environ.pop(name, None)
+
+
+def _computes() -> bool:
+    """Whether a new process can use the GPU."""
+    words = [sys.executable, "-c", "import torch; torch.ones(8, device='cuda').sum().item()"]
+    try:
+        return subprocess.run(words, check=False, capture_output=True, timeout=40).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _quit(control: str) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        subprocess.run([control], input="quit -t 1\n", text=True, check=False, capture_output=True, timeout=10)

@@ -44,9 +44,9 @@ class Head(nn.Module, ABC):
         self.weight = nn.Parameter(torch.empty(classes, dim))
         nn.init.xavier_uniform_(self.weight, generator=torch.Generator().manual_seed(seed))
 
-    def forward(self, embedding: Tensor, labels: Tensor, ramp: float = 1.0) -> Tensor:
+    def forward(self, embedding: Tensor, labels: Tensor, ramp: float | Tensor = 1.0) -> Tensor:
         """Compute the logits (B,C); `ramp` scales the margin, so that training can start without one."""
-        if not 0 <= ramp <= 1:
+        if not isinstance(ramp, Tensor) and not 0 <= ramp <= 1:  # a tensor's value would have to be waited for
             raise ConfigError(f"ramp: expected a share of the margin in [0,1], got {ramp}")
         if len(labels) and not labels.is_cuda:  # there the question would stall every step; `fit` asks once
             low, high = torch.stack(labels.aminmax()).tolist()
@@ -63,7 +63,7 @@ class Head(nn.Module, ABC):
             return self.scale * cosine.scatter(1, rows, harder)
 
     @abstractmethod
-    def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
+    def harder(self, cosine: Tensor, embedding: Tensor, margin: float | Tensor) -> Tensor:
         """Make the cosines at the labels (B,1) harder by the ramped margin -> (B,1); embeddings are (B,D)."""
 
 
@@ -73,7 +73,7 @@ class CosFace(Head):
     def __init__(self, classes: int, dim: int, *, scale: float = 32.0, margin: float = 0.4, seed: int = 0) -> None:
         super().__init__(classes, dim, scale=scale, margin=margin, seed=seed)
 
-    def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
+    def harder(self, cosine: Tensor, embedding: Tensor, margin: float | Tensor) -> Tensor:
         return cosine - margin
 
 
@@ -89,9 +89,10 @@ class ArcFace(Head):
         if margin >= torch.pi:
             raise ConfigError(f"margin: expected an angle in radians below pi for ArcFace, got {margin}")
 
-    def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
+    def harder(self, cosine: Tensor, embedding: Tensor, margin: float | Tensor) -> Tensor:
         angle = cosine.acos()
-        return torch.where(angle + margin <= torch.pi, (angle + margin).cos(), cosine - margin * math.sin(margin))
+        sine = margin.sin() if isinstance(margin, Tensor) else math.sin(margin)
+        return torch.where(angle + margin <= torch.pi, (angle + margin).cos(), cosine - margin * sine)
 
 
 class AdaFace(Head):
@@ -125,7 +126,7 @@ class AdaFace(Head):
         self.register_buffer("mean", torch.tensor(20.0))
         self.register_buffer("std", torch.tensor(100.0))
 
-    def harder(self, cosine: Tensor, embedding: Tensor, margin: float) -> Tensor:
+    def harder(self, cosine: Tensor, embedding: Tensor, margin: float | Tensor) -> Tensor:
         norm = embedding.detach().norm(dim=1, keepdim=True).clamp(1e-3, 100)
         if self.training and len(norm) > 1:
             for kept, found in ((self.mean, norm.mean()), (self.std, norm.std())):

@@ -28,7 +28,7 @@ def run_study(
     wanted: Sequence[Spec],
     where: Path | None = None,
     *,
-    workers: int | None = None,
+    workers: "int | Workers | None" = None,
     device: str | None = None,
     progress: bool = True,
     on_table: Callable[[pd.DataFrame], None] | None = None,
@@ -45,9 +45,11 @@ def run_study(
         where: The run store; default: `store_dir()`.
         workers: Processes that train at a time; default: one a core on a CPU (a run there uses one thread), one on a
             GPU. With more than one, a term's function must be of a module or a user's file, which they can import.
+            Several studies one after the other may share `Workers`.
         device: Such as "cpu" or "cuda:0"; default: a GPU where there is one.
         progress: Whether to show a bar.
-        on_table: Called with the table so far after every run.
+        on_table: Called with the table so far after every run, or after several where it takes longer than a tenth of
+            the time between two, and at the end.
         known: An earlier table, perhaps of another machine; a run that has rows there is not trained, and they stay.
         stop: Asked after every step; True saves each run and returns the table so far.
 
@@ -59,7 +61,7 @@ def run_study(
         RunError: A worker process died.
     """
     where, device = store_dir(where), device_of(device)
-    if workers is not None and workers < 1:
+    if isinstance(workers, int) and workers < 1:
         raise ConfigError(f"workers: expected at least 1, got {workers}")
     there = set() if known is None else set(known["config"])
     missing = [spec for spec in wanted if config_hash(spec) not in there and not find_run(spec, where).finished]
@@ -72,13 +74,19 @@ def run_study(
         disable=not (progress and missing) or bool(os.environ.get("TQDM_DISABLE")),
         smoothing=0,
     )
+    pause, unwritten = 0.0, False
     with bar:
         for spec in _trained(missing, where, workers, device, progress, stop or (lambda: False)):
             bar.update()
             bar.set_postfix_str(run_name(spec))
-            if on_table is not None:
+            unwritten = on_table is not None
+            if on_table is not None and (now := time.monotonic()) >= pause:
                 on_table(results_table(wanted, where, known))
-    return results_table(wanted, where, known)
+                pause, unwritten = time.monotonic() + 9 * (time.monotonic() - now), False
+    table = results_table(wanted, where, known)
+    if unwritten and on_table is not None:
+        on_table(table)
+    return table
 
 
 def over_after(minutes: float | None) -> Callable[[], bool]:
@@ -99,53 +107,101 @@ _KEEP_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glib
 _PAUSE = 1.0  # seconds between two looks at runs that are all in the hands of other processes
 
 
+class Workers:
+    """Processes that train runs, for one study or several; they start with the first run.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        os.environ.setdefault("GLIBC_TUNABLES", _KEEP_MEMORY)  # read by the workers when they start
+        context = multiprocessing.get_context("spawn")
+        self.count, self._event = count, context.Event()
+        self._pool = ProcessPoolExecutor(count, context, _start_worker, (self._event, userfile.LoadedFiles()))
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        if kind is not None:
+            self.stop()
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, spec: Spec, where: Path, device: str) -> "Future[bool]":
+        """Start a run where a process is free; whether it has finished is what comes of it."""
+        with _uninterrupted():
+            return self._pool.submit(_train_quietly, spec, where, device, False)
+
+    def stop(self) -> None:
+        """Let each process save after its current step, and take no run any more."""
+        self._event.set()
+
+
 def _trained(
-    missing: Sequence[Spec], where: Path, workers: int, device: str, progress: bool, stop: Callable[[], bool]
+    missing: Sequence[Spec],
+    where: Path,
+    workers: "int | Workers",
+    device: str,
+    progress: bool,
+    stop: Callable[[], bool],
 ) -> Iterator[Spec]:
     """The specs as their runs finish, until `stop` says so.
 
     They start in the given order, but for those that wait for another and those that another process is training, which
     go to the end.
     """
-    workers = min(workers, len(missing))
-    waiting, refused = list(missing), 0  # refused: how many runs in a row were in other hands
-    if workers <= 1:
-        while waiting and not stop():
-            spec = waiting.pop(0)
-            if _train_quietly(spec, where, device, progress, stop):
-                refused = 0
-                yield spec
-                continue
-            waiting.append(spec)
-            refused += 1
-            if refused >= len(waiting):
-                time.sleep(_PAUSE)
-                refused = 0
+    if not missing:
         return
-    try:
-        pickle.dumps(missing)
-    except (AttributeError, TypeError, pickle.PicklingError) as error:
-        raise ConfigError(
-            f"a method cannot be sent to a worker ({error}): define its functions in a module, or take workers=1"
-        ) from error
-    os.environ.setdefault("GLIBC_TUNABLES", _KEEP_MEMORY)  # read by the workers when they start
-    context = multiprocessing.get_context("spawn")
-    event = context.Event()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (event, userfile.LoadedFiles()))
+    if isinstance(workers, int):
+        workers = min(workers, len(missing))
+        if workers == 1:
+            yield from _trained_here(missing, where, device, progress, stop)
+            return
+        _check_sendable(missing)
+        with Workers(workers) as own:
+            yield from _trained_by(own, missing, where, device, stop)
+        return
+    _check_sendable(missing)
+    yield from _trained_by(workers, missing, where, device, stop)
+
+
+def _trained_here(
+    missing: Sequence[Spec], where: Path, device: str, progress: bool, stop: Callable[[], bool]
+) -> Iterator[Spec]:
+    """By this process."""
+    waiting, refused = list(missing), 0  # refused: how many runs in a row were in other hands
+    while waiting and not stop():
+        spec = waiting.pop(0)
+        if _train_quietly(spec, where, device, progress, stop):
+            refused = 0
+            yield spec
+            continue
+        waiting.append(spec)
+        refused += 1
+        if refused >= len(waiting):
+            time.sleep(_PAUSE)
+            refused = 0
+
+
+def _trained_by(
+    workers: Workers, missing: Sequence[Spec], where: Path, device: str, stop: Callable[[], bool]
+) -> Iterator[Spec]:
+    """By worker processes."""
+    waiting, refused = list(missing), 0
     running: dict[Future[bool], Spec] = {}
     try:
         while running or (waiting and not stop()):
-            ready = _ready(waiting, tuple(running.values()))
+            ready = _ready(waiting, tuple(running.values())) if len(running) < workers.count else []
             if stop():
-                event.set()
+                workers.stop()
                 ready = []
             elif ready and refused >= len(ready):
                 time.sleep(_PAUSE)
                 refused = 0
-            for spec in ready[: workers - len(running)]:
+            for spec in ready[: workers.count - len(running)]:
                 waiting.remove(spec)
-                with _uninterrupted():
-                    running[pool.submit(_train_quietly, spec, where, device, False)] = spec
+                running[workers.submit(spec, where, device)] = spec
             for future in wait(running, _PAUSE, FIRST_COMPLETED).done:
                 spec = running.pop(future)
                 if future.result():
@@ -158,11 +214,16 @@ def _trained(
         raise RunError(
             "a worker process died, perhaps for want of memory; the same command goes on (fewer workers need less)"
         ) from error
-    except BaseException:
-        event.set()  # each worker saves after its current step
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+
+def _check_sendable(missing: Sequence[Spec]) -> None:
+    """Raise ConfigError for a method that no other process can be sent."""
+    try:
+        pickle.dumps(missing)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise ConfigError(
+            f"a method cannot be sent to a worker ({error}): define its functions in a module, or take workers=1"
+        ) from error
 
 
 def _ready(waiting: Sequence[Spec], running: Sequence[Spec]) -> list[Spec]:

@@ -1,7 +1,8 @@
 """What keeps a device busy while it trains, and is no part of what a run is: `Speed` says which of it is used.
 
-Batches are prefetched, networks compiled, a frozen teacher's answers cached (`lrkd.training.teacher_cache`), and
-checkpoints written in a thread. On a CPU none of it is used unless asked for, and the bits stay as they are.
+Batches are prefetched, networks compiled, a step's launches replayed as one (`lrkd.training.graphs`), a frozen
+teacher's answers cached (`lrkd.training.teacher_cache`), and checkpoints written in a thread. On a CPU none of it is
+used unless asked for, and the bits stay as they are.
 """
 
 import warnings
@@ -25,6 +26,7 @@ class Speed:
     Attributes:
         fused: Use the optimizer's one kernel.
         compile: Compile the networks by torch.compile; None: in runs of `LONG` steps and more.
+        graph: Record a step's work and replay it; on a GPU alone, and not where processes train together.
         prefetch: Read batches of images that do not fit on the device one step ahead, in a thread.
         async_checkpoint: Copy checkpoints on the device and write them in a thread.
         cache_teacher: Keep what the teacher answers for each image, where images are not shifted and the answers fit
@@ -35,6 +37,7 @@ class Speed:
 
     fused: bool | None = None
     compile: bool | None = None
+    graph: bool | None = None
     prefetch: bool | None = None
     async_checkpoint: bool | None = None
     cache_teacher: bool | None = None

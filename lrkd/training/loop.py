@@ -91,7 +91,12 @@ def fit(
 
         start, steps, heard = checkpoint.resume(log) if checkpoint else 0, step.steps, False
         pays = steps - start >= LONG and not speed.sync_norm
-        step.start(batches, stored_answers(step.losses, batches, speed), speed.uses("compile", device, pays))
+        step.start(
+            batches,
+            stored_answers(step.losses, batches, speed),
+            compiled=speed.uses("compile", device, pays),
+            recorded=device.type == "cuda" and distributed.world_size() == 1 and speed.uses("graph", device),
+        )
 
         feed = batches.read(start, steps, speed.uses("prefetch", device, not batches.resident))
         bar = stack.enter_context(_progress_bar(how, start, steps))

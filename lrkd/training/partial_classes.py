@@ -60,7 +60,7 @@ class Shard(nn.Module):
         state = self.head.state_dict()
         self._whole[0].load_state_dict(state | {"weight": self.gathered(state["weight"])})
 
-    def forward(self, embedding: Tensor, labels: Tensor, ramp: float = 1.0) -> tuple[Tensor, Tensor]:
+    def forward(self, embedding: Tensor, labels: Tensor, ramp: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
         at = slice(distributed.rank() * len(labels), (distributed.rank() + 1) * len(labels))
         x = embedding.new_zeros((distributed.world_size() * len(labels), embedding.shape[1]), dtype=torch.float32)
         y = labels.new_zeros(len(x))

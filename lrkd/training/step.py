@@ -18,6 +18,7 @@ from lrkd.training import distributed
 from lrkd.training.acceleration import compile_network
 from lrkd.training.batches import Batches, augment, draw_augmentation
 from lrkd.training.execution import Execution
+from lrkd.training.graphs import RecordedUpdate
 from lrkd.training.partial_classes import Shard
 from lrkd.training.schedule import Options, Schedule, make_scheduler
 
@@ -91,33 +92,37 @@ class StepLosses:
         size = cast(Network, self.trained["network"]).size
         return x if size == x.shape[-1] else F.interpolate(x, (size, size))
 
+    def small_images(self, hr: Tensor, generator: torch.Generator) -> Tensor:
+        """Make of images (B,3,H,W) in [0,1] what the student is shown of them; `generator` draws degradations."""
+        side = self.options.side
+        if side is None:
+            return hr
+        enlarge = self.trained["network"].size != side
+        return degrade(hr, side, preset=self.options.preset, generator=generator, enlarge=enlarge)
+
     def __call__(
         self,
         hr: Tensor,
+        seen: Tensor,
         labels: Tensor,
-        ramp: float,
-        generator: torch.Generator,
+        ramp: float | Tensor,
         chosen: Tensor | None = None,
         told: Output | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the losses of a batch.
+        """Compute the losses of a batch; nothing is drawn for them.
 
         Args:
             hr: (B,3,H,W) in [0,1].
+            seen: What `small_images` makes of them.
             labels: (B,) int64.
             ramp: The share of the head's margin that is used.
-            generator: Of random degradations.
             chosen: (B,) bool, see `Teacher`.
             told: What the teacher answers, where that is known already.
 
         Returns:
             The weighted losses (1 + terms,), identity first, and the share of right labels (1,).
         """
-        side, teacher = self.options.side, self.teacher
-        seen = hr
-        if side is not None:
-            enlarge = self.trained["network"].size != side
-            seen = degrade(hr, side, preset=self.options.preset, generator=generator, enlarge=enlarge)
+        teacher = self.teacher
         if teacher is not None and teacher.itself:
             s, t = halves(self.student(self.shown(torch.cat([seen, hr]))))
             embedding, answers = torch.cat([s.embedding, t.embedding]), labels.repeat(2)
@@ -136,7 +141,7 @@ class StepLosses:
                 losses += [term.weight * term.function(*views) for term in teacher.terms]
         return torch.stack(losses), right[None]
 
-    def identity(self, embedding: Tensor, labels: Tensor, ramp: float) -> tuple[Tensor, Tensor]:
+    def identity(self, embedding: Tensor, labels: Tensor, ramp: float | Tensor) -> tuple[Tensor, Tensor]:
         """Compute the identity loss () and the share of right labels ()."""
         head = self.trained["head"]
         if isinstance(head, Shard):
@@ -220,13 +225,14 @@ class TrainingStep:
         self._chosen = None if teacher is None or teacher.chosen is None else teacher.chosen.to(self.device)
         self._amp = options.precision == "bfloat16"
 
-    def start(self, batches: Batches, answers: Answers | None, compiled: bool) -> None:
+    def start(self, batches: Batches, answers: Answers | None, compiled: bool, recorded: bool) -> None:
         """Make ready for the first step, when all weights are what they are to be.
 
         Args:
             batches: What is trained on.
             answers: What the teacher answers, where that is stored.
             compiled: Whether to compile the networks.
+            recorded: Whether to record a step as a graph of the GPU's and replay it.
         """
         losses, teacher = self.losses, self.losses.teacher
         self._batches, self._answers = batches, answers
@@ -240,6 +246,7 @@ class TrainingStep:
         head = self.trained["head"]
         alone = head.weight if isinstance(head, Shard) else None
         self._compute = distributed.data_parallel(self.trained, losses, alone)
+        self._recorded = RecordedUpdate(self._update, self.optimizer) if recorded else None
 
     def ramp(self, step: int) -> float:
         """Return the share of the margin that the head uses in a step, counted from 0."""
@@ -267,12 +274,19 @@ class TrainingStep:
         own = self.generator
         if distributed.world_size() > 1:
             own = torch.Generator().manual_seed(stream_seed(seed, step))
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._amp):
-            losses, right = self._compute(hr, self._batches.labels[here], self.ramp(step), own, chosen, told)
+        seen = self.losses.small_images(hr, own)
+        given = (hr, seen, self._batches.labels[here], self.ramp(step), chosen, told)
+        values = self._update(*given) if self._recorded is None else self._recorded(*given)
+        self.scheduler.step()
+        return values
+
+    def _update(self, hr: Tensor, seen: Tensor, labels: Tensor, *more: Any) -> Tensor:
+        """Compute the losses and change the weights; what a graph records. -> (1 + terms + 1,)"""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._amp):
+            losses, right = self._compute(hr, seen, labels, *more)
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
         self.optimizer.step()
-        self.scheduler.step()
         return torch.cat([losses.detach(), right])
 
 

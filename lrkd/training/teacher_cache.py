@@ -96,7 +96,8 @@ def cache_answers(
         if sides * count * each > room:
             return None
         kept = [[x.new_empty((sides, count, *x.shape[1:])) for x in part] for part in first]
-        for index in torch.arange(count).split(len(range(batches.batch)[batches.share])):
+        together = len(range(batches.batch)[batches.share])
+        for index in torch.arange(count).split(max(together, 512) if batches.device.type == "cuda" else together):
             x = batches.images(index)
             here = index.to(x.device)
             for side, shown in enumerate((x, x.flip(3))[:sides]):

@@ -71,7 +71,8 @@ def one_step(terms: tuple[Term, ...], kind: str, choice: bool, precision: str, n
     labels = torch.zeros(8, dtype=torch.int64, device=GPU)
     ask = None if teacher is None else teacher.network
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
-        losses, right = StepLosses(trained, options, teacher, network, ask)(hr, labels, 1.0, generator, picked)
+        compute = StepLosses(trained, options, teacher, network, ask)
+        losses, right = compute(hr, compute.small_images(hr, generator), labels, 1.0, picked)
     assert (losses.device.type, losses.dtype, right.device.type) == ("cuda", torch.float32, "cuda")
     return losses
 
@@ -124,7 +125,8 @@ def test_faces_are_rendered_on_the_gpu(fake):
 
 def test_what_a_teacher_said_is_kept_on_the_gpu(fake):
     network, images = placed(backbones.small().eval()), torch.rand(10, 3, 48, 48, device=GPU)
-    some = SimpleNamespace(images=lambda index: images[index.to(GPU)], count=10, batch=4, share=slice(0, 4))
+    read = {"images": lambda index: images[index.to(GPU)], "device": GPU}
+    some = SimpleNamespace(**read, count=10, batch=4, share=slice(0, 4))
     answers = cache_answers(network, some, {"features", "embedding"}, True, 1e9)
     told = answers(torch.arange(4, device=GPU), torch.ones(4, dtype=torch.bool, device=GPU))
     assert {x.device.type for x in (told.embedding, *told.features)} == {"cuda"}
