@@ -31,6 +31,7 @@ from lrkd.models import backbones
 from lrkd.models.heads import ArcFace
 from lrkd.study.experiment import commit, device_name
 from lrkd.training.acceleration import compile_network
+from lrkd.training.graphs import WARM_UP, RecordedUpdate
 from lrkd.training.schedule import Options
 from lrkd.training.step import StepLosses, Teacher, memory_format, move_to, normalise
 
@@ -93,22 +94,22 @@ def our_step(
 
     student, ask = networks
     if fast:
-        torch.compiler.reset()
         student, ask = (compile_network(network, shown(lr), amp) for network in networks)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=gpu)
     teacher = Teacher(networks[1], margins[1], terms=methods.get("askd").terms)
     losses = StepLosses(trained, options, teacher, lambda x: student(shown(lr)), ask)
     sharp = (hr + 1) / 2
 
-    def step() -> torch.Tensor:
+    def update(*given: Any) -> torch.Tensor:
         with torch.autocast(hr.device.type, torch.bfloat16, enabled=amp):
-            parts, _ = losses(sharp, sharp, y, 1.0)
+            parts, _ = losses(*given)
         optimizer.zero_grad(set_to_none=True)
         parts.sum().backward()
         optimizer.step()
         return parts.sum().detach()
 
-    return step, [*networks, *margins]
+    take = RecordedUpdate(update, optimizer) if gpu else update
+    return lambda: take(sharp, sharp, y, 1.0), [*networks, *margins]
 
 
 def evaluations(peer: Path, pairs: int) -> tuple[Callable[[], float], Callable[[], float]]:
@@ -203,6 +204,8 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(f"{what}: the losses differ, {losses[0]:.6f} and {losses[1]:.6f}; nothing was timed")
         for drop, share in zip(drops, shares, strict=True):
             drop.p = share
+        for _ in range(WARM_UP if gpu else 0):
+            ours()
         seconds = in_turns(theirs, ours, turns, device)
         rows.append(row(what, seconds, target, device, batch=batch, peer_says=losses[0], we_say=losses[1]))
         del theirs, ours, modules, own

@@ -31,19 +31,20 @@ GRACE = 5.0  # between a stage's own limit and its end, and between asking it to
 
 @dataclass(frozen=True)
 class Plan:
-    """A stage: its module, the most seconds that it gets, the module of a later one that prepares itself beside it."""
+    """A stage: its module, the most seconds that it gets, whether it prepares itself while those before it run."""
 
     module: str
     seconds: float
-    beside: str = ""
+    warms: bool = False
 
 
 PLANS = {
     "1-device": Plan("rates", 30),
-    "2-correctness": Plan("correctness", 60, beside="speeds"),  # which compiles
-    "3-speeds": Plan("speeds", 90),
-    "4-photographs": Plan("photographs", 240, beside="answer"),  # which renders its worlds
-    "5-answer": Plan("answer", float("inf")),
+    "2-correctness": Plan("correctness", 60),
+    "3-speeds": Plan("speeds", 60),
+    "4-photographs": Plan("photographs", 200, warms=True),
+    "5-compiled": Plan("compiled", 50, warms=True),
+    "6-answer": Plan("answer", float("inf"), warms=True),
 }
 
 
@@ -99,9 +100,6 @@ def last_words(folder: Path) -> str:
 def run(name: str, plan: Plan, seconds: float, work: Path, out: Path, rehearse: bool) -> dict[str, str]:
     """A stage within its limit -> its row of summary.csv."""
     folder, begun = work / name, time.monotonic()
-    warm = None
-    if plan.beside and not rehearse:
-        warm = start(plan.beside, work / "warm", seconds, rehearse, LRKD_WARM="1")
     process = start(plan.module, folder, seconds, rehearse)
     packed = begun
     try:
@@ -112,8 +110,7 @@ def run(name: str, plan: Plan, seconds: float, work: Path, out: Path, rehearse: 
                 packed = time.monotonic()
         status = {None: "ran out", 0: "ok"}.get(process.poll(), f"failed ({process.poll()})")
     finally:
-        for each in filter(None, (process, warm)):
-            end(each)
+        end(process)
         pack(folder, out / f"{name}.zip", REHEARSAL * rehearse)
     row = {"stage": name, "status": status, "seconds": f"{time.monotonic() - begun:.0f}", "said": last_words(folder)}
     print(f"{name}: {status}, {row['seconds']} s. {row['said']}", flush=True)
@@ -126,20 +123,31 @@ def run_all(
     """The stages one after the other within `budget` seconds; summary.csv is written after each."""
     out.mkdir(parents=True, exist_ok=True)
     until, rows = time.monotonic() + budget, []
-    for name, plan in plans.items():
-        left = until - time.monotonic() - GRACE
-        if left < 1:
-            rows.append({"stage": name, "status": "no time was left", "seconds": "0", "said": ""})
-            print(f"{name}: no time was left", flush=True)
-        else:
-            # The limits are a GPU's; a CPU that others use as well may take longer.
-            rows.append(run(name, plan, min(plan.seconds * (20 if rehearse else 1), left), work, out, rehearse))
-        part = out / ".summary.csv.part"
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(out / "summary.csv")
+    warming = {
+        name: start(plan.module, work / f"{name}-warm", budget, rehearse, LRKD_WARM="1")
+        for name, plan in plans.items()
+        if plan.warms and not rehearse
+    }
+    try:
+        for name, plan in plans.items():
+            left = until - time.monotonic() - GRACE
+            if left < 1:
+                rows.append({"stage": name, "status": "no time was left", "seconds": "0", "said": ""})
+                print(f"{name}: no time was left", flush=True)
+            else:
+                # The limits are a GPU's; a CPU that others use as well may take longer.
+                rows.append(run(name, plan, min(plan.seconds * (20 if rehearse else 1), left), work, out, rehearse))
+            if name in warming:
+                print(f"{name}, prepared: {last_words(work / f'{name}-warm')}", flush=True)
+            part = out / ".summary.csv.part"
+            with part.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            part.replace(out / "summary.csv")
+    finally:
+        for process in warming.values():
+            end(process)
     return rows
 
 

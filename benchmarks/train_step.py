@@ -27,12 +27,16 @@ from lrkd.models import backbones, heads
 from lrkd.study.experiment import commit, device_name
 from lrkd.training.acceleration import Speed, compile_network, cudnn_benchmark
 from lrkd.training.batches import augment, draw_augmentation
+from lrkd.training.graphs import WARM_UP, RecordedUpdate
 from lrkd.training.schedule import Options
 from lrkd.training.step import StepLosses, Teacher, memory_format, move_to
 
 CLASSES, SIDE = 10_000, 14
 STEPS = {"teacher": "none", "fskd": "fskd", "askd": "askd"}
-OFF = ("all on", "float32", "no channels_last", "no compile", "no fused", "teacher each time", "equal precision")
+OFF = (
+    *("all on", "float32", "no channels_last", "no compile", "no graph", "no fused"),
+    *("teacher each time", "equal precision"),
+)
 
 
 def rate(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
@@ -87,7 +91,6 @@ def step(
 
     losses = StepLosses(trained, options, taught, network, None if taught is None else taught.network)
     if speed.uses("compile", device):
-        torch.compiler.reset()
         student = compile_network(network, losses.shown(x), amp)
         ask = None if taught is None else compile_network(taught.network, losses.shown(x), amp)
         losses = replace(losses, student=student, ask=ask)
@@ -96,15 +99,23 @@ def step(
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
             told = losses.ask(losses.shown(x))
 
-    def once() -> torch.Tensor:
-        hr = augment(x, *draw_augmentation(batch, options, generator))
+    def update(*given: Any) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            parts, _ = losses(hr, losses.small_images(hr, generator), y, 1.0, told=told)
+            parts, _ = losses(*given)
         optimizer.zero_grad(set_to_none=True)
         parts.sum().backward()
         optimizer.step()
         return parts.detach()
 
+    recorded = device.type == "cuda" and speed.uses("graph", device)
+    take = RecordedUpdate(update, optimizer) if recorded else update
+
+    def once() -> torch.Tensor:
+        hr = augment(x, *draw_augmentation(batch, options, generator))
+        return take(hr, losses.small_images(hr, generator), y, 1.0, None, told)
+
+    for _ in range(WARM_UP + 1 if recorded else 0):
+        once()
     return once
 
 
@@ -186,13 +197,14 @@ def main() -> None:
         "float32": (replace(best, precision="float32"), speed),
         "no channels_last": (replace(best, channels_last=False), speed),
         "no compile": (best, replace(speed, compile=False)),
+        "no graph": (best, replace(speed, graph=False)),
         "no fused": (best, replace(speed, fused=False)),
         "teacher each time": (best, replace(speed, cache_teacher=False)),
         # Convolutions in TF32, which is torch's own default, and nothing compiled: the published loop's precision.
         "equal precision": (replace(best, precision="float32"), replace(speed, compile=False, cache_teacher=False)),
     }
     if not gpu:
-        for name in ("float32", "no compile", "no fused", "equal precision"):
+        for name in ("float32", "no compile", "no graph", "no fused", "equal precision"):
             del off[name]
     rates = {dtype: rate(device, getattr(torch, dtype)) for dtype in ("bfloat16", "float32")}
     counted = {(name, once): flops(name, arguments.model, once) for name in STEPS for once in (True, False)}

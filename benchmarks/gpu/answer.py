@@ -22,18 +22,28 @@ from lrkd.distill import methods
 from lrkd.errors import LrkdError
 from lrkd.models import backbones, heads
 from lrkd.study import answer, worlds
-from lrkd.study.answer_plan import MAIN, Place
+from lrkd.study.answer_plan import ENTRANTS, MAIN, Place
 from lrkd.study.presets import SCALES
 from lrkd.study.runner import Workers
 from lrkd.study.spec import faces_of
 from lrkd.training import loop
+from lrkd.training.acceleration import Speed
 from lrkd.training.execution import Execution
 from lrkd.training.schedule import Options, Schedule
 from lrkd.training.step import Teacher
 
 RESULTS = Path(__file__).parent.parent.parent / "book" / "results"
-PARTS = ("ladders", "worlds", "length")  # the length is known once the short runs are there
+EVERYBODY = tuple(ENTRANTS.values())
+# Whatever is stopped has the main entrants judged, at weights as well chosen as each other's.
+ORDER = (
+    ("ladders", MAIN),
+    ("worlds", EVERYBODY),
+    ("length", EVERYBODY),
+    ("ladders", EVERYBODY),
+    ("worlds", EVERYBODY),
+)
 PROCESSES = (1, 4, 8, 14)
+SPEED = Speed(cache_teacher=True, compile=True)  # all runs have the same layers, so that a process compiles once
 BATCH = 64
 
 
@@ -48,7 +58,8 @@ def some_steps(device: str, steps: int, size: int) -> float:
     options = Options(side=6, threads=1)
     terms, schedule = methods.get("fskd").terms, Schedule(max(1, steps // 20), batch=BATCH, lr=0.01)
     teacher = Teacher(networks[1], its, terms=terms)
-    loop.fit(networks[0], head, shown, schedule, options, teacher, Execution(device=device, progress=False))
+    how = Execution(device=device, speed=Speed() if device == "cpu" else SPEED, progress=False)
+    loop.fit(networks[0], head, shown, schedule, options, teacher, how)
     if device == "cuda":
         torch.cuda.synchronize()
     return time.time()
@@ -81,11 +92,15 @@ def render(world: int) -> None:
 
 
 def warm(stage: Stage) -> int:
-    """Render the worlds, those that come first first."""
+    """Render the worlds, those that come first first, and compile their network."""
     torch.set_num_threads(1)
-    count = max(1, (os.cpu_count() or 2) - 5)  # beside what else goes on
+    count = max(1, (os.cpu_count() or 2) // 2 - 2)  # beside what else goes on
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(render, (*worlds.CHOOSING, *worlds.JUDGING)))
+        rendered = pool.map(render, (*worlds.CHOOSING, *worlds.JUDGING))
+        some_steps(stage.device.type, 5, 48)
+        print(f"compiled, {stage.left:.0f} s left", flush=True)
+        list(rendered)
+    print(f"rendered, {stage.left:.0f} s left", flush=True)
     return 0
 
 
@@ -103,7 +118,7 @@ def processes(stage: Stage, service: bool) -> int:
 
 def measure(stage: Stage) -> int:
     """Measure, then train part after part; one that does not end in time is the last. -> how many failed."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of each of many processes
+    os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # of each of many processes
     scale = SCALES["smoke" if stage.rehearse else "cpu"]
     for path in (*RESULTS.glob("answer-*.csv"), RESULTS / "claims.csv"):
         if path.is_file() and not stage.rehearse:
@@ -111,14 +126,17 @@ def measure(stage: Stage) -> int:
     with shared_gpu(stage) as service:
         best, end = processes(stage, service), time.monotonic() + (2 if stage.rehearse else stage.left - 8)
         with Workers(best) as workers:
-            for part in PARTS[2:] if stage.rehearse else PARTS:
+            for part, entrants in ORDER[2:3] if stage.rehearse else ORDER:
                 how = {"workers": 1 if stage.rehearse else workers, "device": stage.device.type, "progress": False}
+                fast = None if stage.rehearse else SPEED
+                over, began = (lambda: time.monotonic() > end), time.monotonic()
                 try:
-                    table = answer.run(part, scale, stage.out, stop=lambda: time.monotonic() > end, **how)
+                    table = answer.run(part, scale, stage.out, entrants=entrants, stop=over, speed=fast, **how)
                 except LrkdError as error:
                     print(f"part {part}: {error}", flush=True)
                     return 1
-                print(f"part {part}: {table['config'].nunique()} runs", flush=True)
+                spent = time.monotonic() - began
+                print(f"part {part}: {table['config'].nunique()} runs, {spent:.0f} s", flush=True)
     return 0
 
 

@@ -1,6 +1,6 @@
 """A student whose teacher is deeper than itself."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrkd.study.presets import SCALES
 from lrkd.study.spec import Spec, teacher_spec
@@ -13,4 +13,5 @@ class DeepTaught(Spec):
     @property
     def teacher_run(self) -> Spec | None:
         own = super().teacher_run
-        return own and teacher_spec(SCALES["gpu50"], self.teacher_seed, self.source)
+        found = teacher_spec(SCALES["gpu50"], self.teacher_seed, self.source)
+        return own and replace(found, epochs=self.epochs)

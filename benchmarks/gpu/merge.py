@@ -36,13 +36,16 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
                         continue
                     if not NAME.fullmatch(item.filename) or item.file_size > MOST:
                         raise DataError(f"{path}: expected tables gpu-*.csv and answer-*.csv, got {item.filename!r}")
-                    if item.filename in found:
-                        raise DataError(f"{path}: {item.filename} is in another archive too: expected it once")
                     content = archive.read(item)
                     if not content.endswith(b"\n"):
                         raise DataError(f"{path}: {item.filename} does not end with a whole line")
                     text = {"config": str, "commit": str}
-                    found[item.filename] = pd.read_csv(io.BytesIO(content), dtype=text)  # type: ignore[arg-type]
+                    table = pd.read_csv(io.BytesIO(content), dtype=text)  # type: ignore[arg-type]
+                    if (before := found.get(item.filename)) is not None:
+                        if list(before.columns) != list(table.columns):
+                            raise DataError(f"{path}: {item.filename} has other columns in another archive")
+                        table = pd.concat([before, table], ignore_index=True)  # two stages measure steps
+                    found[item.filename] = table
         except DataError:
             raise
         except (zipfile.BadZipFile, ValueError, EOFError) as error:

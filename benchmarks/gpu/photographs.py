@@ -19,34 +19,46 @@ from benchmarks.gpu.deep import DeepTaught
 from benchmarks.gpu.stage import Stage, begin, shared_gpu
 from data_prep import journal, jpeg, writer
 from lrkd.data.prepared import prepared
+from lrkd.data.tables import Faces
 from lrkd.distill import methods
+from lrkd.models import backbones, heads
 from lrkd.study import experiment, results, runner
 from lrkd.study import spec as study_spec
 from lrkd.study.measures import MEASURES, evaluate, result_rows
 from lrkd.study.presets import SCALES, Scale
 from lrkd.study.spec import Spec
+from lrkd.training import loop
+from lrkd.training.acceleration import Speed
+from lrkd.training.execution import Execution
+from lrkd.training.schedule import Schedule
+from lrkd.training.step import Teacher
 
 METHODS = ("none", "embedding-cos", "fskd", "fskd-l2", "askd")
 DEEP_METHODS = ("embedding-cos", "fskd", "fskd-l2")  # whose terms need no map for map of the teacher
 SEEDS, MORE_SEEDS = range(6), range(3)
-WORKERS = 4  # of one GPU: IResNet-18 alone waits for its launches
+EPOCHS = 20  # half of the preset's, so that two seeds of all methods fit into some minutes
+WORKERS = 4  # of one GPU, which one process with IResNet-18 leaves waiting between batches
+SPEED = Speed(compile=True)  # all have the same layers, so that a process compiles once
 LAST = 8.0  # seconds for the last step, its checkpoint and the tables
 
 
 def grid(scale: Scale, source: str) -> dict[str, list[Spec]]:
     """Table -> its runs, those of the first table first."""
+    epochs = None if scale.name == "smoke" else EPOCHS
 
     def student(name: str, side: int, seed: int, kind: type[Spec] = Spec) -> Spec:
-        return kind(methods.get(name), side, seed, scale, source, teacher_seed=seed % 2)
+        return kind(methods.get(name), side, seed, scale, source, teacher_seed=seed % 2, epochs=epochs)
 
     hardest, easier = scale.sides[-1], scale.sides[-2]
     return {
         "gpu-lfw-core": [
-            *(study_spec.teacher_spec(scale, seed, source) for seed in range(2)),
+            *(replace(study_spec.teacher_spec(scale, seed, source), epochs=epochs) for seed in range(2)),
             *(student(name, hardest, seed) for seed in SEEDS for name in METHODS),
             *(student(name, easier, seed) for seed in MORE_SEEDS for name in METHODS),
         ],
-        "gpu-lfw-mixed": [Spec(methods.get("none"), (scale.size, *scale.sides), seed, scale, source) for seed in SEEDS],
+        "gpu-lfw-mixed": [
+            Spec(methods.get("none"), (scale.size, *scale.sides), seed, scale, source, epochs=epochs) for seed in SEEDS
+        ],
         "gpu-lfw-deep": [student(name, hardest, seed, DeepTaught) for seed in MORE_SEEDS for name in DEEP_METHODS],
     }
 
@@ -144,11 +156,29 @@ def measure(stage: Stage) -> int:
             progress=False,
             on_table=write,
             stop=lambda: stage.left < LAST,
+            speed=None if stage.rehearse else SPEED,
         )
     done = table["config"].nunique() if len(table) else 0
     print(f"{done} of {len(wanted)} runs, {workers} at a time", flush=True)
     return 0
 
 
+def warm(stage: Stage) -> int:
+    """Compile the networks by some steps on noise, as the runs will ask for them."""
+    scale, rng = SCALES["gpu"], np.random.default_rng(0)
+    batch, names = scale.recipes["prepared"].student.batch, tuple(map(str, range(10)))
+    images = rng.integers(0, 256, (batch, scale.size, scale.size, 3)).astype(np.uint8)
+    faces = Faces(images, np.arange(batch) % 10, None, None, names, "noise", "noise")
+    student, teacher = (backbones.build(scale.model, scale.size, scale.embedding, seed=seed) for seed in range(2))
+    head = heads.build("cosface", 10, scale.embedding)
+    options = replace(scale.options, side=scale.sides[-1], shift=scale.recipes["prepared"].shift)
+    taught = Teacher(teacher, terms=methods.get("embedding-cos").terms)
+    execution = Execution(device=stage.device, speed=SPEED, progress=False)
+    loop.fit(student, head, faces, Schedule(5, batch=batch), options, taught, execution)
+    print(f"compiled, {stage.left:.0f} s left", flush=True)
+    return 0
+
+
 if __name__ == "__main__":
-    raise SystemExit(measure(begin(__doc__)))
+    begun = begin(__doc__)
+    raise SystemExit(warm(begun) if os.environ.get("LRKD_WARM") else measure(begun))

@@ -1,6 +1,6 @@
-"""Stage 3: images a second of a training step, of rendering and of the tiny student; a profile of the step.
+"""Stages 3 and 5: images a second of a training step, of rendering and of the tiny student; a profile of the step.
 
-What needs no compiler comes first: where compiling takes longer than the stage has, the rest is there. A clone of
+What needs no compiler comes first, while it works. A clone of
 A-SKD's repository in $LRKD_PEER is run beside ours.
 """
 
@@ -137,35 +137,56 @@ def warm(stage: Stage) -> None:
     for name, (options, speed) in (("askd", COMPILED["teacher each time"]), ("teacher", COMPILED["all on"])):
         options = replace(options, side=train_step.options_of(name).side)
         train_step.step(name, "iresnet50", 128, options, speed, stage.device)()
+        print(f"{name} is compiled, {stage.left:.0f} s left", flush=True)
 
 
-def measure(stage: Stage) -> int:
-    """Run the parts in their order, each as long as there is time; -> how many failed."""
-    steps, profiles, names = Steps(stage), [], ("askd", "teacher", "fskd")
+Parts = dict[str, Callable[[], None]]
+NAMES = ("askd", "teacher", "fskd")
 
-    def watch(switches: str, settings: tuple[Options, Speed]) -> Callable[[], None]:
-        def work() -> None:
-            profiles.extend(kernels(stage, steps, switches, *settings))
-            stage.write("gpu-profile", profiles)
 
-        return work
+def watch(steps: Steps, switches: str, settings: tuple[Options, Speed]) -> Callable[[], None]:
+    """Make a part that writes gpu-profile.csv."""
 
-    parts: dict[str, Callable[[], None]] = {
+    def work() -> None:
+        steps.stage.write("gpu-profile", kernels(steps.stage, steps, switches, *settings))
+
+    return work
+
+
+def plain(stage: Stage) -> Parts:
+    """What needs no compiler."""
+    steps = Steps(stage)
+    parts: Parts = {
         "faces": lambda: rendering(stage),
         "student": lambda: student(stage),
-        "steps": lambda: steps.of(EAGER, names),
+        "steps": lambda: steps.of(EAGER, NAMES),
         "peer": lambda: beside(stage, "equal"),
-        "profile": watch("no compile", EAGER["no compile"]),
+        "profile": watch(steps, "no compile", EAGER["no compile"]),
+        "no graph": lambda: steps.add(
+            "askd", "no compile, no graph", _BEST, replace(_FAST, compile=False, graph=False)
+        ),
     }
     if stage.rehearse:
         parts["steps"] = lambda: steps.add("askd", "no compile", *EAGER["no compile"])
-    else:
-        parts |= {
-            "compiled": lambda: steps.of(COMPILED, names),
-            "peer, default": lambda: beside(stage, "default"),
-            "profile, compiled": watch("teacher each time", COMPILED["teacher each time"]),
-            "batch 512": lambda: steps.add("askd", "no compile", *EAGER["no compile"], batch=512),
-        }
+        del parts["no graph"]
+    return parts
+
+
+def compiled(stage: Stage) -> Parts:
+    """What the compiler has to do with."""
+    steps = Steps(stage)
+    if stage.rehearse:
+        return {"compiled": lambda: steps.add("askd", "rehearsed", *COMPILED["teacher each time"])}
+    return {
+        "compiled": lambda: steps.of(COMPILED, NAMES),
+        "peer, default": lambda: beside(stage, "default"),
+        "profile, compiled": watch(steps, "teacher each time", COMPILED["teacher each time"]),
+        "batch 512": lambda: steps.add("askd", "teacher each time", *COMPILED["teacher each time"], batch=512),
+    }
+
+
+def run(stage: Stage, parts: Parts) -> int:
+    """Run the parts in their order, each as long as there is time; -> how many failed."""
     failed = 0
     for name, part in parts.items():
         if stage.left < 2:
@@ -179,14 +200,6 @@ def measure(stage: Stage) -> int:
     return failed
 
 
-def main() -> int:
-    """The stage, or under LRKD_WARM what it will need."""
-    stage = begin(__doc__)
-    if os.environ.get("LRKD_WARM"):
-        warm(stage)
-        return 0
-    return measure(stage)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main() > 0)
+    begun = begin(__doc__)
+    raise SystemExit(run(begun, plain(begun)) > 0)

@@ -45,7 +45,9 @@ PARTS = ("length", "ladders", "worlds", "photographs")
 # -------------------------------------------------------------------------------------------------------------- parts
 
 
-def plan(part: str, scale: Scale, source: str, tables: Path) -> list[Spec]:
+def plan(
+    part: str, scale: Scale, source: str, tables: Path, entrants: Sequence[Entrant] = tuple(ENTRANTS.values())
+) -> list[Spec]:
     """List the runs of a part as far as the tables so far say which they are, the most valuable first.
 
     Args:
@@ -53,9 +55,10 @@ def plan(part: str, scale: Scale, source: str, tables: Path) -> list[Spec]:
         scale: The preset.
         source: The data, as `Spec` has it.
         tables: The folder of the tables.
+        entrants: Whose ladders are wanted, or who is judged; of parts `ladders` and `worlds`.
 
     Returns:
-        The runs.
+        The runs. Judged are those whose ladders have ended.
 
     Raises:
         DataError: A part before it has not ended.
@@ -73,8 +76,10 @@ def plan(part: str, scale: Scale, source: str, tables: Path) -> list[Spec]:
     if part == "photographs":
         return _photographs(place, read(tables, part))
     epochs = length(read(tables, "length"))
-    chosen = ladders(replace(place, epochs=max(1, epochs // 2)), tuple(ENTRANTS.values()), read(tables, "ladders"), "T")
-    return chosen.wanted if part == "ladders" else _worlds(replace(place, epochs=epochs, lr=chosen.lr), chosen)
+    chosen = ladders(replace(place, epochs=max(1, epochs // 2)), entrants, read(tables, "ladders"), "T")
+    return (
+        chosen.wanted if part == "ladders" else _worlds(replace(place, epochs=epochs, lr=chosen.lr), chosen, entrants)
+    )
 
 
 def _length(place: Place) -> list[Spec]:
@@ -87,28 +92,33 @@ def _length(place: Place) -> list[Spec]:
     ]
 
 
-def _worlds(place: Place, chosen: Chosen) -> list[Spec]:
+def _worlds(place: Place, chosen: Chosen, judged: Sequence[Entrant]) -> list[Spec]:
     """All entrants in setting T, the main ones in S and D, at the hardest side and then at the one before.
 
-    Blocks of whole worlds: whatever is stopped has the same worlds for all that it compares.
+    Blocks of whole worlds: whatever is stopped has the same worlds for all that it compares. Raises DataError before
+    the rates of `none` are known, at which all are trained.
     """
     few, all_of_them, hardest, easier = JUDGING[:6], JUDGING, place.hardest, place.scale.sides[-2]
     blocks: list[tuple[Sequence[Entrant], Setting, Sequence[int], int]] = [
         (MAIN, "T", few, hardest),
-        (REST, "T", few, hardest),
-        ((*MAIN, LOGITS), "S", few, hardest),
+        (MAIN, "S", few, hardest),
         (MAIN, "D", few[:4], hardest),
+        (REST, "T", few, hardest),
+        ((LOGITS,), "S", few, hardest),
         (MAIN, "T", few, easier),
         ((*MAIN, *REST), "T", all_of_them, hardest),
         (REST, "T", few, easier),
         (MAIN, "S", few, easier),
         (MAIN, "D", few[:4], easier),
     ]
+    if chosen.lr is None:
+        raise DataError("the rates of none have not been compared: finish `lrkd study answer --part ladders` first")
     return [
         place.spec(entrant, world, setting, chosen.factor(entrant), side)
         for entrants, setting, worlds, side in blocks
         for world in worlds
         for entrant in entrants
+        if entrant in judged and chosen.knows(entrant)
     ]
 
 
@@ -211,6 +221,7 @@ def run(
     where: Path | None = None,
     *,
     source: str = PROCEDURAL,
+    entrants: Sequence[Entrant] = tuple(ENTRANTS.values()),
     stop: Callable[[], bool] | None = None,
     **how: Any,
 ) -> pd.DataFrame:
@@ -222,8 +233,9 @@ def run(
         tables: The folder of the tables, and of claims.csv.
         where: The run store.
         source: The data, as `Spec` has it.
+        entrants: As in `plan`.
         stop: Asked after every step; True ends the study there.
-        how: `workers`, `device` and `progress` of `runner.run_study`.
+        how: `workers`, `device`, `progress` and `speed` of `runner.run_study`.
 
     Returns:
         The part's table.
@@ -235,7 +247,7 @@ def run(
     path = table_path(tables, part)
     while True:
         known = read(tables, part)
-        wanted = with_needs(plan(part, scale, source, tables))
+        wanted = with_needs(plan(part, scale, source, tables, entrants))
         missing = [spec for spec in wanted if config_hash(spec) not in set(known["config"])]
         if stop() or not missing:
             return known

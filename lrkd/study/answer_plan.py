@@ -218,6 +218,10 @@ class Chosen:
     lr: float | None
     factors: dict[str, float]
 
+    def knows(self, entrant: Entrant) -> bool:
+        """Return whether the ladder that an entrant takes its weight from has ended."""
+        return entrant.method == "none" or (entrant.weighed_as or entrant.name) in self.factors
+
     def factor(self, entrant: Entrant) -> float:
         """Raises DataError for an entrant whose ladder has not ended."""
         name = entrant.weighed_as or entrant.name

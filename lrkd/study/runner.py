@@ -22,6 +22,7 @@ from lrkd.study import store
 from lrkd.study.experiment import device_of, find_run, store_dir, train
 from lrkd.study.results import results_table
 from lrkd.study.spec import Spec, config_hash, run_name
+from lrkd.training.acceleration import Speed
 
 
 def run_study(
@@ -34,6 +35,7 @@ def run_study(
     on_table: Callable[[pd.DataFrame], None] | None = None,
     known: pd.DataFrame | None = None,
     stop: Callable[[], bool] | None = None,
+    speed: Speed | None = None,
 ) -> pd.DataFrame:
     """Train what the store lacks and return the results table.
 
@@ -52,6 +54,7 @@ def run_study(
             the time between two, and at the end.
         known: An earlier table, perhaps of another machine; a run that has rows there is not trained, and they stay.
         stop: Asked after every step; True saves each run and returns the table so far.
+        speed: How runs are computed; default: as `lrkd.study.experiment.train` chooses.
 
     Returns:
         One row a run and protocol.
@@ -76,7 +79,7 @@ def run_study(
     )
     pause, unwritten = 0.0, False
     with bar:
-        for spec in _trained(missing, where, workers, device, progress, stop or (lambda: False)):
+        for spec in _trained(missing, where, workers, device, progress, stop or (lambda: False), speed):
             bar.update()
             bar.set_postfix_str(run_name(spec))
             unwritten = on_table is not None
@@ -128,10 +131,10 @@ class Workers:
             self.stop()
         self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, spec: Spec, where: Path, device: str) -> "Future[bool]":
+    def submit(self, spec: Spec, where: Path, device: str, speed: Speed | None) -> "Future[bool]":
         """Start a run where a process is free; whether it has finished is what comes of it."""
         with _uninterrupted():
-            return self._pool.submit(_train_quietly, spec, where, device, False)
+            return self._pool.submit(_train_quietly, spec, where, device, False, speed=speed)
 
     def stop(self) -> None:
         """Let each process save after its current step, and take no run any more."""
@@ -145,6 +148,7 @@ def _trained(
     device: str,
     progress: bool,
     stop: Callable[[], bool],
+    speed: Speed | None,
 ) -> Iterator[Spec]:
     """The specs as their runs finish, until `stop` says so.
 
@@ -156,24 +160,29 @@ def _trained(
     if isinstance(workers, int):
         workers = min(workers, len(missing))
         if workers == 1:
-            yield from _trained_here(missing, where, device, progress, stop)
+            yield from _trained_here(missing, where, device, progress, stop, speed)
             return
         _check_sendable(missing)
         with Workers(workers) as own:
-            yield from _trained_by(own, missing, where, device, stop)
+            yield from _trained_by(own, missing, where, device, stop, speed)
         return
     _check_sendable(missing)
-    yield from _trained_by(workers, missing, where, device, stop)
+    yield from _trained_by(workers, missing, where, device, stop, speed)
 
 
 def _trained_here(
-    missing: Sequence[Spec], where: Path, device: str, progress: bool, stop: Callable[[], bool]
+    missing: Sequence[Spec],
+    where: Path,
+    device: str,
+    progress: bool,
+    stop: Callable[[], bool],
+    speed: Speed | None,
 ) -> Iterator[Spec]:
     """By this process."""
     waiting, refused = list(missing), 0  # refused: how many runs in a row were in other hands
     while waiting and not stop():
         spec = waiting.pop(0)
-        if _train_quietly(spec, where, device, progress, stop):
+        if _train_quietly(spec, where, device, progress, stop, speed):
             refused = 0
             yield spec
             continue
@@ -185,7 +194,12 @@ def _trained_here(
 
 
 def _trained_by(
-    workers: Workers, missing: Sequence[Spec], where: Path, device: str, stop: Callable[[], bool]
+    workers: Workers,
+    missing: Sequence[Spec],
+    where: Path,
+    device: str,
+    stop: Callable[[], bool],
+    speed: Speed | None,
 ) -> Iterator[Spec]:
     """By worker processes."""
     waiting, refused = list(missing), 0
@@ -201,7 +215,7 @@ def _trained_by(
                 refused = 0
             for spec in ready[: workers.count - len(running)]:
                 waiting.remove(spec)
-                running[workers.submit(spec, where, device)] = spec
+                running[workers.submit(spec, where, device, speed)] = spec
             for future in wait(running, _PAUSE, FIRST_COMPLETED).done:
                 spec = running.pop(future)
                 if future.result():
@@ -275,7 +289,12 @@ def _leave_with_the_study() -> None:
 
 
 def _train_quietly(
-    spec: Spec, where: Path, device: str, progress: bool, stop: Callable[[], bool] | None = None
+    spec: Spec,
+    where: Path,
+    device: str,
+    progress: bool,
+    stop: Callable[[], bool] | None = None,
+    speed: Speed | None = None,
 ) -> bool:
     """Train one run; whether it has finished, and was neither stopped nor in the hands of another process.
 
@@ -285,7 +304,7 @@ def _train_quietly(
     if over():
         return False
     try:
-        train(spec, where, device=device, progress=progress, stop=over, wait=False)
+        train(spec, where, device=device, progress=progress, stop=over, wait=False, speed=speed)
     except TrainingError:
         if spec.role == "teacher" or not find_run(spec, where).finished:  # not finished: it was its teacher's
             raise

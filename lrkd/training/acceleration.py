@@ -67,17 +67,27 @@ def prefetch(read: Callable[[Index], Value], indices: Iterable[Index]) -> Iterat
             yield coming.result()
 
 
+_compiled: set[tuple[Any, ...]] = set()  # since torch's last reset
+_MOST_COMPILED = 7
+
+
 def compile_network(network: nn.Module, example: Tensor, amp: bool) -> Callable[[Tensor], Any]:
     """Compile a network for batches like `example`; where that fails, warn once and return the network itself.
 
-    It is tried forwards and backwards on the example; weights, buffers and random numbers stay as they were. Call
-    `torch.compiler.reset()` before a run: after eight networks of a class torch stops compiling, almost silently.
+    It is tried forwards and backwards on the example; weights, buffers and random numbers stay as they were. A network
+    of the same layers is compiled once in a process. After eight others of a class torch would stop compiling, almost
+    silently: it forgets them before.
 
     Args:
         network: (B,3,S,S) -> Output.
         example: (B,3,S,S) in [-1,1], on the network's device.
         amp: Whether it runs under autocast to bfloat16.
     """
+    what = (repr(network), network.training, amp, tuple(example.shape), example.dtype, example.device)
+    if what not in _compiled and len(_compiled) >= _MOST_COMPILED:
+        torch.compiler.reset()
+        _compiled.clear()
+    _compiled.add(what)
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     devices = [example.device] if example.device.type == "cuda" else []
     try:

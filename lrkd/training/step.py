@@ -238,7 +238,6 @@ class TrainingStep:
         self._batches, self._answers = batches, answers
         if compiled:
             x = batches.example()
-            torch.compiler.reset()
             student = compile_network(self.trained["network"], losses.shown(losses.small(x)), self._amp)
             losses = replace(losses, student=student)
             if teacher is not None and answers is None and not teacher.itself:

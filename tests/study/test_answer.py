@@ -229,8 +229,8 @@ def test_a_student_waits_for_its_own_teacher_and_for_no_other_length():
 
 def test_every_claim_compares_entrants_that_run_where_it_is_judged():
     chosen = answer_plan.Chosen([], 0.1, dict.fromkeys(answer_plan.ENTRANTS, 1.0))
-    place = Place(SCALES["cpu"], epochs=12, lr=0.1)
-    made = {(s.setting, s.method.name, measures.trained_for(s)) for s in answer._worlds(place, chosen)}
+    place, everybody = Place(SCALES["cpu"], epochs=12, lr=0.1), tuple(answer_plan.ENTRANTS.values())
+    made = {(s.setting, s.method.name, measures.trained_for(s)) for s in answer._worlds(place, chosen, everybody)}
     photographed = {"P": answer_plan.PHOTOGRAPHED}
     made |= {("T", name, trained) for s, name, trained in made if methods.get(name).teacher in ("none", "itself")}
     path = Path(__file__).resolve().parents[2] / "book" / "results"

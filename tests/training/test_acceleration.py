@@ -159,19 +159,26 @@ def test_a_machine_that_cannot_compile_says_so_once_and_trains(monkeypatch):
     assert toys.equal(slow, plain)
 
 
-def test_each_run_is_compiled_however_many_came_before(monkeypatch):
+def test_the_same_layers_are_compiled_once_and_others_however_many_came_before(monkeypatch):
+    torch.compiler.reset()
+    acceleration._compiled.clear()
     limit, graphs = torch._dynamo.config.recompile_limit, []
+
+    def counted(graph, inputs):
+        graphs.append(1)
+        return graph
+
     real = torch.compile
-
-    def counted(network: nn.Module):
-        return real(network, backend=lambda graph, inputs: (graphs.append(1), graph)[1])
-
-    monkeypatch.setattr(torch, "compile", counted)
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend=counted))
+    x = torch.rand(4, 3, 8, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(limit + 1):
-            toys.train(distil=False, epochs=1, speed=Speed(compile=True))
-    assert len(graphs) > limit
+        for seed in range(3):
+            acceleration.compile_network(backbones.small(8, 8, (4, 8), seed=seed).train(), x, False)
+        assert len(graphs) == 1
+        for width in range(4, 4 + limit + 1):
+            acceleration.compile_network(backbones.small(8, 8, (4, 4 * width)).train(), x, False)
+    assert len(graphs) == 1 + limit + 1
 
 
 def test_what_torch_really_traces_is_the_same_network():
