@@ -124,7 +124,7 @@ def run_all(
     out.mkdir(parents=True, exist_ok=True)
     until, rows = time.monotonic() + budget, []
     warming = {
-        name: start(plan.module, work / f"{name}-warm", budget, rehearse, LRKD_WARM="1")
+        name: start(plan.module, work / f"{name}-warm", budget, rehearse, LRKD_WARM="1", OMP_NUM_THREADS="1")
         for name, plan in plans.items()
         if plan.warms and not rehearse
     }

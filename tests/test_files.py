@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from lrkd import files
-from lrkd.cli.runs import DESCRIBED
 from lrkd.errors import DataError, RunError
 from lrkd.files import Table, locked, read_table
 from lrkd.study import attention_study, results, shift_study, weight_ladder
@@ -204,7 +203,7 @@ def test_committed_tables_merge_with_themselves_to_the_byte(tmp_path):
         results.TRACES,
         attention_study.TABLE,
         shift_study.TABLE,
-        DESCRIBED,
+        results.DESCRIBED,
     ]
     merged = set()
     for file in sorted((ROOT / "book" / "results").glob("*.csv")):

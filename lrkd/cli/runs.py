@@ -11,10 +11,9 @@ import pandas as pd
 from lrkd.cli.arguments import add_store, output_file
 from lrkd.cli.output import show
 from lrkd.errors import ConfigError, MissingError, RunError
-from lrkd.files import Table, read_table
+from lrkd.files import read_table
 from lrkd.study import experiment, store
-
-DESCRIBED = Table("lrkd runs", ("config",), ("role", "data.source", "method.name", "side", "seed", "config"))
+from lrkd.study.results import DESCRIBED, description
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -74,9 +73,6 @@ def _write_configs(found: Sequence[store.Run], tables: Sequence[Path], out: Path
     named = [read_table(path).get("config", pd.Series(dtype=str)) for path in others]
     wanted = set().union(*(column.dropna() for column in named))
     made = [one for one in found if one.finished and _hash(one) in wanted]
-    rows = [{"config": _hash(one), "commit": one.result["commit"], **store.flatten(one.config)} for one in made]
-    order = list(DESCRIBED.columns)
-    table = pd.DataFrame(rows, columns=None if rows else order, dtype=object)
-    DESCRIBED.merge(out, table.sort_values(order, key=lambda column: column.astype(str)))
+    DESCRIBED.merge(out, description(made))
     there = len(wanted & set(DESCRIBED.read(out)["config"]))
     print(f"{out}: {there} runs of {len(wanted)} that are named")

@@ -257,6 +257,8 @@ def run(
         def write(frame: pd.DataFrame, missing: Sequence[Spec] = missing) -> None:
             if len(frame):
                 TABLE.merge(path, frame)
+                made = [find_run(spec, where) for spec in missing]
+                results.DESCRIBED.merge(table_path(tables, "runs"), results.description(r for r in made if r.finished))
             judged = right_table(missing, where)
             if len(judged):
                 TABLE.merge(tables / f"answer-{part}-right.csv", judged)

@@ -326,8 +326,10 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
 def commit() -> str:
     """Return the short commit of the source tree, with "+" when lrkd/ has changes.
 
-    Outside a checkout what LRKD_COMMIT says, as where the files were copied to a machine without git; else "unknown".
+    LRKD_COMMIT says it where the files were copied to another machine; "unknown" without either.
     """
+    if told := os.environ.get("LRKD_COMMIT"):
+        return told
     here = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
@@ -337,7 +339,7 @@ def commit() -> str:
     try:
         return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("LRKD_COMMIT") or "unknown"
+        return "unknown"
 
 
 def device_of(name: str | None = None) -> str:

@@ -1,7 +1,7 @@
 """The tables of a study: results, pairs, traces, scores."""
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,20 @@ SCORES = Table(
     ("data", "method", "side", "protocol", "low", "high", "genuine", "impostor", "runs"),
     most="runs",
 )
+
+# What each run of a table was: its configuration, flattened.
+DESCRIBED = Table("lrkd runs", ("config",), ("role", "data.source", "method.name", "side", "seed", "config"))
+
+
+def description(runs: Iterable[store.Run]) -> pd.DataFrame:
+    """Describe finished runs, a row each: `config`, `commit`, and every value of the configuration that it was."""
+    rows = [
+        {"config": run.path.name.rpartition("-")[2], "commit": run.result["commit"], **store.flatten(run.config)}
+        for run in runs
+    ]
+    order = list(DESCRIBED.columns)
+    table = pd.DataFrame(rows, columns=None if rows else order, dtype=object)
+    return table.sort_values(order, key=lambda column: column.astype(str))
 
 
 def without_test(frame: pd.DataFrame) -> pd.DataFrame:
