@@ -42,7 +42,7 @@ PLANS = {
     "1-device": Plan("rates", 30),
     "2-correctness": Plan("correctness", 60),
     "3-speeds": Plan("speeds", 60),
-    "4-photographs": Plan("photographs", 200, warms=True),
+    "4-photographs": Plan("photographs", 200),
     "5-compiled": Plan("compiled", 50, warms=True),
     "6-answer": Plan("answer", float("inf"), warms=True),
 }

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import train_step
+from benchmarks.gpu.photographs import EPOCHS
 from lrkd.models import backbones
 from lrkd.models.layers import Network
 from lrkd.study.presets import SCALES
@@ -43,9 +44,9 @@ def forward(network: Network) -> float:
 
 
 def costs() -> list[Cost]:
-    """The work of stages 3 to 5."""
+    """The work of stages 3, 4 and 6."""
     step = {(name, model): train_step.flops(name, model, False) for name in train_step.STEPS for model in _MODELS}
-    images = SCALES["gpu"].recipes["prepared"].student.epochs * IMAGES
+    images = EPOCHS * IMAGES
     seed = [step["teacher", "iresnet18"]] * 2 + [step["fskd", "iresnet18"]] * 3 + [step["askd", "iresnet18"]]
     found = [
         Cost("3", f"{name}, IResNet-50, {precision}", 128 * REPEATS, step[name, "iresnet50"], precision)
@@ -62,7 +63,7 @@ def costs() -> list[Cost]:
     assert small is not None
     shown = small.train[0] * small.train[1]
     lengths = 2 * (3 + 6 + 12 + 24 + 48) * shown
-    found += [Cost("5", "part length", lengths, 2 * step["teacher", "small"] + 4 * step["fskd", "small"], "TF32")]
+    found += [Cost("6", "part length", lengths, 2 * step["teacher", "small"] + 4 * step["fskd", "small"], "TF32")]
     return found
 
 

@@ -19,26 +19,20 @@ from benchmarks.gpu.deep import DeepTaught
 from benchmarks.gpu.stage import Stage, begin, shared_gpu
 from data_prep import journal, jpeg, writer
 from lrkd.data.prepared import prepared
-from lrkd.data.tables import Faces
 from lrkd.distill import methods
-from lrkd.models import backbones, heads
 from lrkd.study import experiment, results, runner
 from lrkd.study import spec as study_spec
 from lrkd.study.measures import MEASURES, evaluate, result_rows
 from lrkd.study.presets import SCALES, Scale
 from lrkd.study.spec import Spec
-from lrkd.training import loop
 from lrkd.training.acceleration import Speed
-from lrkd.training.execution import Execution
-from lrkd.training.schedule import Schedule
-from lrkd.training.step import Teacher
 
 METHODS = ("none", "embedding-cos", "fskd", "fskd-l2", "askd")
 DEEP_METHODS = ("embedding-cos", "fskd", "fskd-l2")  # whose terms need no map for map of the teacher
 SEEDS, MORE_SEEDS = range(6), range(3)
 EPOCHS = 20  # half of the preset's, so that two seeds of all methods fit into some minutes
 WORKERS = 4  # of one GPU, which one process with IResNet-18 leaves waiting between batches
-SPEED = Speed(compile=True)  # all have the same layers, so that a process compiles once
+SPEED = Speed(compile=False)  # compiling takes longer than what it would save in so short a time
 LAST = 8.0  # seconds for the last step, its checkpoint and the tables
 
 
@@ -163,22 +157,5 @@ def measure(stage: Stage) -> int:
     return 0
 
 
-def warm(stage: Stage) -> int:
-    """Compile the networks by some steps on noise, as the runs will ask for them."""
-    scale, rng = SCALES["gpu"], np.random.default_rng(0)
-    batch, names = scale.recipes["prepared"].student.batch, tuple(map(str, range(10)))
-    images = rng.integers(0, 256, (batch, scale.size, scale.size, 3)).astype(np.uint8)
-    faces = Faces(images, np.arange(batch) % 10, None, None, names, "noise", "noise")
-    student, teacher = (backbones.build(scale.model, scale.size, scale.embedding, seed=seed) for seed in range(2))
-    head = heads.build("cosface", 10, scale.embedding)
-    options = replace(scale.options, side=scale.sides[-1], shift=scale.recipes["prepared"].shift)
-    taught = Teacher(teacher, terms=methods.get("embedding-cos").terms)
-    execution = Execution(device=stage.device, speed=SPEED, progress=False)
-    loop.fit(student, head, faces, Schedule(5, batch=batch), options, taught, execution)
-    print(f"compiled, {stage.left:.0f} s left", flush=True)
-    return 0
-
-
 if __name__ == "__main__":
-    begun = begin(__doc__)
-    raise SystemExit(warm(begun) if os.environ.get("LRKD_WARM") else measure(begun))
+    raise SystemExit(measure(begin(__doc__)))

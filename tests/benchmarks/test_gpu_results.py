@@ -107,6 +107,32 @@ time.sleep(600)
     assert not _runs(child), "what a stage started ends with it"
 
 
+def test_what_a_later_stage_needs_is_prepared_from_the_start_and_ends_with_the_stages(stage, tmp_path, monkeypatch):
+    plans = {
+        "first": gpu_results.Plan("sfirst", 60.0),
+        "last": gpu_results.Plan("slast", 60.0, warms=True),
+    }
+    monkeypatch.setattr(gpu_results, "Plan", lambda module, seconds: plans[module[1:]])
+    code = f"""
+import os
+if os.environ.get("LRKD_WARM"):
+    Path({str(tmp_path)!r}, "warm").write_text(f"{{os.getpid()}} {{os.environ['OMP_NUM_THREADS']}}")
+    time.sleep(600)
+"""
+    wait = f"""
+while not Path({str(tmp_path)!r}, "warm").exists():
+    time.sleep(0.05)
+"""
+    said, _ = stage({"first": (wait, 60.0), "last": (code, 60.0)})
+    assert said == {"first": "ok", "last": "ok"}
+    process, threads = map(int, (tmp_path / "warm").read_text().split())
+    assert threads == 1
+    end = time.monotonic() + 10
+    while _runs(process) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not _runs(process)
+
+
 def _runs(process):
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
@@ -199,6 +225,22 @@ def test_what_fits_is_taken_up_and_runs_that_are_there_stay(back):
     assert list(table["config"]) == ["c0", "c1"]
     _, said = gains.at_scales("lfw-core", folder=results)
     assert "gpu-lfw-core.csv, 2 runs on a GPU, commit abc1234" in said, "pages pick it up"
+
+
+def test_a_table_of_two_stages_is_joined(back, tmp_path):
+    with zipfile.ZipFile(_folder(tmp_path / "out") / "2.zip", "w") as archive:
+        archive.writestr("gpu-steps.csv", pd.DataFrame([ROW | {"step": "b"}]).to_csv(index=False))
+    status, results = back({"gpu-steps.csv": [ROW | {"step": "a"}]})
+    assert status == 0
+    assert list(read_table(results / "gpu-steps.csv", ("step",))["step"]) == ["a", "b"]
+    with zipfile.ZipFile(tmp_path / "out" / "2.zip", "w") as archive:
+        archive.writestr("gpu-steps.csv", pd.DataFrame([ROW]).to_csv(index=False))
+    assert back({"gpu-steps.csv": [ROW | {"step": "a"}]})[0] == 2, "other columns"
+
+
+def _folder(path):
+    path.mkdir(exist_ok=True)
+    return path
 
 
 @pytest.mark.parametrize(
