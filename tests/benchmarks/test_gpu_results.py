@@ -168,13 +168,18 @@ def test_a_deeper_teacher_is_another_run(tmp_path):
     assert sum(p.numel() for p in backbones.build(**deep.model).parameters()) < 3e7
 
 
-def test_the_commit_can_be_told_where_there_is_no_checkout(tmp_path, monkeypatch):
+@pytest.mark.parametrize("copied", [True, False])
+def test_the_commit_can_be_told_whatever_git_says_where_the_files_were_copied_to(tmp_path, monkeypatch, copied):
     from lrkd.study import experiment
 
-    monkeypatch.setattr(experiment, "__file__", str(tmp_path / "experiment.py"))
+    if copied:
+        monkeypatch.setattr(experiment, "__file__", str(tmp_path / "experiment.py"))
     experiment.commit.cache_clear()
     monkeypatch.setenv("LRKD_COMMIT", "abc1234")
     assert experiment.commit() == "abc1234"
+    if not copied:
+        experiment.commit.cache_clear()
+        return
     experiment.commit.cache_clear()
     monkeypatch.delenv("LRKD_COMMIT")
     assert experiment.commit() == "unknown"
