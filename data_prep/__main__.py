@@ -21,7 +21,7 @@ Each tool turns what people download into one folder that `lrkd.data.prepared` r
 """
 
 
-def main(words: Sequence[str]) -> int:
+def run(words: Sequence[str]) -> int:
     """Print the tools; a word that asks for anything else is an error, also the name of a tool without its dot."""
     wrong = [word for word in words if word not in ("-h", "--help")]
     if not wrong:
@@ -34,4 +34,4 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

@@ -722,7 +722,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(album, tmp_path):
 
 @pytest.mark.parametrize(("word", "named"), [("folder", "folder"), ("--list", "TOOL"), ("tinyfaces", "TOOL")])
 def test_a_word_that_is_no_tool_is_status_2(capsys, word, named):
-    assert tools.main(["--help", word]) == 2
+    assert tools.run(["--help", word]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"error: expected python -m data_prep.{named}, got the word {word!r}")
