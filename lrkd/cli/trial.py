@@ -116,5 +116,5 @@ def _drawn(path: str, faces: Faces) -> Pairs:
     except DataError as error:
         raise DataError(
             f"{path}: has no verification pairs, and none can be drawn ({error}); without pairs `lrkd identify` ranks "
-            "by the roles of a prepared set, and `lrkd embed` writes the embeddings of photographs"
+            "people, and `lrkd embed` writes the embeddings of photographs"
         ) from error

@@ -187,6 +187,22 @@ def test_identify_names_a_missing_image_of_the_gallery_and_counts_its_probes(cal
     assert f"probe: no face was found in 1 image ({sources[5]}): they count as misses" in err
 
 
+def test_a_folder_without_roles_is_identified_by_the_first_image_of_each_person(called, exported, trained, folder):
+    change(folder, "manifest.csv", lambda t: t.drop(columns="role", errors="ignore"))
+    faces = load_prepared(folder).faces
+    status, table, err = called("identify", exported, "--data", folder, "--side", 6)
+    assert (status, table["gallery"].item(), table["probes"].item()) == (0, 24, 72)
+    assert "has no roles: the first image of each person is the gallery" in err
+    x, order = fuse(features(trained, faces)), np.argsort(faces.labels, kind="stable").reshape(24, 4)
+    shelf, asked = order[:, 0], order[:, 1:].ravel()
+    expected = rank_k(x[shelf], faces.labels[shelf], x[asked], faces.labels[asked])
+    np.testing.assert_allclose(table[["rank1", "rank5", "rank10", "rank20"]].iloc[0], expected, atol=1e-6)
+    single = toys.photographs(folder.parent / "single", people=4, images=1)
+    status, _, err = called("identify", exported, "--data", single)
+    assert status == 2
+    assert "or a person with two images, got neither" in err
+
+
 def test_identify_counts_probes_whom_the_gallery_lacks(called, exported, folder):
     roles = ["probe", "probe", "probe", "probe", *["gallery", "probe", "probe", "probe"] * 23]
     change(folder, "manifest.csv", lambda t: t.assign(role=roles))
@@ -256,7 +272,6 @@ def test_a_folder_of_three_people_has_no_pairs_and_is_told_what_does_without(cal
     assert "has no verification pairs, and none can be drawn (3 people" in err
     assert "`lrkd identify`" in err
     assert "`lrkd embed`" in err
-    change(small, "manifest.csv", lambda t: t.assign(role=["gallery", "probe"] * 3))
     assert called("identify", exported, "--data", small)[1]["probes"].item() == 3
 
 
