@@ -9,7 +9,6 @@ code: processes, sockets, imports, files opened for writing, `exec` and `compile
 from __future__ import annotations
 
 import argparse
-import csv
 import encodings.cp437  # zipfile imports it at a damaged archive's first odd name
 import encodings.raw_unicode_escape  # noqa: F401  # and pickletools this one at a pickle's first such text
 import io
@@ -30,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -38,10 +38,12 @@ from lrkd.data.images import FORMATS
 from lrkd.data.layout import read_layout
 from lrkd.errors import DataError
 from lrkd.evaluation.templates import read_templates
+from lrkd.files import Table
 from lrkd.models.checkpoints import read_checkpoint
 from lrkd.study.experiment import commit
 
 SECONDS, MEGABYTES = 5.0, 1024
+TABLE = Table("python -m benchmarks.fuzz", ("reader", "seed"))
 FORBIDDEN = ("exec", "compile", "import", "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen")
 FORBIDDEN += ("socket.connect", "ctypes.dlopen", "shutil.rmtree", "os.remove", "os.rename", "pty.spawn")
 NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x1FFFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**40, 2**64 - 1]
@@ -331,7 +333,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=20_000, help="damaged files a reader (default: 20000)")
     parser.add_argument("--seed", type=int, default=0, help="draws the damage (default: 0)")
     parser.add_argument("--only", metavar="READER", help="one reader")
-    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the table")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also merge the rows into this table")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         where = Path(name)
@@ -346,10 +348,7 @@ def main() -> int:
             rows[-1]["commit"] = commit()
             print(json.dumps(rows[-1]), flush=True)
     if arguments.out:
-        with arguments.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        TABLE.merge(arguments.out, pd.DataFrame(rows))
     return int(any(row["faults"] for row in rows))
 
 

@@ -18,17 +18,19 @@ import torch
 from benchmarks.student_speed import Contender, race, session
 from lrkd.cli import program
 from lrkd.errors import DataError
-from lrkd.files import write_json
+from lrkd.files import Table, write_json
 from lrkd.onnx import export, recogniser
 from lrkd.study import experiment, grids, presets, store
 from lrkd.study import spec as study_spec
 from lrkd.study.experiment import commit, device_name
-from lrkd.study.results import read_table, write_table
+from lrkd.study.results import read_table
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LIMIT = 150_000  # bytes: the .15 MB of arXiv 1811.09998
 RULE = "the method with the highest mean validation accuracy, and of its runs the one with the highest"
 BATCH, ROUNDS = 256, 9
+FORMATS = Table("python -m book.student", ("format", "protocol"))  # of one student: another takes its rows' places
+SIZES = Table("python -m book.student", ("design", "side", "threads", "batch", "device"))
 
 
 def best(table: pd.DataFrame) -> pd.Series:
@@ -116,8 +118,8 @@ def main(results: Path = RESULTS) -> None:
         if int8.stat().st_size > LIMIT:
             raise DataError(f"{run.path}: has {int8.stat().st_size} bytes in 8 bits, more than {LIMIT}")
         shutil.copyfile(int8, results / "student.onnx")
-        write_table(results / "student-formats.csv", table.assign(config=row["config"], **stamp))
-        write_table(results / "student-sizes.csv", sizes(scale, Path(folder)).assign(**stamp))
+        FORMATS.merge(results / "student-formats.csv", table.assign(config=row["config"], **stamp))
+        SIZES.merge(results / "student-sizes.csv", sizes(scale, Path(folder)).assign(**stamp))
     accuracy = {protocol: run.result["measures"][protocol]["accuracy"] for protocol in ("validation", "test")}
     about = {"design": spec.student, "method": spec.method.name, "seed": spec.seed, "teacher_seed": spec.teacher_seed}
     told = {"run": run.path.name, "rule": RULE, **about, "accuracy": accuracy, "config": run.config, "exported": stamp}

@@ -1,5 +1,8 @@
 """`python -m data_prep` lists the tools."""
 
+import sys
+from collections.abc import Sequence
+
 TOOLS = """usage: python -m data_prep.TOOL --help
 
 Each tool turns what people download into one folder that `lrkd.data.prepared` reads (layout: data_prep/README.md).
@@ -17,5 +20,18 @@ Each tool turns what people download into one folder that `lrkd.data.prepared` r
   data_prep.jpeg       a prepared folder as JPEGs, a twelfth of its size, and back
 """
 
+
+def run(words: Sequence[str]) -> int:
+    """Print the tools; a word that asks for anything else is an error, also the name of a tool without its dot."""
+    wrong = [word for word in words if word not in ("-h", "--help")]
+    if not wrong:
+        print(TOOLS, end="")
+        return 0
+    tool = wrong[0] if f"  data_prep.{wrong[0]} " in TOOLS else "TOOL"
+    said = f"expected python -m data_prep.{tool}, got the word {wrong[0]!r}; python -m data_prep lists the tools"
+    print(f"error: {said}", file=sys.stderr)
+    return 2
+
+
 if __name__ == "__main__":
-    print(TOOLS, end="")
+    sys.exit(run(sys.argv[1:]))

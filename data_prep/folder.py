@@ -12,11 +12,12 @@ from typing import Any
 from data_prep import commandline, files, writer
 from data_prep.images import Framing
 from data_prep.journal import Photo
+from lrkd.data.images import NAMES
 from lrkd.errors import DataError
 
 LICENCE = "not stated: the terms under which these photographs were given hold for this folder too"
 MAX_NAMED = 200  # folders without an image that are named
-HELP = """\
+HELP = f"""\
 Turn one folder of photographs per person into a folder that lrkd reads:
 
   people/Ada/1.jpg  people/Ada/2.png  people/Ben/1.webp  ...
@@ -25,7 +26,8 @@ Turn one folder of photographs per person into a folder that lrkd reads:
   python -m data_prep.folder --source people --out data/people-48 --size 48 --crop 0.8
 
 Class ids follow the sorted folder names. Photographs are turned upright by their EXIF, cropped to the square in the
-middle and resized; crop to the face beforehand, or with --crop. Links, hidden files and other formats are passed over.
+middle and resized; crop to the face beforehand, or with --crop. What is read is {NAMES};
+links, hidden files and other formats are passed over.
 Verification pairs (protocol "generated") are drawn with --seed in folds that share no person; fewer than four people,
 or people with one image each, become a folder without pairs.
 """

@@ -1,7 +1,7 @@
 """Judge what became of each claim that was written down before the runs."""
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ from kit.registration import ENDPOINTS, Registration
 from lrkd.errors import DataError
 from lrkd.evaluation.mixed_model import Mixed, mixed_model
 from lrkd.evaluation.statistics import COMPARISON, compare, holm, paired_differences, spelled
+from lrkd.study import gains
 
 CHANCE = 0.5
 
@@ -277,6 +278,21 @@ def told(judged: pd.DataFrame) -> pd.DataFrame:
         said.append(f'comes out as "{row.verdict}" ({figures})' if row.n > 1 else "is unclear for want of data")
     table["said"] = said
     return table
+
+
+def tuned(judged: pd.DataFrame, names: Iterable[str] = ()) -> set[str]:
+    """Find the claims in which a weight was searched for in this study, of the method or of the baseline.
+
+    Args:
+        judged: Of `told`, whose methods are named without what follows an at sign.
+        names: Those that the table of runs has, "lp(2)@8"; default: as judged.
+
+    Returns:
+        Their labels.
+    """
+    sides = [judged["method"], judged["baseline"]]
+    known = {name.partition("@")[0] for name in [*names, *pd.concat(sides)] if gains.tuned(name)}
+    return set(judged["label"][sides[0].isin(known) | sides[1].isin(known)])
 
 
 def _p(value: float) -> str:

@@ -99,7 +99,7 @@ def add_network(parser: argparse.ArgumentParser, metavar: str, kinds: str) -> No
 
 def add_evaluation(parser: argparse.ArgumentParser, default_sides: str) -> None:
     """Add what `verify` and `identify` share: the network, --side, --degradation, --device, --out, --unseen."""
-    kinds = "a run's folder, an .onnx file of `lrkd export`, or a checkpoint of A-SKD, F-SKD or arcface_torch"
+    kinds = "a run's folder, an .onnx file of `lrkd export`, or a published checkpoint (A-SKD, F-SKD, AdaFace ...)"
     add_network(parser, "NETWORK", kinds)
     parser.add_argument(
         "--side",

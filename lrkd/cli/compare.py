@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         threshold, known = float(notes["threshold"]), int(notes["side"])
     except (KeyError, ValueError):
-        print("The model carries no threshold to hold that against.")
+        print("The model carries no threshold to hold that against: `lrkd export` finds one, and its file carries it.")
         return
     side = arguments.side or subject.network.size
     if known != side:

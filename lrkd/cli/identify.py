@@ -29,7 +29,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_evaluation(parser, "the images as they are")
     parser.add_argument(
-        "--data", metavar="DIR", required=True, help="a prepared folder with roles: TinyFace, SCface ..."
+        "--data",
+        metavar="DIR",
+        required=True,
+        help="a prepared folder with roles, as TinyFace has them, or of people with two images or more",
     )
     parser.add_argument(
         "--split",
@@ -48,8 +51,13 @@ def run(arguments: argparse.Namespace) -> None:
         for role in whole.roles
         if role not in ("train", "verification")
     }
+    if not whole.roles and arguments.split is None:
+        rows = _first_and_others(whole.faces)
     if not any(map(len, rows.values())):
-        raise DataError(f"{arguments.data}: expected roles in its manifest, such as gallery and probe, got none")
+        raise DataError(
+            f"{arguments.data}: expected roles in its manifest, such as gallery and probe, or a person with two "
+            "images, got neither"
+        )
     rows = roles_to_score(subject, whole.faces, rows, arguments.unseen)
     ends = np.cumsum([0, *map(len, rows.values())])
     roles = {role: np.arange(*ends[k : k + 2]) for k, role in enumerate(rows) if ends[k] < ends[k + 1]}
@@ -70,6 +78,16 @@ def run(arguments: argparse.Namespace) -> None:
         seen = "yes" if arguments.unseen else "no"
         known = {"split": arguments.split, "config": identifier(arguments.network), "unseen": seen}
         TABLE.merge(arguments.out, table.assign(**known))
+
+
+def _first_and_others(faces: Faces) -> dict[str, np.ndarray]:
+    """Roles for a folder that has none: of each person the first image is searched, and the others ask."""
+    first = np.unique(faces.labels, return_index=True)[1]
+    others = np.setdiff1d(np.arange(len(faces)), first)
+    if not len(others):
+        return {}
+    warn(f"{faces.name}: has no roles: the first image of each person is the gallery, the others are probes")
+    return {"gallery": first, "probe": others}
 
 
 def _warn_of_misses(faces: Faces, roles: Mapping[str, np.ndarray]) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from lrkd.cli.subject import Subject
+from lrkd.data.images import NAMES
 from lrkd.evaluation import embedding
 from lrkd.onnx import recogniser
 from lrkd.study.measures import evaluation_preset
 from lrkd.study.spec import PROCEDURAL
 
-FORMATS = "a face in JPEG, PNG, BMP or WebP"
+FORMATS = f"a face in {NAMES}"
 
 
 class Photographs:

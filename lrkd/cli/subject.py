@@ -20,7 +20,8 @@ from lrkd.study.store import Run, load_run
 class Subject(NamedTuple):
     """A network to be measured, and how it is usually tested.
 
-    It is shown images of `size` pixels, degraded to `sides`, of which None is not at all. run: of the store. notes:
+    It is shown images of `size` pixels, degraded to `sides`, of which None is not at all. run: of the
+    store, also that of which a file was exported. notes:
     what an exported file, or a run, says of its data.
     """
 
@@ -85,7 +86,12 @@ def _exported(path: Path, channels: str | None) -> Subject:
         raise DataError(f"{path}: metadata: images {size} and side {side} do not fit a network of {network.size} px")
     sides = (network.size,) if size > network.size else (None,) if side == size else (None, side)
     name, preset = notes.get("network", path.name), notes.get("preset", "area-bicubic")
-    return Subject(network, name, size, sides, preset, notes.get("mirror") == "first", notes=notes)
+    try:
+        run = load_run(experiment.store_dir() / Path(name).name)
+        _ = run.result["source"]
+    except (RunError, KeyError):  # a checkpoint's file, or one whose run is elsewhere
+        run = None
+    return Subject(network, name, size, sides, preset, notes.get("mirror") == "first", run, notes)
 
 
 def embed(subject: Subject, images: Any, side: int | None, preset: str, device: str) -> np.ndarray:

@@ -16,11 +16,11 @@ from lrkd.study import spec as study_spec
 
 def _overlap(subject: Subject, faces: Faces, rows: np.ndarray, unseen: bool) -> tuple[Overlap, np.ndarray] | None:
     """Whom of these rows the network learnt from, and (N,) bool where; None where that is nobody or is not known."""
-    tested, why = faces.subset(rows, relabel=False), "it is no run of the store"
+    tested, why = faces.subset(rows, relabel=False), "its run is not in the store ($LRKD_RUNS, else ./runs)"
+    if str(subject.notes.get("data")).partition("/")[0] == study_spec.PROCEDURAL:
+        return None  # rendered people are in no photograph
     if subject.run is not None:
         run, source = subject.run, subject.run.result["source"]
-        if source == study_spec.PROCEDURAL:  # rendered people are in no photograph
-            return None
         try:
             train = study_spec.splits(presets.scale(run.config["scale"]), source).train
             if train.digest == run.config["data"].get("train"):

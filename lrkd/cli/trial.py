@@ -96,7 +96,7 @@ def load_trial(request: Request, subject: Subject) -> Trial:
 
 def _own_test(request: Request, subject: Subject) -> Trial:
     if subject.run is None:
-        raise ConfigError("data is not given: a published or exported network needs --data, a prepared folder")
+        raise ConfigError("data is not given: a published network, or a file whose run is not here, needs --data DIR")
     for name, value in (("protocol", request.protocol), ("threshold-from", request.threshold_from)):
         if value is not None:
             raise ConfigError(f"{name}: expected --data with it, got {value!r} alone")
@@ -116,5 +116,5 @@ def _drawn(path: str, faces: Faces) -> Pairs:
     except DataError as error:
         raise DataError(
             f"{path}: has no verification pairs, and none can be drawn ({error}); without pairs `lrkd identify` ranks "
-            "by the roles of a prepared set, and `lrkd embed` writes the embeddings of photographs"
+            "people, and `lrkd embed` writes the embeddings of photographs"
         ) from error

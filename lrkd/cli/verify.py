@@ -36,7 +36,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     cut = parser.add_mutually_exclusive_group()
     cut.add_argument(
-        "--threshold", type=float, metavar="COSINE", help="judge by this and not by folds, which one pair suffices for"
+        "--threshold",
+        type=float,
+        metavar="COSINE",
+        help="judge by this and not by folds, which one pair suffices for; it is a plain cosine, as `lrkd export` "
+        "finds one, and the table's column threshold of folds is none: a mean is subtracted before",
     )
     cut.add_argument(
         "--threshold-from",
@@ -63,6 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
     _warn_of_gaps(trial, found)
     table = pd.DataFrame(rows)
     show(table)
+    if trial.threshold is None:
+        print("The thresholds hold for cosines after the mean embedding is subtracted: none is one for --threshold.")
     if arguments.out:
         seen = "yes" if arguments.unseen else "no"
         known = {"protocol": trial.pairs.protocol, "config": identifier(arguments.network), "unseen": seen}

@@ -18,6 +18,8 @@ def how_to_prepare(path: Path) -> str:
     Returns:
         The end of a sentence about the path, or "" where nothing is recognised.
     """
+    if str(path) == "procedural":
+        return "rendered faces are no folder; `lrkd verify RUN` without --data measures a run on its own test people"
     if path.is_file():
         tool = {".bin": "pairs_bin", ".rec": "recordio"}.get(path.suffix)
         source = path if path.suffix == ".bin" else path.parent

@@ -14,14 +14,8 @@ MAX_SLOW = 2**20  # values of a PGM or PPM that Pillow reads one at a time, a mi
 MAX_STRIPS = 2**16  # of a TIFF; Pillow makes an object of each that a file claims
 COMPRESSIONS = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg")  # of a TIFF
 MAX_SCANS = 200  # a progressive JPEG has about ten; one with thousands keeps the decoder busy for minutes
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "WEBP",
-    "PPM",
-    "TIFF",
-)  # PPM is PGM as well; nothing else is tried: some of Pillow's readers start other programs
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # no others: some of Pillow's readers start other programs
+NAMES = "JPEG, PNG, BMP, WebP, PGM, PPM or TIFF"  # of FORMATS, for messages; Pillow's PPM is PGM as well
 _ORIENTATION = 0x0112
 _ORDERS = {b"II": "<", b"MM": ">"}
 _BYTES = (1, 2, 7)  # types of a TIFF's entries that are text or opaque, and may be long
@@ -62,7 +56,7 @@ def upright(data: bytes) -> Iterator[Image.Image]:
     try:
         found = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"{len(data)} bytes that are no image in {', '.join(FORMATS)}") from None
+        raise ValueError(f"{len(data)} bytes that are no image in {NAMES}") from None
     with found as opened:
         pixels = opened.width * opened.height
         most = MAX_PIXELS // 2 if opened.format == "WEBP" else MAX_PIXELS  # its decoder keeps four copies

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from lrkd.data import renderer
 from lrkd.data.pairs import make_pairs
 from lrkd.data.shards import NpyWriter
 from lrkd.data.tables import SPLITS, Faces, Splits, derived_seed, digest_of
 from lrkd.errors import ConfigError, DataError, RunError
+from lrkd.progress import bar as progress_bar
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROCEDURAL = 1  # part of the cache key: raise it when what `_render` writes changes
@@ -82,7 +82,7 @@ class RenderedSplits:
         pairs = dict(zip(SPLITS, (None, *self.pairs), strict=True))
         return {split: digest_of(key, split, count, self.folds) for split, count in pairs.items()}
 
-    def splits(self, cache: str | os.PathLike[str] | None = None, progress: bool | None = None) -> Splits:
+    def splits(self, cache: str | os.PathLike[str] | None = None, progress: bool = True) -> Splits:
         """Render the splits at the first call and memory-map them.
 
         They lie in `cache_dir(cache)` under a hash of the parameters and of `RENDERER_VERSION`; a second process waits
@@ -90,7 +90,7 @@ class RenderedSplits:
 
         Args:
             cache: The folder of the cache; None for the usual one.
-            progress: Whether a bar is shown; None: on a terminal only.
+            progress: Whether to show a bar, on a terminal or in a notebook.
 
         Raises:
             ConfigError: Impossible parameters.
@@ -164,7 +164,7 @@ class People:
         """The digest of `faces()`, without rendering them."""
         return digest_of(_key(self._parameters), self.name, self.pairs, self.folds)
 
-    def faces(self, cache: str | os.PathLike[str] | None = None, progress: bool | None = None) -> Faces:
+    def faces(self, cache: str | os.PathLike[str] | None = None, progress: bool = True) -> Faces:
         """Render the table at the first call into `cache_dir(cache)` and memory-map it.
 
         Raises:
@@ -191,7 +191,7 @@ def _rendered(
     sizes: Mapping[str, tuple[int, int]],
     cache: str | os.PathLike[str] | None,
     device: str | torch.device,
-    progress: bool | None,
+    progress: bool,
 ) -> tuple[Path, str]:
     """The folder of the cache that holds these sets, name -> (people, images of each), rendered if need be; its key."""
     key, face = _key(parameters), parameters["face"]
@@ -241,16 +241,14 @@ def _render(
     parameters: Mapping[str, Any],
     sizes: Mapping[str, tuple[int, int]],
     device: torch.device,
-    progress: bool | None,
+    progress: bool,
 ) -> None:
     """Draw and render the sets, name -> (people, images of each), into `folder`."""
     table = model.describe().set_index("name")
     low, high = float(table.loc["age", "low"]), float(table.loc["age", "high"])
     column = model.nuisance_names.index("age")
     size, total = parameters["size"], sum(classes * images for classes, images in sizes.values())
-    # None: on a terminal only.
-    quiet = True if os.environ.get("TQDM_DISABLE") else None if progress is None else not progress
-    with torch.no_grad(), tqdm(total=total, desc=f"faces at {size} px", unit="img", disable=quiet) as bar:
+    with torch.no_grad(), progress_bar(total=total, desc=f"faces at {size} px", unit="img", shown=progress) as bar:
         for split, (classes, images) in sizes.items():
             generator = torch.Generator().manual_seed(derived_seed(parameters["seed"], split))
             identity = model.sample_identity(classes, generator)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lrkd.data.degradation import Degradation, degrade
 from lrkd.errors import ConfigError, DataError, TrainingError
+from lrkd.progress import bar as progress_bar
 
 
 def embed(
@@ -57,7 +57,7 @@ def embed(
     own_size = getattr(model, "size", None) == side
     found = []
     with evaluating(model), torch.inference_mode():
-        for start in tqdm(range(0, len(images), batch), "embed", unit="batch", disable=None, delay=1, leave=False):
+        for start in progress_bar(range(0, len(images), batch), "embed", unit="batch", delay=1, leave=False):
             with torch.autocast(place.type, enabled=False):
                 x = _pixels(images[start : start + batch]).to(place).float() / 255
                 if mirror == "first":

@@ -336,7 +336,10 @@ def load_embeddings(
         raise DataError(f"{file}: expected floating point (N,D), a row an image of the manifest, got {said}")
     needed = count if count is not None else None if rows is None or not len(rows) else int(np.max(rows)) + 1
     if needed is not None and (len(table) != needed if count is not None else len(table) < needed):
-        raise DataError(f"{file}: expected {needed} rows, one an image of the manifest, got {len(table)}")
+        raise DataError(
+            f"{file}: expected {needed} rows, one an image of the manifest, got {len(table)}; is --data the folder "
+            "whose images they are of?"
+        )
     found = torch.from_numpy(np.array(table if rows is None else table[rows], dtype=np.float32))
     norm = found.norm(dim=1)
     if (bad := (~torch.isfinite(norm) | (norm == 0)).nonzero()).numel():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lrkd.data.images import FORMATS, MAX_FILE, upright
+from lrkd.data.images import MAX_FILE, upright
 from lrkd.data.tables import Faces
 from lrkd.errors import DataError
 from lrkd.evaluation import embedding, verification
@@ -163,7 +163,7 @@ def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
     It is made smaller by averaging areas and larger by bicubic interpolation. No face is looked for: crop it before.
 
     Raises:
-        DataError: The file is not an image of `lrkd.data.images.FORMATS` with 8 bits a channel, or too large.
+        DataError: The file is not an image of `lrkd.data.images.NAMES` with 8 bits a channel, or too large.
     """
     file = Path(path)
     if not file.is_file():
@@ -178,7 +178,7 @@ def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
             kernel = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
             return np.array(whole.resize((size, size), kernel, (left, top, left + side, top + side)))
     except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise DataError(f"{file}: expected an image in {', '.join(FORMATS)}, got {first_line(error)}") from error
+        raise DataError(f"{file}: expected an image, got {first_line(error)}") from error
 
 
 def check_images(images: Any, size: int, name: str) -> None:

@@ -1,19 +1,18 @@
 """The faces on which attention is measured, with where the renderer says that the information is."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lrkd.data import tables
 from lrkd.data.face_quantities import PARTS
 from lrkd.data.renderer import FaceModel
 from lrkd.errors import DataError
 from lrkd.evaluation.fisher_maps import Maps, face_derivatives, fisher
+from lrkd.progress import bar as progress_bar
 from lrkd.study.presets import Scale
 
 
@@ -66,7 +65,7 @@ def probes(faces: tables.Faces, scale: Scale, people: int = 192, every: int = 3,
     identity, nuisance = torch.from_numpy(faces.identity[faces.labels[first]]), torch.from_numpy(faces.nuisance[first])
     noise = float(np.sqrt(np.square(faces.nuisance[:, model.nuisance_names.index("noise")]).mean()))
     found: dict[int, list[Maps]] = {side: [] for side in (scale.size, *scale.sides)}
-    for k in tqdm(known, desc="derivatives", unit="img", leave=False, disable=bool(os.environ.get("TQDM_DISABLE"))):
+    for k in progress_bar(known, desc="derivatives", unit="img", leave=False):
         slopes = face_derivatives(model, identity[k], nuisance[k], spread, scale.size)
         for side, maps in found.items():  # a pixel of the LR image averages (size / side)^2 pixels, and their noise
             maps.append(fisher(slopes.at_side(side), noise * side / scale.size))

@@ -1,7 +1,6 @@
 """Where the study's trained networks look, held against where the renderer says that the information is."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lrkd.data import tables
 from lrkd.data.degradation import degrade
@@ -19,6 +17,7 @@ from lrkd.errors import ConfigError, MissingError
 from lrkd.evaluation import attention
 from lrkd.files import Table, atomic
 from lrkd.models.layers import Network
+from lrkd.progress import bar as progress_bar
 from lrkd.study.attention_probes import Probes, probes
 from lrkd.study.experiment import commit, device_name, find_run, load, store_dir
 from lrkd.study.measures import result_rows
@@ -253,7 +252,7 @@ def gather(
     arrays = _truth_arrays(faces, shown, picked)
     teachers: dict[int, Seen] = {}
     table: list[dict[str, Any]] = []
-    bar = tqdm(finished, desc="attention", unit="run", disable=not progress or bool(os.environ.get("TQDM_DISABLE")))
+    bar = progress_bar(finished, desc="attention", unit="run", shown=progress)
     for spec, run in bar:
         number = _teacher(spec)
         if number not in taught:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from lrkd import userfile
 from lrkd.errors import ConfigError, RunError, TrainingError
+from lrkd.progress import bar as progress_bar
 from lrkd.study import store
 from lrkd.study.experiment import device_of, find_run, store_dir, train
 from lrkd.study.results import results_table
@@ -70,13 +70,7 @@ def run_study(
     missing = [spec for spec in wanted if config_hash(spec) not in there and not find_run(spec, where).finished]
     if workers is None:
         workers = 1 if device.startswith("cuda") else os.cpu_count() or 1
-    bar = tqdm(
-        total=len(missing),
-        desc="runs",
-        unit="run",
-        disable=not (progress and missing) or bool(os.environ.get("TQDM_DISABLE")),
-        smoothing=0,
-    )
+    bar = progress_bar(total=len(missing), desc="runs", unit="run", shown=progress and bool(missing), smoothing=0)
     pause, unwritten = 0.0, False
     with bar:
         for spec in _trained(missing, where, workers, device, progress, stop or (lambda: False), speed):

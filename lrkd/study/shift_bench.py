@@ -1,7 +1,6 @@
 """The bench on which students are measured on shifted faces."""
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lrkd.data import tables
 from lrkd.data.degradation import PRESETS, Degradation
@@ -21,6 +19,7 @@ from lrkd.data.renderer import FaceModel
 from lrkd.data.shifts import SHIFTS, Scene
 from lrkd.evaluation import identification, verification
 from lrkd.evaluation.batchnorm import AdaBN, Adapted, FaceBN, SourcePrior
+from lrkd.progress import bar as progress_bar
 from lrkd.study.experiment import load
 from lrkd.study.measures import evaluation_preset, pairs_of, result_rows
 from lrkd.study.presets import Scale
@@ -251,8 +250,7 @@ class Bench:
             if not self.table.setdefault(row_key(row), self._known.get(row_key(row), [])):
                 todo.setdefault(condition, []).append((student, setting, row))
         count = sum(map(len, todo.values()))
-        quiet = not self.progress or not count or bool(os.environ.get("TQDM_DISABLE"))
-        with tqdm(total=count, desc=part, disable=quiet) as bar:
+        with progress_bar(total=count, desc=part, shown=self.progress and count > 0) as bar:
             for condition, some in todo.items():
                 x = shown.seen(condition)
                 for student, setting, row in some:

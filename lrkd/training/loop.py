@@ -9,7 +9,6 @@ Processes that `lrkd.training.distributed.init_distributed` has joined train tog
 batch and draws its own random degradations; the first writes.
 """
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,13 +18,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from lrkd.distill.parts import check as check_parts
 from lrkd.errors import ConfigError
 from lrkd.models.backbones import Hints
 from lrkd.models.heads import Head
 from lrkd.models.layers import Network
+from lrkd.progress import bar as progress_bar
 from lrkd.training import distributed
 from lrkd.training.acceleration import LONG, Writer, cudnn_benchmark
 from lrkd.training.batches import Batches, Images
@@ -179,8 +178,8 @@ def _all_stop(heard: bool, done: int) -> bool:
 
 
 def _progress_bar(how: Execution, start: int, steps: int) -> Any:
-    hidden = not how.progress or distributed.rank() > 0 or bool(os.environ.get("TQDM_DISABLE"))
-    return tqdm(total=steps, initial=start, desc=how.name, unit="step", disable=hidden, leave=False)
+    shown = how.progress and distributed.rank() == 0
+    return progress_bar(total=steps, initial=start, desc=how.name, unit="step", shown=shown, leave=False)
 
 
 @contextmanager

@@ -53,6 +53,13 @@ def test_reads_settings_and_hypotheses():
     assert found.hypotheses.loc[0, ["method", "expected"]].tolist() == ["a", "greater"]
 
 
+def test_claims_with_a_weight_that_was_tuned_are_marked():
+    sides = [("lp(2)", "none"), ("none", "lp(2)"), ("fskd", "none"), ("skd", "none")]
+    judged = pd.DataFrame(sides, columns=["method", "baseline"]).assign(label=list("abcd"))
+    assert claims.tuned(judged) == {"d"}
+    assert claims.tuned(judged, ["lp(2)@8", "fskd", "none"]) == {"a", "b", "d"}
+
+
 def test_the_books_own_file_is_read_and_its_methods_are_the_studys():
     found = registration.read_hypotheses((Path(__file__).parents[2] / "book/hypotheses.md").read_text(encoding="utf-8"))
     assert found.settings["primary"] in set(found.hypotheses["id"])

@@ -61,6 +61,10 @@ def made(smoke, tmp_path_factory):
         patch.setattr(student, "ROUNDS", 1)
         wanted = [s for s in grids.specs("selection", SMOKE) if s.seed == 0 and s.method.name in ("none", "skd-none")]
         results.write_table(out / "selection.csv", runner.run_study(wanted, workers=1, device="cpu", progress=False))
+        # Rows that the command does not know: a format of earlier times, a design on another machine.
+        results.write_table(out / "student-formats.csv", pd.DataFrame({"format": ["int4"], "protocol": "test"}))
+        other = pd.DataFrame({"design": ["cube"], "side": 16, "threads": 1, "batch": 256, "device": "another"})
+        results.write_table(out / "student-sizes.csv", other)
         student.main(out)
         chosen = student.best(results.read_table(out / "selection.csv"))
         spec = next(spec for spec in wanted if study_spec.config_hash(spec) == chosen["config"])
@@ -85,15 +89,17 @@ def test_the_files_are_of_the_chosen_run(made):
     assert "threshold" in file.metadata
     network, _ = experiment.load(run)
     found = recogniser.agreement(network, file, study_spec.splits(SMOKE).test, side=file.size)
-    row = pd.read_csv(out / "student-formats.csv").set_index(["format", "protocol"]).loc[("int8", "test")]
+    rows = pd.read_csv(out / "student-formats.csv").set_index(["format", "protocol"])
+    assert rows.index[0] == ("int4", "test"), "other rows stay"
+    row = rows.loc[("int8", "test")]
     assert (row["bytes"], row["accuracy"]) == (file.bytes, pytest.approx(found.file, abs=1e-5))
     assert row["cosine"] == pytest.approx(found.cosine.mean(), abs=1e-5)
 
 
 def test_every_design_is_weighed(made):
     sizes = pd.read_csv(made[0] / "student-sizes.csv").set_index("design")
-    assert list(sizes.index) == ["mobile-xs", "plain-s"]
-    for name, row in sizes.iterrows():
+    assert list(sizes.index) == ["cube", "mobile-xs", "plain-s"], "other rows stay"
+    for name, row in sizes.drop("cube").iterrows():
         spec = next(s for s in grids.specs("designs", SMOKE) if s.student == name and s.side == grids.SMALL_SIDE)
         network, _ = experiment.load(experiment.find_run(spec))
         assert row["parameters"] == sum(p.numel() for p in network.parameters()) < row["int8"]

@@ -129,7 +129,7 @@ def test_unseen_with_nothing_left_is_an_error(called, trained, photographs, fold
 def test_unseen_needs_to_know_what_was_trained_on(called, trained, exported, photographs, tmp_path):
     status, _, err = called("verify", exported, "--data", photographs, "--unseen")
     assert status == 2
-    assert err.endswith("was trained on is not known: it is no run of the store\n")
+    assert err.endswith("was trained on is not known: its run is not in the store ($LRKD_RUNS, else ./runs)\n")
     moved = Path(shutil.copytree(trained.path, tmp_path / trained.path.name))
     result = json.loads((moved / "result.json").read_text())
     (moved / "result.json").write_text(json.dumps({**result, "source": str(tmp_path / "gone")}))
@@ -185,6 +185,22 @@ def test_identify_names_a_missing_image_of_the_gallery_and_counts_its_probes(cal
     assert table["rank20"].item() <= 68 / 72
     assert f"gallery: no face was found in 1 image ({sources[0]}): their people's probes count as misses" in err
     assert f"probe: no face was found in 1 image ({sources[5]}): they count as misses" in err
+
+
+def test_a_folder_without_roles_is_identified_by_the_first_image_of_each_person(called, exported, trained, folder):
+    change(folder, "manifest.csv", lambda t: t.drop(columns="role", errors="ignore"))
+    faces = load_prepared(folder).faces
+    status, table, err = called("identify", exported, "--data", folder, "--side", 6)
+    assert (status, table["gallery"].item(), table["probes"].item()) == (0, 24, 72)
+    assert "has no roles: the first image of each person is the gallery" in err
+    x, order = fuse(features(trained, faces)), np.argsort(faces.labels, kind="stable").reshape(24, 4)
+    shelf, asked = order[:, 0], order[:, 1:].ravel()
+    expected = rank_k(x[shelf], faces.labels[shelf], x[asked], faces.labels[asked])
+    np.testing.assert_allclose(table[["rank1", "rank5", "rank10", "rank20"]].iloc[0], expected, atol=1e-6)
+    single = toys.photographs(folder.parent / "single", people=4, images=1)
+    status, _, err = called("identify", exported, "--data", single)
+    assert status == 2
+    assert "or a person with two images, got neither" in err
 
 
 def test_identify_counts_probes_whom_the_gallery_lacks(called, exported, folder):
@@ -256,7 +272,6 @@ def test_a_folder_of_three_people_has_no_pairs_and_is_told_what_does_without(cal
     assert "has no verification pairs, and none can be drawn (3 people" in err
     assert "`lrkd identify`" in err
     assert "`lrkd embed`" in err
-    change(small, "manifest.csv", lambda t: t.assign(role=["gallery", "probe"] * 3))
     assert called("identify", exported, "--data", small)[1]["probes"].item() == 3
 
 
@@ -293,6 +308,44 @@ def test_an_exported_file_is_measured_as_its_run(called, trained, exported, phot
     assert others[0].equals(others[1])
     status, table, _ = called("verify", exported, "--data", photographs)
     assert (status, table["side"].tolist(), table["degradation"].tolist()) == (0, [24, 6], ["none", "area-bicubic"])
+
+
+def test_an_exported_file_whose_run_lies_in_the_store_knows_its_people(
+    called, trained, exported, photographs, monkeypatch
+):
+    words = ("--data", photographs, "--side", 6, "--unseen")
+    monkeypatch.setenv("LRKD_RUNS", str(trained.path.parent))
+    (_, run, said), (status, file, err) = called("verify", trained.path, *words), called("verify", exported, *words)
+    assert (status, err) == (0, said)
+    pd.testing.assert_frame_equal(run.drop(columns="config"), file.drop(columns="config"), atol=1e-4)
+    assert called("verify", exported)[0] == 0, "its own test people"
+    monkeypatch.setenv("LRKD_RUNS", str(trained.path))
+    assert called("verify", exported)[0] == 2
+
+
+def test_rendered_faces_are_no_folder_and_are_told_what_measures_them(called, exported):
+    status, _, err = called("verify", exported, "--data", "procedural")
+    assert status == 2
+    assert "`lrkd verify RUN` without --data measures a run on its own test people" in err
+
+
+def test_the_thresholds_of_folds_are_said_to_be_none_for_the_option(trained, photographs, capsys):
+    words = ["verify", str(trained.path), "--data", photographs, "--side", "6"]
+    said = "none is one for --threshold"
+    assert main(words) == 0
+    assert said in capsys.readouterr().out
+    assert main([*words, "--threshold", "0.5"]) == 0
+    assert said not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["verify", "--help"])
+    assert "it is a plain cosine" in " ".join(capsys.readouterr().out.split())
+
+
+def test_compare_without_a_threshold_says_what_finds_one(trained, tmp_path, capsys):
+    for name in ("a.tiff", "b.pgm"):
+        Image.fromarray(np.full((24, 24), 99, np.uint8)).save(tmp_path / name)
+    assert main(["compare", str(trained.path), str(tmp_path / "a.tiff"), str(tmp_path / "b.pgm")]) == 0
+    assert "`lrkd export` finds one" in capsys.readouterr().out
 
 
 def test_what_a_file_says_of_itself_is_checked(called, exported, photographs, tmp_path):

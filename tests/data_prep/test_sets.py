@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep import __main__ as tools
 from data_prep import agedb, align, commandline, folder, images, journal, lfw, scface, writer
+from data_prep.files import SUFFIXES
 from lrkd.data import images as images_
 from lrkd.data.prepared import load_prepared, prepared
 from lrkd.errors import ConfigError, DataError
@@ -717,6 +720,22 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(album, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["album"]
 
 
+@pytest.mark.parametrize(("word", "named"), [("folder", "folder"), ("--list", "TOOL"), ("tinyfaces", "TOOL")])
+def test_a_word_that_is_no_tool_is_status_2(capsys, word, named):
+    assert tools.run(["--help", word]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: expected python -m data_prep.{named}, got the word {word!r}")
+
+
+def test_what_is_read_is_what_help_says():
+    """Each suffix that is taken for a photograph is of a format that is read and named."""
+    named = set(re.split(", | OR ", images_.NAMES.upper()))
+    assert named == {*images_.FORMATS, "PGM"}
+    assert {Image.registered_extensions()[suffix] for suffix in SUFFIXES} == set(images_.FORMATS)
+    assert images_.NAMES in folder.HELP
+
+
 def test_the_list_of_tools_is_whole():
     out = subprocess.run(
         [sys.executable, "-m", "data_prep"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -831,7 +850,7 @@ def test_bombs_take_less_than_a_gigabyte(tmp_path):
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     broken = {row["source"]: row["reason"] for row in meta["broken"]}
     assert "DecompressionBomb" in broken["2"]
-    assert "no image in JPEG, PNG, BMP, WEBP" in broken["3"]
+    assert "no image in JPEG, PNG, BMP, WebP" in broken["3"]
     assert len(broken) == 2
 
 

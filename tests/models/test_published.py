@@ -735,13 +735,10 @@ def test_identify_takes_the_people_of_a_split_and_every_distractor(tmp_path, peo
 def test_identify_measures_by_roles(tmp_path, people, called, narrow):
     path = saved(tmp_path / "net.pth", narrow)
     folder = Path(shutil.copytree(people, tmp_path / "people"))
-    status, shown, err = called("identify", path, "--data", people)
-    assert (status, shown) == (2, "")
-    assert "expected roles in its manifest" in err
     manifest = pd.read_csv(folder / "manifest.csv")
     manifest["role"] = ["gallery", "probe"] * 3 + ["distractor"] * 2
     manifest.to_csv(folder / "manifest.csv", index=False)
-    status, shown, err = called(
+    status, _, err = called(
         "identify", path, "--data", folder, "--out", tmp_path / "t.csv", "--side", 112, "--side", 28
     )
     assert (status, err) == (0, "")

@@ -314,7 +314,7 @@ def test_a_table_of_other_images_is_refused():
 @pytest.mark.parametrize(
     ("array", "count", "match"),
     [
-        (np.ones((4, 3), np.float32), 5, "expected 5 rows, one an image of the manifest, got 4"),
+        (np.ones((4, 3), np.float32), 5, "expected 5 rows, one an image of the manifest, got 4; is --data the folder"),
         (np.ones((4, 3), np.int64), None, r"expected floating point \(N,D\), .* got int64 \(4, 3\)"),
         (np.ones(4, np.float32), None, r"got float32 \(4,\)"),
         (np.zeros((2, 3), np.float32), None, "row 0 is zero or not finite"),

@@ -579,7 +579,7 @@ def test_what_is_no_photograph_is_named(tmp_path, monkeypatch):
         assert str(caught.value).startswith(str(tmp_path / name))
         assert "\n" not in str(caught.value)
     monkeypatch.setattr(images_, "MAX_PIXELS", 2000)
-    with pytest.raises(DataError, match=r"w\.png: expected an image in "):
+    with pytest.raises(DataError, match=r"w\.png: expected an image, got "):
         recogniser.photograph(tmp_path / "w.png", 8)
 
 

@@ -219,6 +219,15 @@ def teacher(store):
     return trained(teacher_spec(SMOKE, 0, student="mobile"), store)
 
 
+@pytest.mark.parametrize("method", ["fskd", "fskd-l2", "at"])
+def test_stages_of_other_shapes_are_named(nets, store, method):
+    with pytest.raises(
+        ConfigError, match=r"the shapes of their stages differ: \d+x\d+x\d+, .* of the student, \d+x"
+    ) as caught:
+        trained(spec(method, student=f"{nets}:make"), store)
+    assert "embedding-cos" in str(caught.value).partition("these methods work: ")[2]
+
+
 def test_a_run_teaches_by_its_folder(teacher, store):
     named, given = (spec("fskd", 8, teacher=name) for name in ("mobile", str(teacher.path)))
     assert given.teacher_run is None
