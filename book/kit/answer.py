@@ -1,5 +1,6 @@
 """Show study `answer` as far as its tables go: gains by length, ladders, verdicts, power, and the pipeline on nothing."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,8 @@ NAMES = {
     "hr-lr": "sharp against small",
     "rank1": "rank 1",
     "open-set": "open set",
+    "rank1-teacher": "rank 1, the teacher's gallery",
+    "open-set-teacher": "open set, the teacher's gallery",
 }
 TAUGHT = tuple(entrant.name for entrant in MAIN if entrant.name != "none")
 OPEN = "not judged yet"
@@ -145,6 +148,21 @@ def lengths(found: pd.DataFrame) -> list[int]:
     return [int(epochs) for epochs in counted.index[counted >= len(TAUGHT)]]
 
 
+def told(found: pd.DataFrame) -> dict[str, str | int]:
+    """What text says of `gains`: `first` and `last` of `lengths`, and "METHOD_ENDPOINT_first", "+1.2", of each method."""
+    there = lengths(found) or [0]
+    values: dict[str, str | int] = {"first": there[0], "last": there[-1]}
+    for endpoint, (when, epochs) in itertools.product(NAMES, zip(("first", "last"), (there[0], there[-1]), strict=True)):
+        gained = at(found, endpoint, epochs)
+        values |= {f"{name}_{endpoint}_{when}": points(gained[name]) for name in TAUGHT}
+    return values
+
+
+def points(value: float) -> str:
+    """A difference in points as text has it, "+1.2" or "−0.3"; what is not measured is "(not measured yet)"."""
+    return "(not measured yet)" if np.isnan(value) else f"{value:+.1f}".replace("-", "−")
+
+
 def chosen_length(table: pd.DataFrame) -> int | None:
     """The study's length by `answer_plan.length`; None while the table of part `length` cannot tell."""
     try:
@@ -194,8 +212,10 @@ def ladders(tables: Tables, setting: str = "T") -> Ladders:
 def climbed(found: Ladders, columns: int = 3) -> Figure:
     """Draw a panel a ladder: the mean over worlds, small marks for worlds, a star at the chosen rung, crosses: lost."""
     names = list(dict.fromkeys(found.rungs["entrant"]))
+    columns = max(1, min(columns, len(names)))
     rows = max(1, -(-len(names) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(7.4, 0.4 + 2.1 * rows), sharey=True, squeeze=False)
+    size = 0.4 + 2.4 * columns, 0.4 + 2.1 * rows
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
     for ax, name in zip(axes.flat, names, strict=False):
         part = found.rungs[found.rungs["entrant"] == name]
         mean = 100 * part.groupby("rung")["value"].apply(lambda values: values.mean(skipna=False))
@@ -233,12 +253,19 @@ def judged(tables: Tables) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def compared(tables: Tables, endpoints: Iterable[str] = ("lr-lr", "hr-lr", "rank1")) -> pd.DataFrame:
+def compared(
+    tables: Tables, endpoints: Iterable[str] = ("lr-lr", "hr-lr", "rank1"), resamples: int = 0
+) -> pd.DataFrame:
     """Compare the main methods with `none`, and the features' cosine with their L2, in each setting.
+
+    Args:
+        tables: Of the study.
+        endpoints: Which.
+        resamples: Of the crossed bootstrap, which takes a second for each interval; 0: none is computed.
 
     Returns:
         The columns of `judged` with `boot_low, boot_high` (crossed bootstrap of worlds and people, 95 %), by endpoint,
-        comparison and setting. What was not claimed beforehand is "not claimed" and has no correction; a comparison
+        comparison and setting. What was not claimed beforehand is "not registered" and has no correction; a comparison
         with fewer than two worlds is `OPEN`.
     """
     keys = ["endpoint", "method", "baseline", "setting", "side"]
@@ -251,11 +278,11 @@ def compared(tables: Tables, endpoints: Iterable[str] = ("lr-lr", "hr-lr", "rank
     table = asked.merge(table, on=keys)
     described = table["family"] == "described"
     table.loc[described, ["holm", "low_family", "high_family"]] = np.nan
-    table["verdict"] = table["verdict"].mask(described, "not claimed").mask(table["n"] < 2, OPEN)
+    table["verdict"] = table["verdict"].mask(described, "not registered").mask(table["n"] < 2, OPEN)
     found, ends = inference.entrants(tables.judged), np.full((len(table), 2), np.nan)
     for k, claim in enumerate(table.to_dict("records")):
-        if claim["n"] > 1:
-            one = inference.bootstrap_claim(found, tables.right, tables.people, claim, resamples=1000)
+        if resamples and claim["n"] > 1:
+            one = inference.bootstrap_claim(found, tables.right, tables.people, claim, resamples=resamples)
             ends[k] = one.low, one.high
     return table.assign(boot_low=ends[:, 0], boot_high=ends[:, 1])
 
@@ -308,6 +335,22 @@ def said(row: Mapping[str, object]) -> str:
     return f"{row['verdict']}: {mean:+.1f} [{low:+.1f}, {high:+.1f}] points, {n} {unit}".replace("-", "−")
 
 
+def by_claim(table: pd.DataFrame) -> pd.DataFrame:
+    """Set rows of `judged` in words: a row a claim, a column an endpoint; claims that nothing judges yet are left out."""
+    known = table[table["claim"].isin(table.loc[table["n"] > 1, "claim"])]
+    words = known.assign(said=[said(row) for row in known.to_dict("records")], endpoint=known["endpoint"].map(NAMES))
+    wide = words.pivot_table(index="claim", columns="endpoint", values="said", aggfunc="first", sort=False)
+    return wide.fillna("").reset_index().rename_axis(columns=None)
+
+
+def counted(table: pd.DataFrame) -> str:
+    """Say in a sentence how many of these claims have been judged."""
+    there = int((table["n"] > 1).sum())
+    if not there:
+        return f"None of these {len(table)} claims has been judged yet."
+    return f"{there} of these {len(table)} claims have been judged so far, by two worlds or more."
+
+
 def worlds(tables: Tables) -> dict[str, int]:
     """In how many worlds all main entrants have been judged at the hardest side, by setting."""
     found = inference.entrants(tables.judged)
@@ -322,7 +365,7 @@ def state(tables: Tables) -> str:
     counts = worlds(tables)
     if not any(counts[s] for s in SETTINGS):
         return "Nothing has been judged so far: the worlds for judging have not run yet."
-    told = [f"{counts[s]} worlds in setting {s}" for s in SETTINGS]
+    told = [f"{counts[s]} world{'s' * (counts[s] != 1)} in setting {s}" for s in SETTINGS]
     return f"Judged so far, all main methods: {told[0]}, {told[1]} and {told[2]}."
 
 
