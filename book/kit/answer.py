@@ -65,6 +65,13 @@ def read(folder: Path = Path("results")) -> Tables:
     return Tables(*parts, both("", answer.COLUMNS), judging, people, claims.read(folder / "claims.csv"))
 
 
+def origin(part: str, folder: Path = Path("results")) -> str:
+    """Begin a caption: "From book/results/answer-PART.csv", or the command that would write it."""
+    if answer.table_path(folder, part).exists():
+        return f"From book/results/answer-{part}.csv"
+    return f"Not measured yet: answer-{part}.csv, which lrkd study answer --part {part} writes"
+
+
 def title(entrant: str) -> str:
     """An entrant's name on pages: its method's title, and how it was trained."""
     name, _, how = entrant.partition(" ")
@@ -152,7 +159,7 @@ def told(found: pd.DataFrame) -> dict[str, str | int]:
     """What text says of `gains`: `first` and `last` of `lengths`, and "METHOD_ENDPOINT_first", "+1.2", of each method."""
     there = lengths(found) or [0]
     values: dict[str, str | int] = {"first": there[0], "last": there[-1]}
-    for endpoint, (when, epochs) in itertools.product(NAMES, zip(("first", "last"), (there[0], there[-1]), strict=True)):
+    for endpoint, (when, epochs) in itertools.product(("lr-lr", "hr-lr", "rank1"), zip(("first", "last"), (there[0], there[-1]), strict=True)):
         gained = at(found, endpoint, epochs)
         values |= {f"{name}_{endpoint}_{when}": points(gained[name]) for name in TAUGHT}
     return values
@@ -160,7 +167,7 @@ def told(found: pd.DataFrame) -> dict[str, str | int]:
 
 def points(value: float) -> str:
     """A difference in points as text has it, "+1.2" or "−0.3"; what is not measured is "(not measured yet)"."""
-    return "(not measured yet)" if np.isnan(value) else f"{value:+.1f}".replace("-", "−")
+    return "(not measured yet)" if np.isnan(value) else f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def chosen_length(table: pd.DataFrame) -> int | None:
