@@ -343,9 +343,8 @@ def said(row: Mapping[str, object]) -> str:
 
 
 def by_claim(table: pd.DataFrame) -> pd.DataFrame:
-    """Set rows of `judged` in words: a row a claim, a column an endpoint; claims that nothing judges yet are left out."""
-    known = table[table["claim"].isin(table.loc[table["n"] > 1, "claim"])]
-    words = known.assign(said=[said(row) for row in known.to_dict("records")], endpoint=known["endpoint"].map(NAMES))
+    """Set rows of `judged` in words: a row a claim, a column an endpoint."""
+    words = table.assign(said=[said(row) for row in table.to_dict("records")], endpoint=table["endpoint"].map(NAMES))
     wide = words.pivot_table(index="claim", columns="endpoint", values="said", aggfunc="first", sort=False)
     return wide.fillna("").reset_index().rename_axis(columns=None)
 
