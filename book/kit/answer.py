@@ -1,4 +1,4 @@
-"""Show study `answer` as far as its tables go: gains by length, ladders, verdicts, power, and the pipeline on nothing."""
+"""Show study `answer` as far as its tables go: gains by length, ladders, verdicts, power, shuffled names."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,9 +107,7 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
         if base.empty:
             continue
         same = others["epochs"].map(base.set_index("epochs")["value"])
-        cost = np.interp(
-            np.log(others["seconds"]), np.log(base["seconds"]), base["value"], left=np.nan, right=np.nan
-        )
+        cost = np.interp(np.log(others["seconds"]), np.log(base["seconds"]), base["value"], left=np.nan, right=np.nan)
         found.append(others.assign(gain=others["value"] - same, at_cost=others["value"] - cost))
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
@@ -156,11 +154,12 @@ def lengths(found: pd.DataFrame) -> list[int]:
 
 
 def told(found: pd.DataFrame) -> dict[str, str | int]:
-    """What text says of `gains`: `first` and `last` of `lengths`, and "METHOD_ENDPOINT_first", "+1.2", of each method."""
+    """What text says of `gains`: the `first` and the `last` of `lengths`, and "METHOD_ENDPOINT_first" as `points`."""
     there = lengths(found) or [0]
-    values: dict[str, str | int] = {"first": there[0], "last": there[-1]}
-    for endpoint, (when, epochs) in itertools.product(("lr-lr", "hr-lr", "rank1"), zip(("first", "last"), (there[0], there[-1]), strict=True)):
-        gained = at(found, endpoint, epochs)
+    ends = {"first": there[0], "last": there[-1]}
+    values: dict[str, str | int] = dict(ends)
+    for endpoint, when in itertools.product(("lr-lr", "hr-lr", "rank1"), ends):
+        gained = at(found, endpoint, ends[when])
         values |= {f"{name}_{endpoint}_{when}": points(gained[name]) for name in TAUGHT}
     return values
 
@@ -278,7 +277,8 @@ def compared(
     keys = ["endpoint", "method", "baseline", "setting", "side"]
     pairs, side = [*((name, "none") for name in TAUGHT), ("fskd", "fskd-l2")], tables.claims["side"].iloc[0]
     asked = pd.DataFrame([(e, *pair, s, side) for e in endpoints for pair in pairs for s in SETTINGS], columns=keys)
-    plain = asked.assign(id="", claim="", test="superiority", margin=1.0, family="described")
+    margin = asked["endpoint"].map(tables.claims.groupby("endpoint")["margin"].min())
+    plain = asked.assign(id="", claim="", test="superiority", margin=margin, family="described")
     table = inference.judge(
         inference.entrants(tables.judged), pd.concat([tables.claims, plain], ignore_index=True).drop_duplicates(keys)
     )
@@ -297,7 +297,7 @@ def compared(
 def forest(table: pd.DataFrame) -> Figure:
     """Draw `compared`, a panel an endpoint: the t interval over worlds, and thin and grey below it the bootstrap."""
     there = table[table["n"] > 1]
-    parts = {name: part for name, part in there.groupby("endpoint", sort=False)}
+    parts = dict(iter(there.groupby("endpoint", sort=False)))
     heights = [0.6 + 0.3 * len(part) for part in parts.values()] or [1.0]
     figure, axes = plt.subplots(len(heights), 1, squeeze=False, figsize=(7.4, sum(heights)), height_ratios=heights)
     for ax, (name, part) in zip(axes[:, 0], parts.items(), strict=False):

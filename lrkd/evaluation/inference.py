@@ -48,7 +48,7 @@ def entrants(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `entrant` to rows of a table of study answer: the method, with "mixed" or "hr" where trained so."""
+    """Add the column `entrant` to rows of study answer: the method, with "mixed" or "hr" where it was trained so."""
     trained = rows["trained"].astype(str)
     how = np.where(trained.str.contains("+", regex=False), " mixed", np.where(trained == "hr", " hr", ""))
     return rows.assign(entrant=rows["method"].astype(str) + how)

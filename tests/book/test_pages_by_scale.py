@@ -78,7 +78,7 @@ def test_scale_counts_the_tables_that_are_there(folder, measured, monkeypatch):
     assert len(names["found"]) == 4 * 2, "a row a student on test people"
 
 
-# These show no result of a study, but what lies in the folder, a command, the finished student; or an answer of the past.
+# These show what lies in the folder, a command, the finished student, or the answer of the past.
 OTHERS = {"results", "add-a-method", "try-it", "three-epochs"}
 
 

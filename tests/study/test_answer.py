@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from lrkd.distill import methods
 from lrkd.cli import program
+from lrkd.distill import methods
 from lrkd.errors import ConfigError, DataError
 from lrkd.evaluation import endpoints, inference
 from lrkd.study import answer, answer_plan, claims, experiment, measures, results, runner, worlds
