@@ -28,7 +28,7 @@ def row(method: str, **more: object) -> dict:
 
 
 def length_rows(lengths=LENGTHS[:3], worlds=(0, 1), names=("none", *TAUGHT)) -> list[dict]:
-    """`none` has .7 at 3 epochs and 4 points more at each doubling, the k-th method k points more, or 2 k in world 1."""
+    """`none` has .7 at 3 epochs and 4 points more at each doubling, the k-th method k more, or 2 k in world 1."""
     rows = []
     for (i, epochs), world, (k, name) in itertools.product(enumerate(lengths), worlds, enumerate(names)):
         value, slow = 0.7 + 0.04 * i + 0.01 * k * (1 + world), 10 * (1 if name == "none" else 2)

@@ -233,11 +233,12 @@ def climbed(found: Ladders, columns: int = 3) -> Figure:
         if name in found.chosen:
             ax.plot(found.chosen[name], mean[found.chosen[name]], "*", color=BLACK, markersize=12)
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(FixedLocator(list(mean.index)))
+        crowded = len(mean) > 5 or max(mean.index) >= 1000
+        ax.xaxis.set_major_locator(FixedLocator(list(mean.index)[:: 1 + crowded]))
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter("{x:.3g}")
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:.2g}")
         ax.tick_params(axis="x", labelsize=8)
-        ax.set_title(title(name), fontsize=9)
+        ax.set_title(title(name).replace(", mixed", "\nmixed"), fontsize=9)
         ax.set_xlabel("learning rate" if name.startswith("none") else "weight", fontsize=9)
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()

@@ -123,7 +123,7 @@ def test_ladders_show_their_rungs_and_what_was_chosen(folder):
     assert len(found.rungs) == 2 * 5 * 3
     figure = answer.climbed(found)
     stars = [ax.get_title(loc="left") for ax in figure.axes if any(line.get_marker() == "*" for line in ax.lines)]
-    assert stars == ["no distillation", "F-SKD (feature cosine)", "A-SKD (attention cosine), mixed sides"]
+    assert stars == ["no distillation", "F-SKD (feature cosine)", "A-SKD (attention cosine)\nmixed sides"]
     assert display.show(figure, "three ladders").width > 0
 
 
