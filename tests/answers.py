@@ -45,7 +45,8 @@ def judged_rows(folder: Path, worlds=(100, 101, 102), names=tuple(e.name for e i
         shown = {"left": who[0], "right": who[1], "probe": rng.integers(8, size=PROBES)}
         for what, ids in shown.items():
             code = base64.b64encode(ids.astype("<u2").tobytes()).decode()
-            people.append({"world": world, "what": what, "people": code, "config": f"p{world}"})
+            whose = {"config": f"p{world}", "data": "procedural", "scale": "cpu", "world": world}
+            people.append(whose | {"what": what, "people": code})
         for setting, name in itertools.product(settings, names):
             if name == "none" and setting == "T":
                 continue  # the run of setting S is this one too

@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from lrkd.distill import methods
 from lrkd.errors import DataError
 from lrkd.evaluation import inference
+from lrkd.files import read_table
 from lrkd.study import answer, answer_plan, claims
 from lrkd.study.answer_plan import CHOSEN_BY, MAIN, Place
 from lrkd.study.presets import SCALES
@@ -56,7 +57,7 @@ def read(folder: Path = Path("results")) -> Tables:
 
     def both(end: str, columns: Sequence[str]) -> pd.DataFrame:
         paths = [folder / f"answer-{part}{end}.csv" for part in ("worlds", "photographs")]
-        found = [pd.read_csv(path) for path in paths if path.exists()]
+        found = [read_table(path, columns) for path in paths if path.exists()]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(columns))
 
     judging = both("-right", ("config", "side", "endpoint", "n", "right"))
