@@ -1,34 +1,25 @@
-"""Write the README's figure from the committed results: `python book/readme_figure.py`, after `lrkd study core`."""
+"""Write the README's figure from the committed table: `python book/readme_figure.py`, after `lrkd study answer`."""
 
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import pandas as pd
-from kit import display, figures
+from kit import answer, display
 
-from lrkd.distill import methods
-from lrkd.evaluation import statistics
-from lrkd.files import read_table
+from lrkd.study import answer as study
 
 
 def figure(table: pd.DataFrame) -> display.Shown:
-    """A results table of `lrkd study core` -> the first page's forest plot, at its hardest side."""
-    test = table[(table["role"] == "student") & (table["protocol"] == "test")]
-    hard = test[test["side"] == test["side"].min()]
-    gains = statistics.paired_differences(hard)
+    """The table of study `answer`, part `length` -> the first page's figure."""
     display.style()
-    ax = plt.subplots(figsize=(8, 1.2 + 0.28 * len(gains)))[1]
-    figures.verdict(ax, gains, {name: method.title for name, method in methods.METHODS.items()})
-    ax.set_title(f"What distillation gains at {hard['side'].min()} pixels a side (95 % intervals over paired seeds)")
-    return display.show(ax, "Accuracy gained over no distillation, by method.", dpi=100)
+    return display.show(answer.by_length(answer.gains(table)), "Gain over no distillation by length.", dpi=100)
 
 
 def main() -> None:
     here = Path(__file__).resolve().parent
-    (here / "readme-forest.webp").write_bytes(figure(read_table(here / "results" / "core.csv")).image)
+    (here / "readme-gains.webp").write_bytes(figure(study.read(here / "results", "length")).image)
 
 
 if __name__ == "__main__":

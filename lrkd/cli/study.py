@@ -11,7 +11,7 @@ from lrkd.cli.arguments import add_setting, add_student, add_teacher, output_fil
 from lrkd.cli.output import show
 from lrkd.distill import methods
 from lrkd.errors import ConfigError
-from lrkd.study import answer, cluster, experiment, grids, presets, results, runner, variants
+from lrkd.study import answer, answer_plan, cluster, experiment, grids, presets, results, runner, variants
 from lrkd.study.spec import Spec, config_hash
 
 
@@ -38,6 +38,14 @@ def options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="where study answer has its tables, its claims.csv too (default: book/results)",
+    )
+    parser.add_argument(
+        "--entrants",
+        type=lambda text: text.split(","),
+        action="extend",
+        metavar="NAME[,NAME...]",
+        help="of study answer, parts ladders and worlds: only these have their ladders or are judged, so that machines "
+        f"can divide the work: {', '.join(answer_plan.ENTRANTS)} (default: all)",
     )
     add_setting(parser)
 
@@ -80,6 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
     scale = presets.scale(arguments.scale)
     if (arguments.name == "answer") != bool(arguments.part):
         raise ConfigError(f"--part goes with study answer: {', '.join(answer.PARTS)}")
+    if arguments.entrants and arguments.part not in ("ladders", "worlds"):
+        raise ConfigError("--entrants goes with study answer, --part ladders or --part worlds")
     if arguments.name == "answer":
         return _answer(arguments, scale, over)
     wanted = _wanted(arguments, scale)
@@ -169,19 +179,21 @@ def _answer(arguments: argparse.Namespace, scale: presets.Scale, over: Callable[
     tables = arguments.tables or Path("book") / "results"
     if not tables.is_dir():
         raise ConfigError(f"tables is {tables}: no such folder; --tables names the one with the tables of study answer")
+    entrants = answer_plan.named(arguments.entrants or answer_plan.ENTRANTS)
     if arguments.list:
-        return show(pd.DataFrame(answer.listed(arguments.part, scale, tables, arguments.data)))
+        return show(pd.DataFrame(answer.listed(arguments.part, scale, arguments.data, tables, entrants)))
     table = answer.run(
         arguments.part,
         scale,
         tables,
         arguments.runs,
         source=arguments.data,
+        entrants=entrants,
         workers=arguments.workers,
         device=arguments.device,
         stop=over,
     )
-    left = sum(not row["there"] for row in answer.listed(arguments.part, scale, tables, arguments.data))
+    left = sum(not row["there"] for row in answer.listed(arguments.part, scale, arguments.data, tables, entrants))
     print(f"{answer.table_path(tables, arguments.part)}: {table['config'].nunique()} runs; {left} are still to come.")
 
 

@@ -38,15 +38,20 @@ def entrants(table: pd.DataFrame) -> pd.DataFrame:
         table,
         ["data", "role", "people", "method", "trained", "setting", "world", "side", "endpoint", "value", "status"],
     )
-    rows = table[(table["role"] == "student") & (table["people"] == "test")].copy()
-    mixed, hr = rows["trained"].str.contains("+", regex=False), rows["trained"] == "hr"
-    rows["entrant"] = rows["method"] + np.where(mixed, " mixed", np.where(hr, " hr", ""))
-    rows["shown"] = rows["side"].astype(str).where(~hr, "hr")
+    rows = named(table[(table["role"] == "student") & (table["people"] == "test")])
+    rows["shown"] = rows["side"].astype(str).where(rows["trained"] != "hr", "hr")
     rows["setting"] = rows["setting"].where(rows["data"] == "procedural", "P")
     rows = _diverged(rows)
     alone = [name for name in rows["method"].unique() if methods.get(name).teacher in ("none", "itself", "random")]
     both = rows[rows["method"].isin(alone) & (rows["setting"] == "S")].assign(setting="T")
     return pd.concat([rows, both], ignore_index=True)
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `entrant` to rows of study answer: the method, with "mixed" or "hr" where it was trained so."""
+    trained = rows["trained"].astype(str)
+    how = np.where(trained.str.contains("+", regex=False), " mixed", np.where(trained == "hr", " hr", ""))
+    return rows.assign(entrant=rows["method"].astype(str) + how)
 
 
 def _diverged(rows: pd.DataFrame) -> pd.DataFrame:

@@ -41,7 +41,8 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
     if np.ptp(x) == 0:  # the error may be a rounding error above zero
         return Estimate(mean, mean, mean, 1.0 if mean == 0 else 0.0, len(x))
     reach = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * error
-    return Estimate(mean, mean - reach, mean + reach, float(stats.ttest_1samp(x, 0).pvalue), len(x))
+    p = 2 * float(stats.t.sf(abs(mean) / error, len(x) - 1))  # ttest_1samp gives the same and takes five times as long
+    return Estimate(mean, mean - reach, mean + reach, p, len(x))
 
 
 def summarise(frame: pd.DataFrame, by: Sequence[str], value: str = "accuracy", *, level: float = 0.95) -> pd.DataFrame:

@@ -289,8 +289,10 @@ def check_claims(tables: Path) -> None:
         raise DataError(f"{path}: differs from what is committed: commit the claims before judging them")
 
 
-def listed(part: str, scale: Scale, tables: Path, source: str = PROCEDURAL) -> Iterator[dict[str, object]]:
-    """List the runs of a part, and whether its table has them."""
+def listed(
+    part: str, scale: Scale, source: str, tables: Path, entrants: Sequence[Entrant] = tuple(ENTRANTS.values())
+) -> Iterator[dict[str, object]]:
+    """List the runs of `plan`, and whether the part's table has them."""
     known = set(read(tables, part)["config"])
-    for spec in with_needs(plan(part, scale, source, tables)):
+    for spec in with_needs(plan(part, scale, source, tables, entrants)):
         yield {"run": find_run(spec).path.name, "there": config_hash(spec) in known}

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lrkd.distill import methods
 from lrkd.distill.methods import Method
-from lrkd.errors import DataError
+from lrkd.errors import ConfigError, DataError
 from lrkd.study.presets import Scale
 from lrkd.study.spec import PROCEDURAL, Spec, config_hash
 from lrkd.study.worlds import CHOOSING, JUDGING, Setting, World
@@ -71,6 +71,14 @@ LOGITS = Entrant("logit-kd", same_people=True)
 ENTRANTS = {entrant.name: entrant for entrant in (*MAIN, *REST, LOGITS)}
 PHOTOGRAPHED = tuple(ENTRANTS[name] for name in ("none", "embedding-cos", "fskd", "fskd-l2", "askd", "none mixed"))
 SEEDS = JUDGING[:6]  # of photographs
+
+
+def named(names: Iterable[str]) -> tuple[Entrant, ...]:
+    """Find entrants by their names; ConfigError names those that do not exist."""
+    names = list(names)
+    if wrong := [name for name in names if name not in ENTRANTS]:
+        raise ConfigError(f"entrants: expected some of {', '.join(ENTRANTS)}, got {', '.join(map(repr, wrong))}")
+    return tuple(ENTRANTS[name] for name in names)
 
 
 @dataclass(frozen=True)
@@ -237,7 +245,7 @@ def ladders(place: Place, entrants: Sequence[Entrant], table: pd.DataFrame, sett
 
     Args:
         place: Where the runs are.
-        entrants: Whose weights are sought.
+        entrants: Whose weights are sought; a weight that is another's is sought on that one's ladder.
         table: Of the results so far.
         setting: Of the worlds.
 
@@ -255,8 +263,8 @@ def ladders(place: Place, entrants: Sequence[Entrant], table: pd.DataFrame, sett
         return Chosen(wanted, None, {})
     there, factors = replace(place, lr=float(f"{usual * best:.4g}")), {}
     ladder: list[tuple[int, list[Spec]]] = []
-    for entrant in entrants:
-        if entrant.method == "none" or entrant.weighed_as:
+    for entrant in dict.fromkeys(ENTRANTS.get(each.weighed_as, each) for each in entrants):
+        if entrant.method == "none":
             continue
 
         def weighed(factor: float, entrant: Entrant = entrant) -> list[Spec]:

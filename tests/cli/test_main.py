@@ -312,6 +312,9 @@ def test_a_hash_of_a_table_leads_to_its_configuration(lrkd_, refused, copied, tm
         (r"device: expected one of cpu.* on this machine, got 'tpu'", "study book --device tpu"),
         (r"study: expected one of core, book.*got 'nore'", "study nore"),
         (r"workers: expected at least 1, got 0", "study book --workers 0"),
+        (r"entrants: expected some of none.*got 'fksd'", "study answer --part worlds --tables . --entrants none,fksd"),
+        (r"--entrants goes with study answer, --part ladders", "study answer --part length --entrants none"),
+        (r"--entrants goes with study answer, --part ladders", "study book --entrants none"),
     ],
 )
 def test_what_does_not_exist_is_status_2(refused, smoke, match, words):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
+from lrkd.cli import program
 from lrkd.distill import methods
 from lrkd.errors import ConfigError, DataError
 from lrkd.evaluation import endpoints, inference
@@ -245,6 +246,20 @@ def test_every_claim_compares_entrants_that_run_where_it_is_judged():
 
 
 # ------------------------------------------------------------------------------------------------------ a whole cycle
+
+
+def test_machines_divide_the_work_by_entrants(cycle, capsys):
+    tables, _, _ = cycle
+
+    def listed(*names):
+        words = ["study", "answer", "--part", "worlds", "--scale", "smoke", "--list", "--tables", str(tables)]
+        assert program.main([*words, *(["--entrants", ",".join(names)] if names else [])]) == 0
+        return {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+
+    parts = [listed(name) for name in ("none", "embedding-cos", "octuplet mixed", "embedding-own-side,logit-kd")]
+    assert set.union(*parts) == listed()
+    students = [{run for run in part if "-teacher-" not in run} for part in parts]
+    assert sum(map(len, students)) == len(set.union(*students)) > 0, "no run is on two machines"
 
 
 def change(patch, **values):

@@ -1,0 +1,398 @@
+"""Show study `answer` as far as its tables go: gains by length, ladders, verdicts, power, shuffled names."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from kit import figures
+from kit.display import BLACK, GREY, look
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from lrkd.distill import methods
+from lrkd.errors import DataError
+from lrkd.evaluation import inference
+from lrkd.files import read_table
+from lrkd.study import answer, answer_plan, claims
+from lrkd.study.answer_plan import CHOSEN_BY, MAIN, Place
+from lrkd.study.presets import SCALES
+from lrkd.study.spec import config_hash
+from lrkd.study.worlds import SETTINGS
+
+NAMES = {
+    "lr-lr": "small against small",
+    "hr-lr": "sharp against small",
+    "rank1": "rank 1",
+    "open-set": "open set",
+    "rank1-teacher": "rank 1, the teacher's gallery",
+    "open-set-teacher": "open set, the teacher's gallery",
+}
+TAUGHT = tuple(entrant.name for entrant in MAIN if entrant.name != "none")
+OPEN = "not judged yet"
+
+
+class Tables(NamedTuple):
+    """The tables of study `answer`; one that is not there yet is empty.
+
+    Attributes:
+        length, ladders, judged: Rows of results; judged are worlds and photographs together.
+        right, people: What each judged run had right, and who was shown.
+        claims: What was claimed beforehand.
+    """
+
+    length: pd.DataFrame
+    ladders: pd.DataFrame
+    judged: pd.DataFrame
+    right: pd.DataFrame
+    people: pd.DataFrame
+    claims: pd.DataFrame
+
+
+def read(folder: Path = Path("results")) -> Tables:
+    """Read what a folder has of them, and its claims.csv."""
+
+    def both(end: str, columns: Sequence[str]) -> pd.DataFrame:
+        paths = [folder / f"answer-{part}{end}.csv" for part in ("worlds", "photographs")]
+        found = [read_table(path, columns) for path in paths if path.exists()]
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(columns))
+
+    judging = both("-right", ("config", "side", "endpoint", "n", "right"))
+    people = both("-people", ("config", "data", "scale", "world", "what", "people"))
+    parts = (answer.read(folder, part) for part in ("length", "ladders"))
+    return Tables(*parts, both("", answer.COLUMNS), judging, people, claims.read(folder / "claims.csv"))
+
+
+def origin(part: str, folder: Path = Path("results")) -> str:
+    """Begin a caption: "From book/results/answer-PART.csv", or the command that would write it."""
+    if answer.table_path(folder, part).exists():
+        return f"From book/results/answer-{part}.csv"
+    return f"Not measured yet: answer-{part}.csv, which lrkd study answer --part {part} writes"
+
+
+def title(entrant: str) -> str:
+    """An entrant's name on pages: its method's title, and how it was trained."""
+    name, _, how = entrant.partition(" ")
+    trained = {"mixed": ", mixed sides", "hr": ", sharp images"}.get(how, "")
+    return (methods.METHODS[name].title if name in methods.METHODS else name) + trained
+
+
+# -------------------------------------------------------------------------------------------------------------- length
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """Subtract `none` from each method, world by world, at the same length and at the same cost.
+
+    Args:
+        table: Of part `length`.
+
+    Returns:
+        `method, world, endpoint, epochs, seconds, gain, at_cost`. gain: at as many epochs. seconds: of training, the
+        epochs times the least seconds an epoch that a run of the method took, on the device with most runs (what else
+        a machine does makes runs slower, never faster). at_cost: minus what `none` has after as many seconds, between
+        two of its lengths interpolated over the logarithm; nan where it was not trained for so long.
+    """
+    rows = table[(table["role"] == "student") & (table["people"] == "validation") & (table["status"] == "ok")]
+    columns = ["method", "world", "endpoint", "epochs", "seconds", "gain", "at_cost"]
+    if rows.empty:
+        return pd.DataFrame(columns=columns)
+    timed = rows[rows["device"] == rows["device"].mode().iloc[0]]
+    pace = (timed["seconds"] / timed["epochs"]).groupby(timed["method"]).min()
+    rows = rows.assign(seconds=rows["epochs"] * rows["method"].map(pace))
+    found = []
+    for _, part in rows.groupby(["world", "endpoint"]):
+        base, others = part[part["method"] == "none"].sort_values("epochs"), part[part["method"] != "none"]
+        if base.empty:
+            continue
+        same = others["epochs"].map(base.set_index("epochs")["value"])
+        cost = np.interp(np.log(others["seconds"]), np.log(base["seconds"]), base["value"], left=np.nan, right=np.nan)
+        found.append(others.assign(gain=others["value"] - same, at_cost=others["value"] - cost))
+    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
+
+
+def by_length(found: pd.DataFrame, endpoints: Iterable[str] = ("lr-lr", "hr-lr", "rank1")) -> Figure:
+    """Draw `gains` against epochs and against seconds, a row of panels an endpoint; small marks are worlds."""
+    endpoints = tuple(endpoints)
+    figure, axes = plt.subplots(
+        len(endpoints), 2, figsize=(7.4, 0.6 + 2.1 * len(endpoints)), sharex="col", sharey="row", squeeze=False
+    )
+    for row, endpoint in zip(axes, endpoints, strict=True):
+        part = found[found["endpoint"] == endpoint]
+        for ax, (x, y) in zip(row, (("epochs", "gain"), ("seconds", "at_cost")), strict=True):
+            ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)
+            for method, lines in part.groupby("method", sort=False):
+                colour, marker = look(str(method))
+                each = lines.dropna(subset=y)
+                mean = each.groupby(x)[y].mean()
+                ax.plot(each[x], 100 * each[y], marker, color=colour, markersize=3.5, alpha=0.55)
+                ax.plot(mean.index, 100 * mean, color=colour, marker=marker, label=title(str(method)))
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter("{x:.0f}")
+        row[0].set(title=NAMES.get(endpoint, endpoint), ylabel="points over none")
+    if len(found):
+        axes[0, 0].xaxis.set_major_locator(FixedLocator(sorted(found["epochs"].unique())))
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    axes[0, 1].set_title("… at the same cost")
+    axes[-1, 0].set_xlabel("epochs, the same for none")
+    axes[-1, 1].set_xlabel("seconds of training, the same for none")
+    return figure
+
+
+def at(found: pd.DataFrame, endpoint: str, epochs: int) -> pd.Series:
+    """The mean of `gains` over worlds in points, by method; nan for one that is not there."""
+    part = found[(found["endpoint"] == endpoint) & (found["epochs"] == epochs)]
+    return 100 * part.groupby("method")["gain"].mean().reindex(TAUGHT).astype(float)
+
+
+def lengths(found: pd.DataFrame) -> list[int]:
+    """At how many epochs all main methods have gains, in rising order."""
+    counted = found.groupby("epochs")["method"].nunique()
+    return [int(epochs) for epochs in counted.index[counted >= len(TAUGHT)]]
+
+
+def told(found: pd.DataFrame) -> dict[str, str | int]:
+    """What text says of `gains`: the `first` and the `last` of `lengths`, and "METHOD_ENDPOINT_first" as `points`."""
+    there = lengths(found) or [0]
+    ends = {"first": there[0], "last": there[-1]}
+    values: dict[str, str | int] = dict(ends)
+    for endpoint, when in itertools.product(("lr-lr", "hr-lr", "rank1"), ends):
+        gained = at(found, endpoint, ends[when])
+        values |= {f"{name}_{endpoint}_{when}": points(gained[name]) for name in TAUGHT}
+    return values
+
+
+def points(value: float) -> str:
+    """A difference in points as text has it, "+1.2" or "−0.3"; what is not measured is "(not measured yet)"."""
+    return "(not measured yet)" if np.isnan(value) else f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def chosen_length(table: pd.DataFrame) -> int | None:
+    """The study's length by `answer_plan.length`; None while the table of part `length` cannot tell."""
+    try:
+        return answer_plan.length(table)
+    except DataError:
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------------- ladders
+
+
+class Ladders(NamedTuple):
+    """What the ladders show.
+
+    Attributes:
+        rungs: `entrant, world, rung, value`: a weight, or the learning rate of `none`; the mean validation accuracy of
+            both protocols, nan where the run diverged.
+        chosen: The rung by entrant, of ladders that have ended.
+    """
+
+    rungs: pd.DataFrame
+    chosen: dict[str, float]
+
+
+def ladders(tables: Tables, setting: str = "T") -> Ladders:
+    """Read the ladders of rendered faces that the plan asks for by now; empty before the study has its length."""
+    epochs, table = chosen_length(tables.length), tables.ladders
+    nothing = pd.DataFrame(columns=["entrant", "world", "rung", "value"])
+    if epochs is None or table.empty:
+        return Ladders(nothing, {})
+    place = Place(SCALES[table["scale"].iloc[0]], epochs=max(1, epochs // 2))
+    found = answer_plan.ladders(place, tuple(answer_plan.ENTRANTS.values()), table, setting)  # type: ignore[arg-type]
+    rows = table[table["config"].isin([config_hash(spec) for spec in found.wanted])]
+    rows = inference.named(rows[(rows["role"] == "student") & (rows["people"] == "validation")])
+    if rows.empty:
+        return Ladders(nothing, {})
+    hardest = rows.groupby("config")["side"].rank("dense") <= 2  # of mixed sides the two hardest count
+    rows = rows[(rows["endpoint"].isin(CHOSEN_BY) & hardest) | (rows["status"] != "ok")]
+    rows = rows.assign(rung=rows["lr"].where(rows["method"] == "none", rows["weight"]).astype(float))
+    rungs = rows.groupby(["entrant", "world", "rung"], sort=False)["value"].mean().reset_index()
+    chosen = {"none": found.lr} if found.lr is not None else {}
+    for name, factor in found.factors.items():
+        chosen[name] = methods.METHODS[name.partition(" ")[0]].terms[0].weight * factor
+    return Ladders(rungs, chosen)
+
+
+def climbed(found: Ladders, columns: int = 3) -> Figure:
+    """Draw a panel a ladder: the mean over worlds, small marks for worlds, a star at the chosen rung, crosses: lost."""
+    names = list(dict.fromkeys(found.rungs["entrant"]))
+    columns = max(1, min(columns, len(names)))
+    rows = max(1, -(-len(names) // columns))
+    size = 0.4 + 2.4 * columns, 0.4 + 2.1 * rows
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    for ax, name in zip(axes.flat, names, strict=False):
+        part = found.rungs[found.rungs["entrant"] == name]
+        mean = 100 * part.groupby("rung")["value"].apply(lambda values: values.mean(skipna=False))
+        colour, marker = look(name.partition(" ")[0])
+        ax.plot(part["rung"], 100 * part["value"], marker, color=colour, markersize=3.5, alpha=0.55)
+        ax.plot(mean.index, mean, color=colour, marker=marker)
+        for rung in mean.index[mean.isna()]:
+            ax.plot(rung, 0.03, "X", color=BLACK, transform=ax.get_xaxis_transform())
+        if name in found.chosen:
+            ax.plot(found.chosen[name], mean[found.chosen[name]], "*", color=BLACK, markersize=12)
+        ax.set_xscale("log", base=2)
+        crowded = len(mean) > 5 or max(mean.index) >= 1000
+        ax.xaxis.set_major_locator(FixedLocator(list(mean.index)[:: 1 + crowded]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:.2g}")
+        ax.tick_params(axis="x", labelsize=8)
+        ax.set_title(title(name).replace(", mixed", "\nmixed"), fontsize=9)
+        ax.set_xlabel("learning rate" if name.startswith("none") else "weight", fontsize=9)
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    figure.supylabel("validation accuracy, %", fontsize=10)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+
+
+def judged(tables: Tables) -> pd.DataFrame:
+    """Judge all claims by `inference.judge`: over worlds; on photographs over seeds crossed with people."""
+    found, on = inference.entrants(tables.judged), tables.claims["setting"] == claims.PHOTOGRAPHS
+
+    def crossed(claim: Mapping[str, object], level: float) -> inference.Estimate:
+        return inference.bootstrap_claim(found, tables.right, tables.people, claim, shared=True, level=level)
+
+    parts = (inference.judge(found, tables.claims[~on]), inference.judge(found, tables.claims[on], estimate=crossed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def compared(
+    tables: Tables, endpoints: Iterable[str] = ("lr-lr", "hr-lr", "rank1"), resamples: int = 0
+) -> pd.DataFrame:
+    """Compare the main methods with `none`, and the features' cosine with their L2, in each setting.
+
+    Args:
+        tables: Of the study.
+        endpoints: Which.
+        resamples: Of the crossed bootstrap, which takes a second for each interval; 0: none is computed.
+
+    Returns:
+        The columns of `judged` with `boot_low, boot_high` (crossed bootstrap of worlds and people, 95 %), by endpoint,
+        comparison and setting. What was not claimed beforehand is "not registered" and has no correction; a comparison
+        with fewer than two worlds is `OPEN`.
+    """
+    keys = ["endpoint", "method", "baseline", "setting", "side"]
+    pairs, side = [*((name, "none") for name in TAUGHT), ("fskd", "fskd-l2")], tables.claims["side"].iloc[0]
+    asked = pd.DataFrame([(e, *pair, s, side) for e in endpoints for pair in pairs for s in SETTINGS], columns=keys)
+    margin = asked["endpoint"].map(tables.claims.groupby("endpoint")["margin"].min())
+    plain = asked.assign(id="", claim="", test="superiority", margin=margin, family="described")
+    table = inference.judge(
+        inference.entrants(tables.judged), pd.concat([tables.claims, plain], ignore_index=True).drop_duplicates(keys)
+    )
+    table = asked.merge(table, on=keys)
+    described = table["family"] == "described"
+    table.loc[described, ["holm", "low_family", "high_family"]] = np.nan
+    table["verdict"] = table["verdict"].mask(described, "not registered").mask(table["n"] < 2, OPEN)
+    found, ends = inference.entrants(tables.judged), np.full((len(table), 2), np.nan)
+    for k, claim in enumerate(table.to_dict("records")):
+        if resamples and claim["n"] > 1:
+            one = inference.bootstrap_claim(found, tables.right, tables.people, claim, resamples=resamples)
+            ends[k] = one.low, one.high
+    return table.assign(boot_low=ends[:, 0], boot_high=ends[:, 1])
+
+
+def forest(table: pd.DataFrame) -> Figure:
+    """Draw `compared`, a panel an endpoint: the t interval over worlds, and thin and grey below it the bootstrap."""
+    there = table[table["n"] > 1]
+    parts = dict(iter(there.groupby("endpoint", sort=False)))
+    heights = [0.6 + 0.3 * len(part) for part in parts.values()] or [1.0]
+    figure, axes = plt.subplots(len(heights), 1, squeeze=False, figsize=(7.4, sum(heights)), height_ratios=heights)
+    for ax, (name, part) in zip(axes[:, 0], parts.items(), strict=False):
+        margin = 100 * part["margin"].min()
+        ax.axvspan(-margin, margin, color="#ededed", zorder=0)
+        labels = [f"{_pair(row.method, row.baseline)}, {row.setting}" for row in part.itertuples()]
+        ends = 100 * part[["mean", "low", "high", "boot_low", "boot_high"]].to_numpy(np.float64).T
+        styles = [look(method) for method in part["method"]]
+        figures.forest(ax, labels, *ends[:3], n=[int(n) for n in part["n"]], styles=styles)
+        ax.hlines(np.arange(len(part)) + 0.25, *ends[3:], color=GREY, linewidth=1.2)
+        ax.set_title(NAMES.get(str(name), str(name)))
+    if not parts:
+        axes[0, 0].set_axis_off()
+        axes[0, 0].text(0.5, 0.5, OPEN, ha="center", va="center", color=GREY)
+    axes[-1, 0].set_xlabel("difference, points")
+    return figure
+
+
+def _pair(method: str, baseline: str) -> str:
+    return title(method) if baseline == "none" else f"{title(method)} − {title(baseline)}"
+
+
+def cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Set `compared` in words: a row an endpoint and comparison, a column a setting."""
+    words = table.assign(
+        measure=table["endpoint"].map(NAMES),
+        comparison=[_pair(row.method, row.baseline) for row in table.itertuples()],
+        said=[said(row) for row in table.to_dict("records")],
+    )
+    wide = words.pivot_table(
+        index=["measure", "comparison"], columns="setting", values="said", aggfunc="first", sort=False
+    )
+    return wide.reset_index().rename_axis(columns=None)
+
+
+def said(row: Mapping[str, object]) -> str:
+    """A row of `judged` or `compared` in words: "better: +1.2 [+0.8, +1.6] points, 6 worlds", or `OPEN`."""
+    n, (mean, low, high) = int(row["n"]), (100 * float(row[name]) for name in ("mean", "low", "high"))  # type: ignore
+    if n < 2:
+        return OPEN
+    unit = "seeds" if row["setting"] == claims.PHOTOGRAPHS else "worlds"
+    return f"{row['verdict']}: {mean:+.1f} [{low:+.1f}, {high:+.1f}] points, {n} {unit}".replace("-", "−")
+
+
+def by_claim(table: pd.DataFrame) -> pd.DataFrame:
+    """Set rows of `judged` in words: a row a claim, a column an endpoint."""
+    words = table.assign(said=[said(row) for row in table.to_dict("records")], endpoint=table["endpoint"].map(NAMES))
+    wide = words.pivot_table(index="claim", columns="endpoint", values="said", aggfunc="first", sort=False)
+    return wide.fillna("").reset_index().rename_axis(columns=None)
+
+
+def counted(table: pd.DataFrame) -> str:
+    """Say in a sentence how many of these claims have been judged."""
+    there = int((table["n"] > 1).sum())
+    if not there:
+        return f"None of these {len(table)} claims has been judged yet."
+    return f"{there} of these {len(table)} claims have been judged so far, by two worlds or more."
+
+
+def worlds(tables: Tables) -> dict[str, int]:
+    """In how many worlds all main entrants have been judged at the hardest side, by setting."""
+    found = inference.entrants(tables.judged)
+    names = {entrant.name for entrant in MAIN}
+    found = found[found["entrant"].isin(names) & (found["shown"] == tables.claims["side"].iloc[0])]
+    there = found.groupby(["setting", "world"])["entrant"].nunique()
+    return {s: int((there.get(s, pd.Series(dtype=int)) == len(names)).sum()) for s in (*SETTINGS, claims.PHOTOGRAPHS)}
+
+
+def state(tables: Tables) -> str:
+    """Say in a sentence how much has been judged."""
+    counts = worlds(tables)
+    if not any(counts[s] for s in SETTINGS):
+        return "Nothing has been judged so far: the worlds for judging have not run yet."
+    told = [f"{counts[s]} world{'s' * (counts[s] != 1)} in setting {s}" for s in SETTINGS]
+    return f"Judged so far, all main methods: {told[0]}, {told[1]} and {told[2]}."
+
+
+# ------------------------------------------------------------------------------------------------ power, and on nothing
+
+
+def powers(tables: Tables) -> pd.DataFrame:
+    """Say what the worlds so far can detect: `inference.powered` of the claims with two worlds or more."""
+    table = inference.powered(judged(tables))
+    return table[table["n"] > 1].reset_index(drop=True)
+
+
+def on_nothing(tables: Tables, times: int = 100) -> pd.DataFrame:
+    """Run the pipeline with names shuffled within worlds, by `inference.null_simulation`; empty where nothing can be.
+
+    Claims with fewer than two worlds are left out: they cannot raise a false alarm.
+    """
+    known, on = judged(tables), tables.claims["setting"] != claims.PHOTOGRAPHS
+    able = tables.claims[on & (known.set_index("id").loc[tables.claims["id"], "n"] > 1).to_numpy()]
+    if able.empty:
+        return pd.DataFrame(columns=["family", "claims", "per_claim", "any", "times"])
+    return inference.null_simulation(inference.entrants(tables.judged), able, times)

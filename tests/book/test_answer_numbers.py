@@ -1,0 +1,172 @@
+"""The figures of study answer once more, from the CSV files by pandas and scipy alone, against what pages show.
+
+Of the committed tables, as far as they go, and of made-up ones that have every part. No function here that computes
+uses anything of lrkd or kit.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from answers import TAUGHT, judged_rows, ladder_rows, length_rows, write
+from kit import answer
+from scipy import interpolate, stats
+
+RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
+BOTH = ["lr-lr", "hr-lr"]
+
+
+@pytest.fixture(scope="module", params=["committed", "made up"])
+def folder(request, tmp_path_factory):
+    if request.param == "committed":
+        return RESULTS
+    made, rng = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
+    shutil.copy(RESULTS / "claims.csv", made)
+    table = pd.DataFrame(length_rows((3, 6, 12, 24)))
+    table["value"] += 0.01 * rng.standard_normal(len(table)) - 0.05 * (table["epochs"] == 24)
+    write(made, "length", table.to_dict("records"))
+    write(made, "ladders", [*ladder_rows(("fskd", "askd mixed"), 0.25), *ladder_rows(("askd",), 4.0)[12:-6]])
+    judged_rows(made, worlds=tuple(range(100, 106)))
+    table = pd.read_csv(made / "answer-worlds.csv")
+    lost = table["config"] == "103Tfskd"
+    table.loc[lost, ["value", "n", "status", "endpoint"]] = [np.nan, np.nan, "diverged", ""]
+    table.drop_duplicates().to_csv(made / "answer-worlds.csv", index=False)
+    return made
+
+
+def rows_of(folder: Path, part: str) -> pd.DataFrame:
+    path = folder / f"answer-{part}.csv"
+    if not path.exists():
+        pytest.skip(f"{path.name}: not measured yet")
+    table = pd.read_csv(path)
+    return table[table["role"] == "student"]
+
+
+def test_gains_by_length_and_at_the_same_cost(folder):
+    rows = rows_of(folder, "length")
+    rows = rows[rows["status"] == "ok"]
+    known = {(r.method, r.world, r.endpoint, r.epochs): r.value for r in rows.itertuples()}
+    timed = rows[rows["device"] == rows["device"].value_counts().index[0]]
+    pace = {name: min(part["seconds"] / part["epochs"]) for name, part in timed.groupby("method")}
+    found = answer.gains(answer.read(folder).length)
+    alone = {(w, e) for m, w, e, _ in known if m == "none"}
+    assert len(found) == sum(m != "none" and (w, e) in alone for m, w, e, _ in known)
+    for one in found.itertuples():
+        key = one.world, one.endpoint, one.epochs
+        alone = known.get(("none", *key), np.nan)
+        np.testing.assert_allclose(one.gain, known[(one.method, *key)] - alone, atol=1e-12)
+        lengths = sorted(k for m, w, e, k in known if (m, w, e) == ("none", one.world, one.endpoint))
+        cost = np.log([k * pace["none"] for k in lengths])
+        here = np.log(one.epochs * pace[one.method])
+        if not cost[0] <= here <= cost[-1]:
+            assert np.isnan(one.at_cost)
+            continue
+        line = interpolate.make_interp_spline(cost, [known["none", one.world, one.endpoint, k] for k in lengths], k=1)
+        np.testing.assert_allclose(one.at_cost, known[(one.method, *key)] - line(here), atol=1e-9)
+
+
+def test_what_text_says_of_gains(folder):
+    rows = rows_of(folder, "length")
+    values = rows.pivot_table(index=["endpoint", "world", "epochs"], columns="method", values="value")
+    gains = 100 * values[list(TAUGHT)].sub(values["none"], axis=0).groupby(["endpoint", "epochs"]).mean()
+    whole = [k for k in sorted(rows["epochs"].unique()) if set(rows.loc[rows["epochs"] == k, "method"]) >= set(TAUGHT)]
+    told = answer.told(answer.gains(answer.read(folder).length))
+    assert (told["first"], told["last"]) == (whole[0], whole[-1])
+    for (endpoint, epochs), row in gains.iterrows():
+        for when in ("first", "last"):
+            if endpoint in ("lr-lr", "hr-lr", "rank1") and epochs == told[when]:
+                shown = [float(told[f"{name}_{endpoint}_{when}"].replace("−", "-")) for name in TAUGHT]
+                np.testing.assert_allclose(shown, row, atol=0.0501)
+
+
+def length_of(folder: Path) -> int | None:
+    """The first length at which doubling gains `none` less than half a point of validation."""
+    rows = rows_of(folder, "length")
+    rows = rows[(rows["method"] == "none") & rows["endpoint"].isin(BOTH)]
+    values = rows.groupby(["world", "epochs"])["value"].mean().unstack("epochs")
+    for epochs in sorted(values):
+        if 2 * epochs in values and (values[2 * epochs] - values[epochs]).mean() < 0.005:
+            return int(epochs)
+    return int(max(values)) if max(values, default=0) >= 48 else None
+
+
+def test_the_studys_length(folder):
+    assert answer.chosen_length(answer.read(folder).length) == length_of(folder)
+
+
+def best_rung(scores: pd.DataFrame, first: int = 5, more: int = 3) -> float | None:
+    """The best of rungs (index) over worlds (columns) with a worse one on either side; None: the ladder goes on."""
+    if len(scores) < first or scores.shape[1] < 2 or scores.isna().any(axis=None):
+        return None
+    mean = scores.mean(axis=1)
+    best = mean.idxmax()
+    inside = min(mean.index) < best < max(mean.index)
+    return float(best) if inside or len(mean) == first + more else None
+
+
+def test_the_chosen_rungs(folder):
+    epochs, rows = length_of(folder), rows_of(folder, "ladders")
+    if epochs is None:
+        pytest.skip("the study has no length yet")
+    rows = rows[(rows["epochs"] == epochs // 2) & (rows["data"] == "procedural")]
+    mixed = rows["trained"].astype(str).str.contains("+", regex=False)
+    hardest = rows["side"].isin(sorted(rows["side"].unique())[:2]) | ~mixed
+    lost = rows["status"] != "ok"
+    rows = rows.assign(value=rows["value"].mask(lost, -np.inf), name=rows["method"] + np.where(mixed, " mixed", ""))
+    rows = rows[(rows["endpoint"].isin(BOTH) & hardest) | lost]
+    plain = rows[rows["name"] == "none"].groupby(["lr", "world"])["value"].mean().unstack("world")
+    rate, wanted = best_rung(plain), {}
+    for name, part in rows[(rows["name"] != "none") & (rows["lr"] == rate)].groupby("name"):
+        wanted[name] = best_rung(part.groupby(["weight", "world"])["value"].mean().unstack("world"))
+    wanted = {name: rung for name, rung in {"none": rate, **wanted}.items() if rung is not None}
+    assert answer.ladders(answer.read(folder)).chosen == pytest.approx(wanted)
+
+
+def by_hand(folder: Path) -> dict[tuple, dict[int, float]]:
+    """(entrant, setting, side, endpoint) -> world -> value of each judged run; one that diverged has chance."""
+    rows = rows_of(folder, "worlds")
+    rows, endpoints, found = rows[rows["people"] == "test"], rows["endpoint"].dropna().unique(), {}
+    for r in rows.itertuples():
+        sharp, mixed = r.trained == "hr", "+" in str(r.trained)
+        name = f"{r.method}{' mixed' * mixed}{' hr' * sharp}"
+        alone = r.method in ("none", "octuplet", "random-teacher") and r.setting == "S"
+        values = {r.endpoint: r.value} if r.status == "ok" else {e: 0.5 if e in BOTH else 0.0 for e in endpoints if e}
+        for setting in ("S", "T") if alone else (r.setting,):
+            for endpoint, value in values.items():
+                key = name, setting, "hr" if sharp else str(r.side), endpoint
+                found.setdefault(key, {})[r.world] = value
+    return found
+
+
+def test_t_intervals_over_worlds_holm_and_verdicts(folder):
+    values, claims = by_hand(folder), pd.read_csv(folder / "claims.csv", dtype=str)
+    claims = claims[claims["setting"] != "P"]
+    judged = answer.judged(answer.read(folder)).set_index("id")
+    tested = {}
+    for claim in claims.itertuples():
+        name, _, other = claim.baseline.partition("@")
+        method = values.get((claim.method, claim.setting, claim.side, claim.endpoint), {})
+        baseline = values.get((name, claim.setting, claim.side, other or claim.endpoint), {})
+        worlds = sorted(set(method) & set(baseline))
+        assert judged.loc[claim.id, "n"] == len(worlds)
+        if len(worlds) > 1:
+            tested[claim.id] = stats.ttest_rel([method[w] for w in worlds], [baseline[w] for w in worlds])
+    assert tested or folder == RESULTS
+    for _, family in claims.groupby("family"):
+        there = sorted((name for name in family["id"] if name in tested), key=lambda name: tested[name].pvalue)
+        least = 0.0
+        for k, name in enumerate(there):
+            row, test = judged.loc[name], tested[name]
+            least = max(least, min(1.0, (len(family) - k) * test.pvalue))
+            low, high = test.confidence_interval(1 - 0.05 / len(family))
+            np.testing.assert_allclose([row["p"], row["holm"]], [test.pvalue, least], rtol=1e-6)
+            np.testing.assert_allclose([row["low"], row["high"]], test.confidence_interval(0.95), rtol=1e-6)
+            np.testing.assert_allclose([row["low_family"], row["high_family"]], [low, high], rtol=1e-6)
+            margin, mean = float(family.set_index("id").loc[name, "margin"]), row["mean"]
+            if least < 0.05:
+                word = "worse" if mean < 0 else "better, by less than it matters" if high < margin else "better"
+            else:
+                word = "no difference that matters" if max(-low, high) < margin else "unclear"
+            assert row["verdict"] == word
