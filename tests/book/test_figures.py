@@ -260,9 +260,13 @@ def test_the_readme_figure_is_small_and_shows_each_main_method():
     )
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    shown = script.figure(pd.DataFrame(length_rows()))
-    assert shown.image[8:12] == b"WEBP"
-    assert len(shown.image) < 50_000
+    faces = script.faces(people=1, sides=(16, 4), size=16)
+    for image in (script.figure(pd.DataFrame(length_rows())).image, faces):
+        assert image[8:12] == b"WEBP"
+        assert len(image) < 50_000
+    pixels = np.asarray(Image.open(io.BytesIO(faces)))
+    assert pixels.shape == (16, 32, 3)
+    assert len(np.unique(pixels[:, :16].reshape(-1, 3), axis=0)) > len(np.unique(pixels[:, 16:].reshape(-1, 3), axis=0))
 
 
 def test_by_side_draws_intervals_where_they_are(ax):
