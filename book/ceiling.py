@@ -108,7 +108,7 @@ def world(scale: presets.Scale, number: int, name: str = "validation") -> World:
 
 
 def genuine(of: World, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of both images of evenly spaced genuine pairs of the world, each of another person where there are enough."""
+    """Rows of both images of genuine pairs of evenly spaced people of the world."""
     pairs = of.faces.pairs
     assert pairs is not None
     same = np.flatnonzero(pairs.same)
