@@ -13,8 +13,8 @@ def linear_r2(
 ) -> np.ndarray:
     """Cross-validate a ridge regression over people: R^2 = 1 - squared error / squared deviation from the mean.
 
-    The mean is that of the training people. The people of a fold are predicted by a regression on those of the others; its penalty, one for each target, is the
-    best for the next fold by a regression without both.
+    The mean is that of the training people. The people of a fold are predicted by a regression on those of the
+    others; its penalty, one for each target, is the best for the next fold by a regression without both.
 
     Args:
         features: (N,D), each standardised here.

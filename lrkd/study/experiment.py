@@ -23,8 +23,8 @@ from lrkd.distill.selection import Selection, check_packages, graph, select_coun
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.evaluation import embedding
 from lrkd.models import backbones, heads, layers
-from lrkd.models.wrap import Embeddings
-from lrkd.study import networks, teaching
+from lrkd.models.wrap import Embeddings, Maps
+from lrkd.study import information, networks, teaching
 from lrkd.study import store as run_store
 from lrkd.study.measures import RIGHT, evaluate, evaluate_in_world, observation
 from lrkd.study.spec import PROCEDURAL, Spec, faces_of, run_config, run_name, splits
@@ -128,6 +128,9 @@ def check(spec: Spec) -> None:
     shown: heads.Head | None = head
     if spec.method.teacher == "itself":
         teacher = network
+    elif spec.method.teacher in methods.TRUTH:
+        assert isinstance(spec.side, int)
+        teacher, shown = Maps(torch.rand(4, spec.side, spec.side)), None
     elif spec.method.teacher == "random":
         teacher, shown = teaching.untrained_teacher(spec, 2)
     elif spec.teacher_run is not None:
@@ -157,6 +160,9 @@ def _teacher(
         return Teacher(*student, itself=True)
     if kind == "random":
         return Teacher(*teaching.untrained_teacher(spec, faces.classes))
+    if kind in methods.TRUTH:
+        assert isinstance(spec.side, int)
+        return Teacher(information.teacher(faces, spec.scale, spec.side, scrambled=kind == "scrambled"))
     network: layers.Network
     head: heads.Head | None = None
     if "teacher" in lent:
@@ -208,11 +214,11 @@ def _train(
         if not leader:
             return
         kept: np.ndarray | dict[str, np.ndarray]
+        seeing = None if teacher is None or isinstance(teacher.network, Embeddings) else teacher
         if spec.world is None:
-            seeing = None if teacher is None or isinstance(teacher.network, Embeddings) else teacher
             measures, kept = evaluate(spec, network, seeing, fitted.hints, device)
         else:
-            measures, kept = evaluate_in_world(spec, network, teacher, device)
+            measures, kept = evaluate_in_world(spec, network, seeing, device)
     except TrainingError as error:
         if not leader:
             return
