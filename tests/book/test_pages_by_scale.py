@@ -78,8 +78,8 @@ def test_scale_counts_the_tables_that_are_there(folder, measured, monkeypatch):
     assert len(names["found"]) == 4 * 2, "a row a student on test people"
 
 
-# These show no result of a study: what lies in the folder, a command, and the finished student.
-OTHERS = {"results", "add-a-method", "try-it"}
+# These show no result of a study: what lies in the folder, a command, the finished student, and what the pixels allow.
+OTHERS = {"results", "add-a-method", "try-it", "why"}
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in BOOK.glob("*.ipynb")))
