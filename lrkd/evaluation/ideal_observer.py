@@ -164,3 +164,43 @@ def laplace(
                 break
     by = slopes()
     return at, torch.linalg.inv(by @ by.transpose(1, 2) + unit)
+
+
+def metamers(
+    function: Callable[[Tensor], Tensor],
+    seen: Tensor,
+    at: Tensor,
+    noise: float,
+    generator: torch.Generator,
+    steps: int = 6,
+    coarse: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw others that look the same: one from the posterior of each image's numbers, by randomise-then-optimise.
+
+    A draw of the prior is moved as little as makes it explain the image with fresh noise (Bardsley and others, SIAM J.
+    Sci. Comput. 36, 2014). Where the function is linear these are draws of the posterior, exactly.
+
+    Args:
+        function: As in `laplace`.
+        seen: (N,3,S,S), the images; repeat one for several draws.
+        at: (N,D), numbers that explain each, where the search begins.
+        noise: The standard deviation of a pixel's noise.
+        generator: Draws prior and noise.
+        steps: As in `laplace`.
+        coarse: As in `laplace`.
+
+    Returns:
+        The numbers (N,D) float64, and the root mean square (N,) of what they leave of the image, in units of the noise:
+        about 1 or less for one that looks the same; a draw whose search got lost has more, and is to be left out.
+    """
+    prior = torch.randn(at.shape, generator=generator, dtype=torch.float64)
+    fresh = noise * torch.randn(seen.shape, generator=generator, dtype=torch.float64)
+
+    def moved(by: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda z: by(prior.to(z) + z)
+
+    start, cheap = (at - prior).to(at.dtype), None if coarse is None else moved(coarse)
+    found, _ = laplace(moved(function), seen + fresh, start, noise, steps, cheap)
+    with torch.no_grad():
+        left = (seen.double() - function((prior + found).to(at.dtype)).double()).flatten(1) / noise
+    return prior + found, left.square().mean(1).sqrt()

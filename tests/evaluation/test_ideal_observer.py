@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lrkd.errors import ConfigError, DataError
 from lrkd.evaluation.fisher_maps import Derivatives, fisher
-from lrkd.evaluation.ideal_observer import accuracy, correlations, explained, laplace, log_ratio
+from lrkd.evaluation.ideal_observer import accuracy, correlations, explained, laplace, log_ratio, metamers
 
 D, K = 5, 3
 
@@ -126,6 +126,31 @@ def test_laplace_is_exact_where_the_function_is_linear_and_finds_the_mode_where_
         best = minimize(cost, mode.numpy(), tol=1e-8)
         assert cost(mode.numpy()) < 0.9 * cost(np.zeros(D + K))
         assert cost(mode.numpy()) == pytest.approx(best.fun, rel=1e-4)
+
+
+def test_metamers_are_draws_of_the_posterior_where_the_function_is_linear():
+    found, noise = toy(6, 2, size=1.0), 0.3
+    rows = torch.cat([part.flatten(1) for part in found])
+    truth = torch.randn(1, D + K, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def linear(z: Tensor) -> Tensor:
+        return (z @ rows).view(-1, 3, 2, 2)
+
+    seen = linear(truth) + noise * torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(2))
+    n = 4000
+    drawn, left = metamers(
+        linear, seen.expand(n, -1, -1, -1), truth.expand(n, -1), noise, torch.Generator().manual_seed(0), steps=1
+    )
+    covariance = torch.eye(D + K, dtype=torch.float64) - explained(found, noise)
+    mean = (seen.flatten(1) @ rows.T @ covariance / noise**2)[0]
+    error = 5 * (covariance.diagonal() / n).sqrt()
+    assert ((drawn.mean(0) - mean).abs() < error + 0.01 * mean.abs()).all()
+    torch.testing.assert_close(
+        torch.cov(drawn.T), covariance, atol=5 * float(covariance.max()) * (2 / n) ** 0.5, rtol=0
+    )
+    expected = (seen - linear(drawn)).flatten(1).square().mean(1).sqrt() / noise
+    torch.testing.assert_close(left, expected)
+    assert (left < 3).all()
 
 
 def test_bad_input_is_named():
