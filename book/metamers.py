@@ -33,7 +33,7 @@ def drawn(of: ceiling.World, row: int, side: int, draws: int) -> np.ndarray:
             ceiling.shrunk(of.faces.batch(rows).float() / 255, side),
             of.numbers(rows),
             of.noise_at(side),
-            torch.Generator().manual_seed(row),
+            torch.Generator().manual_seed(int(row)),
             coarse=lambda z: of.drawn(z, of.scale.size // 2, side),
         )
         return torch.cat([found, left[:, None]], 1).numpy()
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="cpu")
     parser.add_argument("--epochs", type=int, default=12, help="how long the runs were trained (default: 12)")
-    parser.add_argument("--faces", type=int, default=12)
+    parser.add_argument("--faces", type=int, default=6)
     parser.add_argument("--draws", type=int, default=8, help="others that look like each (default: 8)")
     parser.add_argument("--out", type=Path, default=ceiling.RESULTS, help="folder of the table")
     asked = parser.parse_args()

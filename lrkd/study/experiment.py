@@ -162,7 +162,7 @@ def _teacher(
         return Teacher(*teaching.untrained_teacher(spec, faces.classes))
     if kind in methods.TRUTH:
         assert isinstance(spec.side, int)
-        return Teacher(information.teacher(faces, spec.scale, spec.side, scrambled=kind == "scrambled"))
+        return Teacher(information.teacher(faces, spec.scale, spec.side, kind == "scrambled", device))
     network: layers.Network
     head: heads.Head | None = None
     if "teacher" in lent:

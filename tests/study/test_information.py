@@ -33,9 +33,11 @@ def people(count: int = 4, images: int = 2):
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps that take no time."""
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(
-        information, "information_maps", lambda faces, scale, side: rng.random((len(faces), side, side), np.float32)
-    )
+
+    def maps(faces, scale, side, device="cpu"):
+        return rng.random((len(faces), side, side), np.float32)
+
+    monkeypatch.setattr(information, "information_maps", maps)
 
 
 def test_maps_are_those_of_fisher_and_are_computed_once(smoke, monkeypatch):
