@@ -1,13 +1,17 @@
 """The page Why: shares of the way to the ceiling, coloured faces, its commands at scale smoke, and the page itself."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from kit import why
+from scipy.optimize import minimize
 from test_pages_by_scale import run
 
-from book import ceiling, known
+from book import ceiling, known, metamers
+from lrkd.evaluation import ideal_observer
 from lrkd.evaluation.ideal_observer import accuracy, correlations
 from lrkd.study import presets
 
@@ -99,6 +103,39 @@ def test_what_is_known_is_asked_of_new_people(smoke, world):
     assert {"pixels", "untrained"} <= set(found["method"])
     assert set(found["name"]) == set(world.names)
     assert (found["r2"] <= 1).all()
+
+
+def test_what_is_fixed_is_what_the_best_vector_keeps():
+    """No vector is nearer to the targets than their mean, or mean direction; and both parts make the whole."""
+    rng = np.random.default_rng(0)
+    targets, own = rng.normal(1, 1, (9, 4)), rng.normal(0, 1, 4)
+    found = metamers.split(own, targets)
+
+    def cosine(x):
+        return np.mean([1 - x @ t / np.linalg.norm(x) / np.linalg.norm(t) for t in targets])
+
+    def square(x):
+        return np.mean([np.sum((x - t) ** 2) for t in targets])
+
+    assert found["cosine_fixed"] + found["cosine_open"] == pytest.approx(cosine(own))
+    assert found["l2_fixed"] + found["l2_open"] == pytest.approx(square(own))
+    for kind, distance in (("cosine", cosine), ("l2", square)):
+        best = minimize(distance, targets.mean(0)).fun
+        assert found[f"{kind}_fixed"] == pytest.approx(best, abs=1e-6)
+    assert metamers.split(3 * targets[0], targets[:1])["cosine_fixed"] == pytest.approx(0)
+    assert metamers.split(own, targets)["length"] < 1
+
+
+def test_draws_look_like_the_image(world, monkeypatch):
+    monkeypatch.setattr(metamers, "metamers", partial(ideal_observer.metamers, steps=1))
+    row = ceiling.genuine(world, 1)[0][0]
+    found = metamers.drawn(world, row, 3, 2)
+    own = world.numbers(np.array([row])).numpy()[0]
+    assert found.shape == (2, len(own) + 1)
+    assert (np.abs(found[:, :-1] - own).max(1) > 0.1).all(), "others"
+    seen = ceiling.shrunk(world.faces.batch(np.array([row])).float() / 255, 3)
+    left = (world.drawn(torch.from_numpy(found[:, :-1]).float(), SMOKE.size, 3) - seen) / world.noise_at(3)
+    np.testing.assert_allclose(left.flatten(1).square().mean(1).sqrt(), found[:, -1], rtol=1e-2)
 
 
 def test_the_page_runs_on_the_committed_tables(smoke, tmp_path, monkeypatch):

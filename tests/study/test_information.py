@@ -13,7 +13,7 @@ from lrkd.distill import methods
 from lrkd.distill.distances import cosine
 from lrkd.distill.terms import View, places
 from lrkd.errors import ConfigError, DataError
-from lrkd.evaluation.fisher_maps import face_derivatives, fisher
+from lrkd.evaluation.fisher_maps import Derivatives, fisher
 from lrkd.models.wrap import Maps
 from lrkd.study import answer, answer_plan, experiment, information, presets, worlds
 from lrkd.study import spec as study_spec
@@ -41,15 +41,25 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_maps_are_those_of_fisher_and_are_computed_once(smoke, monkeypatch):
+    """Of each image's own numbers, with the sensor's noise at that side; the derivatives are made up."""
+
+    def slopes(model, identity, nuisance, spread, size):
+        assert size == SMOKE.size // 2
+        rows = torch.outer(torch.stack([identity[:9].sum(), *nuisance[:3]]), torch.arange(1.0, 1 + 3 * size**2).sin())
+        return Derivatives(rows[:2].view(2, 3, size, size), (rows[2:] * spread[0]).view(2, 3, size, size))
+
     monkeypatch.setattr(information, "_BLOCK", 5)
+    monkeypatch.setattr(information, "face_derivatives", slopes)
     faces = people()
     maps = information.information_maps(faces, SMOKE, SIDE)
     assert maps.shape == (8, SIDE, SIDE)
     model, nuisance = FaceModel(**SMOKE.face), torch.from_numpy(np.array(faces.nuisance))
     noise = nuisance[:, model.nuisance_names.index("noise")].square().mean().sqrt() * SIDE / SMOKE.size
-    identity = torch.from_numpy(np.array(faces.identity))[faces.labels[6]]
-    slopes = face_derivatives(model, identity, nuisance[6], nuisance.std(0), SMOKE.size // 2).at_side(SIDE)
-    np.testing.assert_allclose(maps[6], fisher(slopes, float(noise)).information, rtol=1e-4)
+    identity = torch.from_numpy(np.array(faces.identity))
+    for row in range(8):
+        own = slopes(model, identity[faces.labels[row]], nuisance[row], nuisance.std(0), SMOKE.size // 2)
+        expected = fisher(own.at_side(SIDE), float(noise)).information
+        np.testing.assert_allclose(maps[row], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
     monkeypatch.setattr(information, "face_derivatives", None)
     np.testing.assert_array_equal(information.information_maps(faces, SMOKE, SIDE), maps)
     with pytest.raises(DataError, match="was not rendered here, so nobody knows where its information is"):
