@@ -104,17 +104,32 @@ def fitted(table: pd.DataFrame) -> pd.DataFrame:
     """Judge the fits of ceiling-fits.csv: of each start the area under the curve, and accuracies in percent.
 
     Returns:
-        A row a start: `auc`; `at_zero`, the accuracy of the ratio's own threshold; `best`, of the best threshold, which
-        flatters; `genuine` and `impostor`, numbers of pairs.
+        A row a start: `auc`; `at_zero`, the accuracy of the ratio's own threshold, with the 95 % bootstrap interval over
+        people `low` and `high`; `best`, of the best threshold, which flatters; `genuine` and `impostor`, numbers of
+        pairs.
     """
     rows = {}
+
+    def at_zero(decided: np.ndarray, same: np.ndarray, weight: np.ndarray) -> float:
+        wanted = np.where(same, decided, ~decided)
+        return 50 * float(sum(np.average(wanted[kind], weights=weight[kind]) for kind in (same, ~same)))
+
     for start, part in table.groupby("start"):
         same = part["same"].to_numpy(bool)
         curve = roc(part["log_ratio"], same)
-        decided = part["log_ratio"] > 0
+        decided, rng, drawn = part["log_ratio"].to_numpy() > 0, np.random.default_rng(0), []
+        sides = [pd.MultiIndex.from_frame(part[["world", one]]).factorize()[0] for one in ("left", "right")]
+        count = 1 + max(map(max, sides))
+        for _ in range(1000):  # a pair counts as often as both of its people are drawn, a genuine one as its person
+            times = rng.multinomial(count, np.full(count, 1 / count))
+            weight = np.where(same, times[sides[0]], times[sides[0]] * times[sides[1]])
+            drawn.append(at_zero(decided, same, weight))
+        low, high = np.quantile(drawn, (0.025, 0.975))
         rows[start] = {
             "auc": float(np.trapezoid(curve.tar, curve.far)),
-            "at_zero": 50 * float(decided[same].mean() + 1 - decided[~same].mean()),
+            "at_zero": at_zero(decided, same, np.ones(len(part))),
+            "low": float(low),
+            "high": float(high),
             "best": 50 * float((1 + curve.tar - curve.far).max()),
             "genuine": int(same.sum()),
             "impostor": int((~same).sum()),

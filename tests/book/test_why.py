@@ -41,12 +41,19 @@ def test_every_choice_has_a_picture():
 def test_fits_are_judged_by_their_order_and_their_sign():
     scores = {"a": ([3.0, 2.0], [1.0, -1.0]), "b": ([1.0, -2.0], [-1.0, 2.0])}
     table = pd.DataFrame(
-        [(start, k == 0, x) for start, both in scores.items() for k, part in enumerate(both) for x in part],
-        columns=["start", "same", "log_ratio"],
+        [
+            (start, k == 0, x, 0, who, who if k == 0 else 1 - who)
+            for start, both in scores.items()
+            for k, part in enumerate(both)
+            for who, x in enumerate(part)
+        ],
+        columns=["start", "same", "log_ratio", "world", "left", "right"],
     )
     found = why.fitted(table)
     assert found.loc["a", ["auc", "at_zero", "best"]].to_list() == [1, 75, 100]
     assert found.loc["b", ["auc", "at_zero"]].to_list() == [0.25, 50]
+    assert (found["low"] <= found["at_zero"]).all()
+    assert (found["high"] >= found["at_zero"]).all()
 
 
 def test_a_face_is_coloured_where_a_number_acts():
