@@ -104,9 +104,9 @@ def fitted(table: pd.DataFrame) -> pd.DataFrame:
     """Judge the fits of ceiling-fits.csv: of each start the area under the curve, and accuracies in percent.
 
     Returns:
-        A row a start: `auc`; `at_zero`, the accuracy of the ratio's own threshold, with the 95 % bootstrap interval over
-        people `low` and `high`; `best`, of the best threshold, which flatters; `genuine` and `impostor`, numbers of
-        pairs.
+        A row a start: `auc`; `at_zero`, the accuracy of the ratio's own threshold, with the 95 % bootstrap interval
+        over people `low` and `high`; `best`, of the best threshold, which flatters; `genuine` and `impostor`, numbers
+        of pairs.
     """
     rows = {}
 
