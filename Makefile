@@ -86,8 +86,12 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/python -m book.student
 	$(BIN)/lrkd runs --of $(filter-out $(RESULTS)/answer-%,$(wildcard $(RESULTS)/*.csv)) --out $(RESULTS)/runs.csv
 	$(BIN)/lrkd study answer --part length --scale cpu --tables $(RESULTS)
+	$(BIN)/python -m book.ceiling --pairs 30
+	$(BIN)/python -m book.known --people 800
+	$(BIN)/python -m book.metamers
 	$(BIN)/lrkd study answer --part ladders --scale cpu --tables $(RESULTS)
 	$(BIN)/lrkd study answer --part worlds --scale cpu --tables $(RESULTS)
+	$(BIN)/lrkd study answer --part attention --scale cpu --tables $(RESULTS)
 	$(BIN)/lrkd runs --of $(RESULTS)/answer-*.csv --out $(RESULTS)/answer-runs.csv
 
 gpu-results: $(READY)  ## On a GPU: check, measure and train what is worth most in BUDGET=MINUTES (9), into OUT=runs/gpu

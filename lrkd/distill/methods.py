@@ -15,6 +15,7 @@ from lrkd.distill.terms import (
     feature,
     logits,
     octuplet,
+    places,
     regression,
     relation,
     relational,
@@ -23,7 +24,9 @@ from lrkd.distill.terms import (
 from lrkd.errors import ConfigError
 from lrkd.userfile import is_reference, load_object
 
-TeacherKind = Literal["none", "trained", "random", "shuffled", "own-side", "itself"]
+TeacherKind = Literal["none", "trained", "random", "shuffled", "own-side", "itself", "information", "scrambled"]
+TRUTH = ("information", "scrambled")  # kinds that are told by the renderer
+ALONE = ("none", "itself", *TRUTH)  # kinds without another network
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class Method:
         terms: What is added to the margin head's cross-entropy.
         teacher: "trained" (on HR images), "random" (the same network, untrained), "shuffled" (the trained one, shown
             each image's neighbour in the batch), "own-side" (trained at the student's side, and shown what the student
-            is shown), "itself" (the student, shown the sharp images too) or "none".
+            is shown), "itself" (the student, shown the sharp images too), "information" (the renderer's own map of
+            where the image tells of the person, `lrkd.study.information`), "scrambled" (that map's values at random
+            places) or "none".
         source: Where it is from.
         note: How ours deviates.
         start: The method whose finished run, of the same seed, lends its weights to begin with.
@@ -214,6 +219,37 @@ METHODS: dict[str, Method] = {
             note="the teacher was trained at the student's side and sees what the student sees",
         ),
         Method(
+            "askd-places",
+            "A-SKD, spatial maps alone",
+            (places(),),
+            source="ours, on arXiv 2209.14498",
+            note="the teacher's spatial maps without its channel maps",
+        ),
+        Method(
+            "askd-information",
+            "A-SKD, true information",
+            (places(),),
+            teacher="information",
+            source="ours, on arXiv 2209.14498",
+            note="towards where this image tells of its person, by the renderer's derivatives at the student's side",
+        ),
+        Method(
+            "askd-information-mean",
+            "A-SKD, mean information",
+            (places(constant=True),),
+            teacher="information",
+            source="control",
+            note="towards the batch mean of these maps, which says nothing of the image",
+        ),
+        Method(
+            "askd-information-scrambled",
+            "A-SKD, scrambled information",
+            (places(),),
+            teacher="scrambled",
+            source="control",
+            note="towards the values of these maps at random places, others for each image",
+        ),
+        Method(
             "octuplet",
             "octuplet loss",
             (octuplet(),),
@@ -254,7 +290,10 @@ METHODS: dict[str, Method] = {
 
 
 # Methods that only `lrkd.study.answer` compares.
-OF_WORLDS = ("embedding-l2", "embedding-shuffled", "askd-shuffled", "embedding-own-side", "octuplet")
+OF_WORLDS = (
+    *("embedding-l2", "embedding-shuffled", "askd-shuffled", "embedding-own-side", "octuplet"),
+    *("askd-places", "askd-information", "askd-information-mean", "askd-information-scrambled"),
+)
 
 
 def aird(instance: float = 0.0, relations: float = 0.0, rkd: float = 0.0) -> Method:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from lrkd.distill.distances import Distance, cosine
 from lrkd.distill.identifiers import described
@@ -174,6 +175,24 @@ def attention(distance: Distance = cosine, weight: float = 5.0, centred: bool = 
 def _attention(student: View, teacher: View, distance: Distance, centred: bool, constant: bool = False) -> Tensor:
     s, t = [*student.channel, *student.spatial], [*teacher.channel, *teacher.spatial]
     return attention_loss(s, t, distance, centred, constant)
+
+
+def places(distance: Distance = cosine, weight: float = 5.0, constant: bool = False) -> Term:
+    """Compare CBAM's spatial maps alone by `attention_loss`; a teacher with one map holds it against every block's.
+
+    Args:
+        distance: One number a sample.
+        weight: Finite.
+        constant: As in `attention`.
+    """
+    return Term("places", weight, partial(_places, distance=distance, constant=constant))
+
+
+def _places(student: View, teacher: View, distance: Distance, constant: bool) -> Tensor:
+    target = teacher.spatial
+    if len(target) == 1:
+        target = [interpolate(target[0], s.shape[2:], mode="bilinear", align_corners=False) for s in student.spatial]
+    return attention_loss(student.spatial, target, distance, constant=constant)
 
 
 def activation_attention(weight: float = 1000.0) -> Term:

@@ -42,7 +42,7 @@ def entrants(table: pd.DataFrame) -> pd.DataFrame:
     rows["shown"] = rows["side"].astype(str).where(rows["trained"] != "hr", "hr")
     rows["setting"] = rows["setting"].where(rows["data"] == "procedural", "P")
     rows = _diverged(rows)
-    alone = [name for name in rows["method"].unique() if methods.get(name).teacher in ("none", "itself", "random")]
+    alone = [name for name in rows["method"].unique() if methods.get(name).teacher in (*methods.ALONE, "random")]
     both = rows[rows["method"].isin(alone) & (rows["setting"] == "S")].assign(setting="T")
     return pd.concat([rows, both], ignore_index=True)
 

@@ -313,6 +313,28 @@ class Embeddings(Network):
         return answer
 
 
+class Maps(Embeddings):
+    """A table of one spatial map a training image, (N,h,w) float32, which is all that this teacher shows.
+
+    A mirror image has the mirrored map.
+    """
+
+    parts = frozenset({"spatial"})
+
+    def answers(self, count: int, shuffled: bool = False) -> Callable[[Tensor, Tensor | None], Output]:
+        """As those of `Embeddings`, with the map as the attention of one block."""
+        rows = super().answers(count, shuffled)
+
+        def answer(index: Tensor, flip: Tensor | None) -> Output:
+            found = rows(index, flip).embedding[:, None]
+            if flip is not None:
+                turned = flip.roll(1) if shuffled else flip
+                found = torch.where(turned[:, None, None, None], found.flip(3), found)
+            return Output(found.new_empty(0), (), (), (found,))
+
+        return answer
+
+
 def load_embeddings(
     path: str | os.PathLike[str], rows: np.ndarray | None = None, count: int | None = None
 ) -> Embeddings:

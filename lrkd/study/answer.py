@@ -19,6 +19,7 @@ from lrkd.evaluation import endpoints
 from lrkd.files import Table
 from lrkd.study import results, runner
 from lrkd.study.answer_plan import (
+    ATTENTION,
     ENTRANTS,
     LENGTHS,
     LOGITS,
@@ -39,7 +40,7 @@ from lrkd.study.presets import Scale
 from lrkd.study.spec import PROCEDURAL, Spec, config_hash, faces_of
 from lrkd.study.worlds import CHOOSING, JUDGING, Setting
 
-PARTS = ("length", "ladders", "worlds", "photographs")
+PARTS = ("length", "ladders", "worlds", "attention", "photographs")
 
 
 # -------------------------------------------------------------------------------------------------------------- parts
@@ -76,6 +77,8 @@ def plan(
     if part == "photographs":
         return _photographs(place, read(tables, part))
     epochs = length(read(tables, "length"))
+    if part == "attention":
+        return _attention(replace(place, epochs=epochs), tables)
     chosen = ladders(replace(place, epochs=max(1, epochs // 2)), entrants, read(tables, "ladders"), "T")
     return (
         chosen.wanted if part == "ladders" else _worlds(replace(place, epochs=epochs, lr=chosen.lr), chosen, entrants)
@@ -119,6 +122,26 @@ def _worlds(place: Place, chosen: Chosen, judged: Sequence[Entrant]) -> list[Spe
         for world in worlds
         for entrant in entrants
         if entrant in judged and chosen.knows(entrant)
+    ]
+
+
+def _attention(place: Place, tables: Path) -> list[Spec]:
+    """Ladders of attention by intervention, at the rate of part ladders, then six worlds of setting T."""
+    before = read(tables, "ladders")
+    assert place.epochs is not None
+    half = replace(place, epochs=max(1, place.epochs // 2))
+    chosen = ladders(half, ATTENTION, pd.concat([before, read(tables, "attention")]), "T")
+    if chosen.lr is None:
+        raise DataError("the rates of none have not been compared: finish `lrkd study answer --part ladders` first")
+    judged = replace(place, lr=chosen.lr)
+    return [
+        *(spec for spec in chosen.wanted if config_hash(spec) not in set(before["config"])),
+        *(
+            judged.spec(entrant, world, "T", chosen.factor(entrant))
+            for world in JUDGING[:6]
+            for entrant in (MAIN[0], *ATTENTION)
+            if chosen.knows(entrant)
+        ),
     ]
 
 

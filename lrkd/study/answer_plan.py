@@ -67,8 +67,15 @@ REST = (
     Entrant("embedding-cos", "hr", weighed_as="embedding-cos"),
     Entrant("fskd", "hr", weighed_as="fskd"),
 )
+# Attention by intervention: towards the teacher's places, and towards what the renderer knows.
+ATTENTION = (
+    Entrant("askd-places"),
+    Entrant("askd-information"),
+    Entrant("askd-information-mean", weighed_as="askd-information"),
+    Entrant("askd-information-scrambled", weighed_as="askd-information"),
+)
 LOGITS = Entrant("logit-kd", same_people=True)
-ENTRANTS = {entrant.name: entrant for entrant in (*MAIN, *REST, LOGITS)}
+ENTRANTS = {entrant.name: entrant for entrant in (*MAIN, *REST, LOGITS)}  # of parts ladders and worlds
 PHOTOGRAPHED = tuple(ENTRANTS[name] for name in ("none", "embedding-cos", "fskd", "fskd-l2", "askd", "none mixed"))
 SEEDS = JUDGING[:6]  # of photographs
 

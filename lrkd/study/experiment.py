@@ -24,8 +24,8 @@ from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.evaluation import embedding
 from lrkd.models import heads, layers
 from lrkd.models.saved import load_model, load_network, part_of, save_model
-from lrkd.models.wrap import Embeddings
-from lrkd.study import networks, teaching
+from lrkd.models.wrap import Embeddings, Maps
+from lrkd.study import information, networks, teaching
 from lrkd.study import store as run_store
 from lrkd.study.measures import RIGHT, evaluate, evaluate_in_world, observation
 from lrkd.study.spec import PROCEDURAL, Spec, faces_of, run_config, run_name, splits
@@ -142,6 +142,9 @@ def check(spec: Spec) -> None:
     shown: heads.Head | None = head
     if spec.method.teacher == "itself":
         teacher = network
+    elif spec.method.teacher in methods.TRUTH:
+        assert isinstance(spec.side, int)
+        teacher, shown = Maps(torch.rand(4, spec.side, spec.side)), None
     elif spec.method.teacher == "random":
         teacher, shown = teaching.untrained_teacher(spec, 2)
     elif spec.teacher_run is not None:
@@ -171,6 +174,9 @@ def _teacher(
         return Teacher(*student, itself=True)
     if kind == "random":
         return Teacher(*teaching.untrained_teacher(spec, faces.classes))
+    if kind in methods.TRUTH:
+        assert isinstance(spec.side, int)
+        return Teacher(information.teacher(faces, spec.scale, spec.side, kind == "scrambled", device))
     network: layers.Network
     head: heads.Head | None = None
     if "teacher" in lent:
@@ -207,11 +213,11 @@ def _train(spec: Spec, run: Run, lent: Mapping[str, Run], execution: Execution) 
         if not leader:
             return
         kept: np.ndarray | dict[str, np.ndarray]
+        seeing = None if teacher is None or isinstance(teacher.network, Embeddings) else teacher
         if spec.world is None:
-            seeing = None if teacher is None or isinstance(teacher.network, Embeddings) else teacher
             measures, kept = evaluate(spec, network, seeing, fitted.hints, device)
         else:
-            measures, kept = evaluate_in_world(spec, network, teacher, device)
+            measures, kept = evaluate_in_world(spec, network, seeing, device)
     except TrainingError as error:
         if not leader:
             return

@@ -103,6 +103,8 @@ class Spec:
                 f"teacher: method {self.method.name!r} builds or trains its own: expected a network "
                 f"({', '.join(BUILDERS)}), got {self.teacher!r}"
             )
+        if self.method.teacher in methods.TRUTH and not isinstance(self.side, int):
+            raise ConfigError(f"side: method {self.method.name!r} has maps of one side: expected one, got {self.side}")
         if self.preset not in PRESETS:
             raise ConfigError(f"preset: expected one of {', '.join(PRESETS)}, got {self.preset!r}")
         for name, seed in (("seed", self.seed), ("teacher-seed", self.teacher_seed)):
@@ -170,7 +172,7 @@ class Spec:
     @property
     def has_teacher(self) -> bool:
         """Whether it learns from what `teacher` names, be it trained or not."""
-        return self.method.teacher not in ("none", "itself")
+        return self.method.teacher not in methods.ALONE
 
     @property
     def teacher_run(self) -> "Spec | None":
@@ -335,7 +337,8 @@ def _teacher_config(spec: Spec) -> Any:
 
 def seed_of_teacher(spec: Spec) -> int | None:
     """Return the seed of a run's teacher; None without one, and for one that is not trained here."""
-    return None if spec.method.teacher == "none" or spec.teacher_kind != "trained" else spec.teacher_seed
+    untaught = spec.method.teacher in ("none", *methods.TRUTH)
+    return None if untaught or spec.teacher_kind != "trained" else spec.teacher_seed
 
 
 def teacher_label(spec: Spec) -> str:

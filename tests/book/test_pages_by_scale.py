@@ -80,8 +80,8 @@ def test_scale_counts_the_tables_that_are_there(folder, measured, monkeypatch):
     assert len(names["found"]) == 4 * 2, "a row a student on test people"
 
 
-# These show what lies in the folder, a command, the finished student, or the answer of the past.
-OTHERS = {"results", "add-a-method", "try-it", "three-epochs"}
+# These show what lies in the folder, a command, the finished student, the answer of the past, what the pixels allow.
+OTHERS = {"results", "add-a-method", "try-it", "three-epochs", "why"}
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in BOOK.glob("*.ipynb")))

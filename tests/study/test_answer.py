@@ -229,15 +229,17 @@ def test_a_student_waits_for_its_own_teacher_and_for_no_other_length():
 
 
 def test_every_claim_compares_entrants_that_run_where_it_is_judged():
-    chosen = answer_plan.Chosen([], 0.1, dict.fromkeys(answer_plan.ENTRANTS, 1.0))
+    entrants = answer_plan.ENTRANTS | {entrant.name: entrant for entrant in answer_plan.ATTENTION}
+    chosen = answer_plan.Chosen([], 0.1, dict.fromkeys(entrants, 1.0))
     place, everybody = Place(SCALES["cpu"], epochs=12, lr=0.1), tuple(answer_plan.ENTRANTS.values())
     made = {(s.setting, s.method.name, measures.trained_for(s)) for s in answer._worlds(place, chosen, everybody)}
+    made |= {("T", entrant.method, "6") for entrant in answer_plan.ATTENTION}
     photographed = {"P": answer_plan.PHOTOGRAPHED}
     made |= {("T", name, trained) for s, name, trained in made if methods.get(name).teacher in ("none", "itself")}
     path = Path(__file__).resolve().parents[2] / "book" / "results"
     for claim in claims.read(path / "claims.csv").itertuples():
         for name in (claim.method, claim.baseline.partition("@")[0]):
-            entrant = answer_plan.ENTRANTS[name]
+            entrant = entrants[name]
             if claim.setting in photographed:
                 assert entrant in photographed[claim.setting]
                 continue

@@ -1,0 +1,100 @@
+"""Write what networks know of a face: `python -m book.known`, after study `answer --part length`.
+
+known.csv: a row a network and a number of the renderer, the R^2 of a ridge regression on its embeddings, validated
+over people whom no run has seen. The networks are those of worlds 0 and 1 that are in the store; beside them the
+pixels, an untrained network, and the teacher shown sharp and small images.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from book import ceiling
+from lrkd.data.renderer import FaceModel
+from lrkd.data.tables import Faces
+from lrkd.evaluation.embedding import embed
+from lrkd.evaluation.linear_probe import linear_r2
+from lrkd.models.layers import Network
+from lrkd.study import presets, teaching, worlds
+from lrkd.study.answer_plan import ENTRANTS, Place
+from lrkd.study.experiment import commit, device_name, find_run, load
+from lrkd.study.results import write_table
+from lrkd.study.spec import Spec, config_hash
+
+PEOPLE, IMAGES = 1000, 6
+
+
+def probes(scale: presets.Scale, number: int, people: int) -> Faces:
+    """People of a world whom no run of it has seen."""
+    own = worlds.people(scale, worlds.World(number), "validation")
+    return replace(own, name="probes", identities=people, images=IMAGES, pairs=None).faces()
+
+
+def networks(scale: presets.Scale, number: int, epochs: int) -> Iterator[tuple[dict[str, Any], Network, int | None]]:
+    """The networks of a world that have finished, with what they are and the side of the images they are shown."""
+    place = Place(scale, epochs=epochs)
+    teachers: dict[str, Spec] = {}
+    specs = [place.spec(entrant, number, "S") for entrant in ENTRANTS.values() if entrant.shown == "small"]
+    for spec in specs:
+        run = find_run(spec)
+        if not run.finished or run.result["status"] != "ok":
+            continue
+        assert isinstance(spec.side, int)
+        known = {"role": "student", "method": spec.method.name, "side": spec.side, "config": config_hash(spec)}
+        yield known, load(run)[0], spec.side
+        if spec.teacher_run is not None and spec.method.teacher == "trained":
+            teachers[config_hash(spec.teacher_run)] = spec.teacher_run
+    for name, spec in teachers.items():
+        network = load(find_run(spec))[0]
+        for side in (None, place.hardest):
+            known = {"role": "teacher", "method": "teacher", "side": side or scale.size, "config": name}
+            yield known, network, side
+    untrained = {"role": "control", "method": "untrained", "side": place.hardest, "config": None}
+    yield untrained, teaching.build(specs[0], 1, 2)[0], place.hardest
+
+
+def rows(scale: presets.Scale, number: int, epochs: int, people: int) -> Iterator[dict[str, Any]]:
+    """The rows of known.csv of a world."""
+    faces, model = probes(scale, number, people), FaceModel(**scale.face)
+    assert faces.identity is not None
+    assert faces.nuisance is not None
+    kept = [k for k, name in enumerate(model.nuisance_names) if not name.startswith("noise")]
+    targets = np.concatenate([faces.identity[faces.labels], faces.nuisance[:, kept]], 1)
+    names = [*(("identity", name) for name in model.identity_names)]
+    names += [("nuisance", model.nuisance_names[k]) for k in kept]
+
+    def told(known: dict[str, Any], features: np.ndarray) -> Iterator[dict[str, Any]]:
+        found = linear_r2(features, targets, faces.labels)
+        own = {"world": number, "epochs": epochs, **known, "images": len(faces)}
+        yield from ({**own, "kind": kind, "name": name, "r2": r} for (kind, name), r in zip(names, found, strict=True))
+
+    for known, network, side in tqdm(networks(scale, number, epochs), desc=f"world {number}", unit="network"):
+        yield from told(known, embed(network, faces.images, side=side, mirror=False))
+    side = scale.sides[-1]
+    blocks = torch.arange(len(faces)).split(500)
+    pixels = torch.cat([ceiling.shrunk(faces.batch(some.numpy()).float() / 255, side) for some in blocks])
+    yield from told({"role": "control", "method": "pixels", "side": side, "config": None}, pixels.flatten(1).numpy())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", default="cpu")
+    parser.add_argument("--epochs", type=int, default=12, help="how long the runs were trained (default: 12)")
+    parser.add_argument("--people", type=int, default=PEOPLE, help=f"of each world (default: {PEOPLE})")
+    parser.add_argument("--out", type=Path, default=ceiling.RESULTS, help="folder of the table")
+    asked = parser.parse_args()
+    scale = presets.scale(asked.scale)
+    found = [row for number in worlds.CHOOSING for row in rows(scale, number, asked.epochs, asked.people)]
+    known = {"data": "procedural", "scale": scale.name, "device": device_name("cpu"), "torch": torch.__version__}
+    write_table(asked.out / "known.csv", pd.DataFrame(found).assign(**known, commit=commit()))
+
+
+if __name__ == "__main__":
+    main()
