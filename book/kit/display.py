@@ -108,8 +108,9 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
 
 
 def linked(caption: str) -> str:
-    """A caption as HTML, in which each file of results is a link to it: the book carries them beside its pages."""
-    return re.sub(r"book/results/([\w-]+\.\w+)", r'<a href="results/\1">\g<0></a>', html.escape(caption))
+    """A caption as HTML: `x` is code, and a file of results a link to it, as the book carries them beside its pages."""
+    said = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(caption))
+    return re.sub(r"book/results/([\w-]+\.\w+)", r'<a href="results/\1">\g<0></a>', said)
 
 
 def figcaption(caption: str) -> str:
