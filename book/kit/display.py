@@ -25,6 +25,7 @@ ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", 
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENTIAL = "cividis"
+_STATIC = Path(__file__).resolve().parents[1] / "_static"
 
 
 class Look(NamedTuple):
@@ -111,8 +112,9 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
 
 
 def linked(caption: str) -> str:
-    """A caption as HTML, in which each file of results is a link to it: the book carries them beside its pages."""
-    return re.sub(r"book/results/([\w-]+\.\w+)", r'<a href="results/\1">\g<0></a>', html.escape(caption))
+    """A caption as HTML: `x` is code, and a file of results a link to it, as the book carries them beside its pages."""
+    said = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(caption))
+    return re.sub(r"book/results/([\w-]+\.\w+)", r'<a href="results/\1">\g<0></a>', said)
 
 
 def figcaption(caption: str) -> str:
@@ -135,8 +137,28 @@ def moving(script: str, data: Mapping[str, Any], before: str, caption: str) -> s
         before: The figure's own HTML, whole without the script.
         caption: Shown below.
     """
-    code = (Path(__file__).resolve().parents[1] / "_static" / script).read_text(encoding="utf-8")
+    code = (_STATIC / script).read_text(encoding="utf-8")
     return f'<figure style="margin:0">{before}{figcaption(caption)}{embedded(data)}<script>{code}</script></figure>'
+
+
+class Drawing(NamedTuple):
+    """A drawing as a page or JupyterLab shows it: SVG in the page itself, so that it takes the page's colours."""
+
+    svg: str
+    caption: str
+
+    def _repr_html_(self) -> str:
+        return f'<figure style="margin:0">{self.svg}{figcaption(self.caption)}</figure>'
+
+    def __repr__(self) -> str:
+        return (
+            f"Drawing: {' '.join(html.unescape(re.findall('<desc[^>]*>(.*?)</desc>', self.svg, re.DOTALL)[0]).split())}"
+        )
+
+
+def drawing(name: str, caption: str = "") -> Drawing:
+    """Show `book/_static/<name>.svg`, whose title and description tell it to a reader who cannot see it."""
+    return Drawing((_STATIC / f"{name}.svg").read_text(encoding="utf-8"), caption)
 
 
 _READABLE = 540  # pixels: narrower, the text in a figure of a page's width cannot be read

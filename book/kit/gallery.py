@@ -101,7 +101,7 @@ class Gallery:
         return {
             (f"face {face + 1}", name, f"{side} px", label): pictures[face]
             for face in range(min(faces, len(self.examples)))
-            for name in ("teacher", *names)
+            for name in (*names, "teacher")  # the first is shown first, and a resolution matters to students alone
             for side in self.sides[::-1]
             for label, pictures in laid[name, self.size if name == "teacher" else side].items()
         }
