@@ -385,9 +385,7 @@ def _user_method(reference: str) -> Method:
             f"`{own} = Term({own.lower()!r}, 1.0, your_loss)` makes one of a loss"
         )
     if value.name in METHODS:
-        raise ConfigError(
-            f"{reference}: expected a name of its own, got {value.name!r}, which is one of lrkd's methods"
-        )
+        raise ConfigError(f"{reference}: expected a name of its own, got {value.name!r}, one of lrkd's methods")
     try:
         value.describe()
     except ConfigError as error:
