@@ -1,6 +1,10 @@
-"""`python -m data_prep` lists the tools."""
+"""`lrkd-prep TOOL ...`, which `python -m data_prep.TOOL ...` is too; without a tool it lists them."""
 
-TOOLS = """usage: python -m data_prep.TOOL --help
+import importlib
+import sys
+from collections.abc import Sequence
+
+TOOLS = """usage: lrkd-prep TOOL --help, or python -m data_prep.TOOL --help
 
 Each tool turns what people download into one folder that `lrkd.data.prepared` reads (layout: data_prep/README.md).
 
@@ -17,5 +21,26 @@ Each tool turns what people download into one folder that `lrkd.data.prepared` r
   data_prep.jpeg       a prepared folder as JPEGs, a twelfth of its size, and back
 """
 
+NAMES = [line.split()[0].removeprefix("data_prep.") for line in TOOLS.splitlines() if line.startswith("  data_prep.")]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the tool that the first word names, on the words after it; return the exit status of `commandline.run`.
+
+    Args:
+        words: The command's words; default: those of the process.
+    """
+    tool, *rest = list(sys.argv[1:] if words is None else words) or ["--help"]
+    if tool in ("-h", "--help"):
+        print(TOOLS, end="")
+        return 0
+    if tool not in NAMES:
+        print(f"error: expected one of {', '.join(NAMES)}, got {tool!r}", file=sys.stderr)
+        return 2
+    from data_prep import commandline
+
+    return commandline.run(importlib.import_module(f"data_prep.{tool}").main, rest)
+
+
 if __name__ == "__main__":
-    print(TOOLS, end="")
+    sys.exit(main())

@@ -124,7 +124,7 @@ def framing(landmarks: Mapping[str, np.ndarray | None] | None = None, detector: 
     """Align faces instead of cropping them: by the landmarks of each source, or by a detector."""
     if (landmarks is None) == (detector is None):
         raise ConfigError("expected landmarks or a detector, got both or neither")
-    with needed("aligning", "align"):
+    with needed("aligning", "photos"):
         import skimage.transform  # noqa: F401
 
     def decode(source: str, data: bytes, size: int) -> np.ndarray:

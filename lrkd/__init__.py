@@ -3,4 +3,4 @@
 from lrkd.errors import ConfigError, DataError, LrkdError, RunError, TrainingError
 
 __all__ = ["ConfigError", "DataError", "LrkdError", "RunError", "TrainingError", "__version__"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

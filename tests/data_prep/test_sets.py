@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from data_prep import agedb, align, commandline, folder, images, journal, lfw, scface, writer
+from data_prep import __main__ as prep
 from lrkd.data import images as images_
 from lrkd.data.prepared import load_prepared, prepared
 from lrkd.errors import ConfigError, DataError
@@ -725,6 +726,14 @@ def test_the_list_of_tools_is_whole():
     assert {"lfw", "folder", "recordio", "align"} <= tools
     for tool in tools:
         assert f"data_prep.{tool} " in out
+    assert set(prep.NAMES) == tools
+
+
+def test_a_tool_is_called_by_its_name(capsys, tmp_path):
+    assert prep.main(["folder", "--source", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    assert "nowhere: no such folder" in one_line(capsys)
+    assert prep.main(["no-such-tool"]) == 2
+    assert "expected one of recordio, " in one_line(capsys)
 
 
 def test_preparing_data_needs_no_torch():
