@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import agedb, align, commandline, folder, images, journal, lfw, scface, writer
 from data_prep import __main__ as prep
+from data_prep import agedb, align, commandline, folder, images, journal, lfw, scface, writer
 from lrkd.data import images as images_
 from lrkd.data.prepared import load_prepared, prepared
 from lrkd.errors import ConfigError, DataError
