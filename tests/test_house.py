@@ -46,16 +46,18 @@ def tracked() -> list[Path]:
 
 
 def lock_lines() -> list[str]:
-    return [
-        line for line in text("requirements.txt").splitlines() if line.strip() and not line.lstrip().startswith("#")
-    ]
+    """A line a package, with the hashes of its files."""
+    lines = text("requirements.txt").replace(" \\\n    ", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def test_lock_pins_everything_exactly_and_once():
     for line in lock_lines():
-        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[0-9][\w.!+]*( ; .+)?", line), line
+        assert re.fullmatch(r"[a-z0-9][a-z0-9._-]*==[0-9][\w.!+]*( ; [^-]+?)?( --hash=sha256:[0-9a-f]{64})+", line), (
+            line
+        )
     names = [line.split("==")[0] for line in lock_lines()]
-    assert len(names) == len(set(names)), "one version each, for Python 3.11 and 3.12 alike"
+    assert len(names) == len(set(names)), "one version each, for every Python alike"
 
 
 def test_lock_names_no_host_and_no_path():
@@ -65,7 +67,7 @@ def test_lock_names_no_host_and_no_path():
 def test_lock_holds_what_pyproject_asks_for():
     project = tomllib.loads(text("pyproject.toml"))["project"]
     wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
-    pins = dict(line.split(" ;")[0].strip().split("==") for line in lock_lines())
+    pins = dict(line.split()[0].split("==") for line in lock_lines())
     assert {normal(re.match(r"[\w.-]+", d)[0]) for d in wanted} <= {normal(p) for p in pins}
     assert (pins["torch"], pins["torchvision"], pins["jupyter-book"]) == ("2.11.0", "0.26.0", "1.0.4.post1")
 
@@ -97,12 +99,38 @@ def test_help_is_the_default_and_names_every_target(tmp_path):
 
 
 def test_make_refuses_another_python_and_says_which(tmp_path):
-    python = fresh(tmp_path, 'test "$1" = --version && echo "Python 3.13.9" && exit 0\nexit 1')
+    python = fresh(tmp_path, 'test "$1" = --version && echo "Python 3.10.9" && exit 0\nexit 1')
     shown = make(tmp_path, f"PYTHON={python}", "book")
     assert shown.returncode != 0
-    assert "Python 3.13.9, but lrkd needs Python 3.11 or 3.12" in shown.stderr
-    assert "make PYTHON=python3.12 book" in shown.stderr
+    assert "Python 3.10.9, but lrkd needs Python 3.11 to 3.14" in shown.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("there", ["uv", "an old python3", "nothing"])
+def test_make_without_a_fitting_python_has_uv_bring_one(tmp_path, monkeypatch, there):
+    """On a path with what a shell needs, and with uv, or a Python from which uv can be had, or neither."""
+    fresh(tmp_path, "exit 1")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("make", "mkdir", "cp", "chmod", "touch"):
+        (tools / name).symlink_to(shutil.which(name))
+    makes = 'for last; do :; done; mkdir -p $last/bin; cp "$0" $last/bin/python; cp "$0" $last/bin/uv'
+    stub = f'#!/bin/sh\necho "$*" >> said\ncase "$1" in -c) exit 1;; esac\ncase "$*" in *venv*) {makes};; esac\n'
+    if there != "nothing":
+        (tools / there.split()[-1]).write_text(stub)
+        (tools / there.split()[-1]).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    shown = make(tmp_path, ".venv/.ready")
+    if there == "nothing":
+        assert shown.returncode != 0
+        assert "lrkd needs Python 3.11 to 3.14: install one, or uv, which brings one" in shown.stderr
+        assert not (tmp_path / ".venv").exists()
+        return
+    assert "here is no Python 3.11 to 3.14, so uv brings 3.13" in shown.stdout
+    calls = (tmp_path / "said").read_text()
+    assert "--python 3.13 .venv\n" in calls
+    assert ("-m venv --clear .cache/uv\n" in calls) == (there == "an old python3")
+    assert "--require-hashes -r requirements.txt\n" in calls
 
 
 def test_make_without_the_venv_module_names_the_package(tmp_path):
@@ -121,10 +149,16 @@ def test_make_without_python_says_so(tmp_path):
     assert "no-such-python is not installed" in shown.stderr
 
 
+def test_the_makefile_is_one_of_gnu_make_3_81():
+    """The version that macOS has: neither its newer functions and assignments nor one shell for a whole recipe."""
+    newer = r"^\.ONESHELL|^\S+\s*(!=|::=|:::=)|\$\((file|guile|intcmp|let) |^(undefine|private|load)\b"
+    assert not re.search(newer, text("Makefile"), re.MULTILINE)
+
+
 def test_ci_runs_the_goals():
     run = ROOT / ".ci" / "run"
     assert os.access(run, os.X_OK)
-    assert "for goal in test check book browse;" in run.read_text()
+    assert "for goal in test-all check book browse;" in run.read_text()
 
 
 # The book
