@@ -59,6 +59,27 @@ def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         part.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole: under a temporary name first, then renamed.
+
+    Unlike `atomic` it always takes the same temporary name, so that the next run overwrites what a killed
+    one has left.
+
+    Raises:
+        RunError: The disk is full, or refuses; what was there stays.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise RunError(
+            f"{path}: could not be written ({error.strerror}); what was there before is unchanged: make room, "
+            f"then repeat the command to resume"
+        ) from error
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a file for this process, while others wait; the lock lies beside the file and goes with the block.

@@ -5,8 +5,9 @@ Networks and their parameter names follow A-SKD (arXiv 2209.14498), so that chec
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from inspect import signature
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,16 +117,37 @@ class Hints(nn.Module):
         return tuple(stage(x) for stage, x in zip(self.stages, features, strict=True))
 
 
+Builder = TypeVar("Builder", bound=Callable[..., Network])
+
+
+def _recorded(builder: Builder) -> Builder:
+    """Have a builder write down in the network how it was called."""
+
+    @wraps(builder)
+    def build_and_record(*given: Any, **named: Any) -> Network:
+        bound = signature(builder).bind(*given, **named)
+        bound.apply_defaults()
+        options = bound.arguments.pop("options")
+        made = builder(*given, **named)
+        made.origin = {"model": {"name": builder.__name__, **bound.arguments, **options}}
+        return made
+
+    return cast(Builder, build_and_record)
+
+
+@_recorded
 def iresnet50(size: int = 112, embedding: int = 512, **options: Any) -> IResNet:
     """Build IResNet-50 with CBAM of A-SKD: (B,3,112,112) -> (B,512), 24 blocks. `options` go to IResNet."""
     return IResNet((3, 4, 14, 3), (64, 128, 256, 512), size=size, embedding=embedding, **options)
 
 
+@_recorded
 def iresnet18(size: int = 112, embedding: int = 512, **options: Any) -> IResNet:
     """Build IResNet-18, F-SKD's smaller student: (B,3,112,112) -> (B,512), 8 blocks. `options` go to IResNet."""
     return IResNet((2, 2, 2, 2), (64, 128, 256, 512), size=size, embedding=embedding, **options)
 
 
+@_recorded
 def small(
     size: int = 48,
     embedding: int = 128,
@@ -139,6 +161,7 @@ def small(
     return IResNet((1,) * len(widths), widths, size=size, embedding=embedding, dropout=dropout, **options)
 
 
+@_recorded
 def mobile(
     size: int = 16,
     embedding: int = 128,

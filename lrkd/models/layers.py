@@ -1,7 +1,8 @@
 """The layers that the networks share: what a network returns, CBAM, residual blocks."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +35,38 @@ class Network(nn.Module):
         embedding: Length of its embeddings.
         widths: Channels of each feature map; empty in a network that shows none.
         parts: Which fields of Output it fills.
+        origin: Where it is from, in plain values: "model" has the arguments of `lrkd.models.backbones.build`, and a
+            loaded network has the rest of its run's configuration; empty for one that was built otherwise.
     """
 
     size: int
     embedding: int
     widths: tuple[int, ...]
     parts: frozenset[str]
+    origin: Mapping[str, Any] = {}
 
     def __call__(self, x: Tensor) -> Output:
         out: Output = super().__call__(x)
         return out
+
+    @staticmethod
+    def from_pretrained(source: str | os.PathLike[str], **options: Any) -> "Network":
+        """Load a network from a folder or a repository, see `lrkd.models.saved.from_pretrained`."""
+        from lrkd.models import saved
+
+        return saved.from_pretrained(source, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write this network into a folder, see `lrkd.models.saved.save_pretrained`."""
+        from lrkd.models import saved
+
+        saved.save_pretrained(self, folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Write this network to a repository, see `lrkd.models.saved.push_to_hub`."""
+        from lrkd.models import saved
+
+        return saved.push_to_hub(self, repo_id, **options)
 
 
 class PReLU(nn.PReLU):

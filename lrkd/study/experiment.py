@@ -22,7 +22,8 @@ from lrkd.distill import methods
 from lrkd.distill.selection import Selection, check_packages, graph, select_count, unaries
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.evaluation import embedding
-from lrkd.models import backbones, heads, layers
+from lrkd.models import heads, layers
+from lrkd.models.saved import load_model, load_network, part_of, save_model
 from lrkd.models.wrap import Embeddings
 from lrkd.study import networks, teaching
 from lrkd.study import store as run_store
@@ -31,7 +32,6 @@ from lrkd.study.spec import PROCEDURAL, Spec, faces_of, run_config, run_name, sp
 from lrkd.study.store import Run
 from lrkd.training import distributed
 from lrkd.training.acceleration import Speed
-from lrkd.training.checkpoint import load_model, save_model
 from lrkd.training.execution import Execution
 from lrkd.training.loop import fit
 from lrkd.training.step import Teacher
@@ -307,19 +307,14 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
     own = None
     if isinstance(model := made.get("model"), dict) and "function" in model:
         own = networks.rebuild(model, run.result.get("student"), run.path)
+    network, weights = load_network(path, own), part_of(tensors, "head")
     try:
-        network = backbones.build(**made["model"]) if own is None else own
-        parts = {
-            part: {key.split(".", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{part}.")}
-            for part in ("network", "head")
-        }
         options = {key: value for key, value in made["head"].items() if key != "name"}
-        head = heads.build(made["head"]["name"], len(parts["head"]["weight"]), network.embedding, **options)
-        network.load_state_dict(parts["network"])
-        head.load_state_dict(parts["head"])
+        head = heads.build(made["head"]["name"], len(weights["weight"]), network.embedding, **options)
+        head.load_state_dict(weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"{path}: its tensors do not fit its config ({str(error).partition(chr(10))[0]})") from error
-    return network.eval(), head.eval()
+    return network, head.eval()
 
 
 @functools.lru_cache

@@ -18,9 +18,9 @@ from lrkd.errors import ConfigError, DataError, LrkdError
 from lrkd.models.backbones import BUILDERS
 from lrkd.models.layers import Network, Output
 from lrkd.models.published import load_foreign
+from lrkd.models.saved import load_model
 from lrkd.models.wrap import Embeddings, load_embeddings, onnx_network, wrap
 from lrkd.study import store
-from lrkd.training.checkpoint import load_model
 
 # trained: by lrkd, as a run that comes first; all others are as they are.
 TeacherKind = Literal["trained", "run", "checkpoint", "onnx", "embeddings", "function"]

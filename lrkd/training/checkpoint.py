@@ -1,4 +1,4 @@
-"""What a run needs to go on, in one file, and the file of a trained network."""
+"""What a run needs to go on, in one file."""
 
 import hashlib
 import io
@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from lrkd.errors import RunError
+from lrkd.files import write_whole
 from lrkd.models.heads import Head
 from lrkd.models.layers import Network
 from lrkd.training import distributed
@@ -182,45 +181,3 @@ class Checkpoint:
             buffer = change(moments[at]["momentum_buffer"])
             changed = moments | {at: moments[at] | {"momentum_buffer": buffer}}
             state["optimizer"] = state["optimizer"] | {"state": changed}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole: under a temporary name first, then renamed.
-
-    Unlike `lrkd.files.atomic` it always takes the same temporary name, so that the next run overwrites what a killed
-    one has left.
-
-    Raises:
-        RunError: The disk is full, or refuses; what was there stays.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunError(
-            f"{path}: could not be written ({error.strerror}); what was there before is unchanged: make room, "
-            f"then repeat the command to resume"
-        ) from error
-
-
-def save_model(path: Path, network: Network, head: Head, config: dict[str, Any]) -> None:
-    """Write network and head as one safetensors file that carries its config, from which it can be rebuilt alone."""
-    tensors = {f"network.{key}": value.contiguous().cpu() for key, value in network.state_dict().items()}
-    tensors |= {f"head.{key}": value.contiguous().cpu() for key, value in head.state_dict().items()}
-    write_whole(path, safetensors_bytes(tensors, {"config": json.dumps(config, sort_keys=True)}))
-
-
-def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and the config of a file written by `save_model`.
-
-    Raises:
-        RunError: It is none.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = json.loads(file.metadata()["config"])
-            return {key: file.get_tensor(key) for key in file.keys()}, config  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}: expected a model written by lrkd ({error})") from error

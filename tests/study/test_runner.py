@@ -19,13 +19,13 @@ from lrkd.distill import methods
 from lrkd.distill.terms import Term, feature
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.evaluation import embedding
+from lrkd.models import saved
 from lrkd.study import experiment, gains, presets, results, runner
 from lrkd.study import spec as study_spec
 from lrkd.study.grids import specs
 from lrkd.study.measures import evaluate, pairs_of, result_rows
 from lrkd.study.presets import SCALES, Recipe
 from lrkd.study.spec import Spec, teacher_spec
-from lrkd.training import checkpoint
 from lrkd.training.schedule import Schedule
 
 SMOKE = SCALES["smoke"]
@@ -461,7 +461,7 @@ def broken(studied, store, tmp_path):
 
 def test_a_model_of_another_network_is_refused(broken, store):
     other = experiment.find_run(WANTED[0], store).path / "model.safetensors"
-    tensors, made = checkpoint.load_model(other)
+    tensors, made = saved.load_model(other)
     model = made["model"]
     for config in (
         {**made, "model": {**model, "widths": [8, 8, 16, 32]}},

@@ -27,10 +27,10 @@ from lrkd.distill.distances import cosine, lp
 from lrkd.distill.terms import Term, feature
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.models import backbones, heads
+from lrkd.models.saved import load_model, save_model
 from lrkd.training import batches, checkpoint
 from lrkd.training import step as step_
 from lrkd.training.batches import augment, draw_augmentation, image_reader
-from lrkd.training.checkpoint import load_model, save_model
 from lrkd.training.schedule import ASKD_SCHEDULE, FSKD_SCHEDULE, Options, Schedule
 from lrkd.training.step import Teacher, normalise
 
