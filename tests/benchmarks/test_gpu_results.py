@@ -23,6 +23,7 @@ GPU = presets.SCALES["gpu"]
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_rehearsal_runs_every_stage_on_a_cpu(tmp_path):
     words = [sys.executable, "-m", "benchmarks.gpu_results", "--rehearse", "--out", str(tmp_path / "out")]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("LRKD_")}

@@ -50,6 +50,7 @@ def run(page, folder, monkeypatch):
     return names, said
 
 
+@pytest.mark.slow
 def test_real_faces_with_a_table_of_scale_gpu_and_without(folder, measured, monkeypatch):
     _, said = run("real-faces", folder, monkeypatch)
     assert (
@@ -68,6 +69,7 @@ def test_real_faces_with_a_table_of_scale_gpu_and_without(folder, measured, monk
     }, "what is said of scale cpu stays"
 
 
+@pytest.mark.slow
 def test_scale_counts_the_tables_that_are_there(folder, measured, monkeypatch):
     _, said = run("scale", folder, monkeypatch)
     assert (said["tables"], said["lacks"]) == (0, said["asked"])

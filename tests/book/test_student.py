@@ -67,6 +67,7 @@ def made(smoke, tmp_path_factory):
     return out, experiment.find_run(spec)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_study_is_refused(made, tmp_path):
     rows = results.read_table(made[0] / "selection.csv").assign(config="0123456789")
     results.write_table(tmp_path / "selection.csv", rows)

@@ -599,6 +599,7 @@ def test_ctrl_c_while_the_command_line_is_imported(monkeypatch, capsys):
     assert capsys.readouterr().err == "lrkd: interrupted before it began\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_study_of_two_workers(lrkd_, tmp_path):
     """As a terminal sends it: to the study and its workers alike, while they train."""
     assert lrkd_("train-teacher", runs=tmp_path)[0] == 0
@@ -615,6 +616,7 @@ def test_ctrl_c_on_a_study_of_two_workers(lrkd_, tmp_path):
     assert all(run.result["status"] == "ok" for run in done)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(lrkd_, tmp_path, trained):
     def small() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -646,6 +648,7 @@ def test_a_full_disk_under_stdout_is_one_line(monkeypatch, capsys):
         full.flush()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_one_line(lrkd_, refused, tmp_path, monkeypatch):
     grid = [spec.teacher_spec(SMOKE, seed) for seed in range(2)]
     monkeypatch.setitem(grids.STUDIES, "die", lambda *_: grid)

@@ -115,6 +115,7 @@ def test_it_is_verified_and_exported_as_any_run(call, trained, tmp_path):
     np.testing.assert_allclose(recogniser.load(tmp_path / "mine.onnx")(images), expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_study_compares_it_with_others_in_two_processes(call, files, method, student, trained, tmp_path, monkeypatch):
     monkeypatch.setitem(grids.STUDIES, "few", lambda *given: [s for s in specs("book", *given[:2]) if s.seed == 0])
     words = ("study", "few", "--methods", f"none,{method}", "--student", student, "--teacher", "small", "--workers", 2)

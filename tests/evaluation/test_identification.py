@@ -358,6 +358,7 @@ def test_a_search_refuses():
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.slow
 def test_a_gallery_is_searched_in_little_more_memory_than_it_takes(tmp_path):
     """20,000 distractors; `python -m benchmarks.identification` takes 160,000, for some ten seconds."""
     out = tmp_path / "memory.csv"

@@ -111,7 +111,7 @@ def test_a_repository_that_cannot_be_read_is_one_error(monkeypatch):
         ({"name": "no-such"}, "expected one of"),
         ({}, "do not fit"),
         (None, "do not fit"),
-        ({"function": "nets.py:make"}, "of a user"),
+        ({"function": "nets.py:make"}, "of a network from nets.py:make"),
     ],
 )
 def test_a_file_that_asks_for_more_than_it_has_is_refused(model, says, tmp_path):

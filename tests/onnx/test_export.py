@@ -468,6 +468,7 @@ def test_a_file_that_says_another_output_than_it_gives(tmp_path):
         recogniser.load(path)(images(2, 4))
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_named(files, tmp_path):
     whole = files["int8"].path.read_bytes()
     broken = tmp_path / "broken.onnx"

@@ -279,6 +279,7 @@ def cycle(smoke, tmp_path_factory):
         yield tables, store, run
 
 
+@pytest.mark.slow
 def test_choosing_shows_validation_people_and_judging_test_people(cycle):
     tables, _, _ = cycle
     for part in ("length", "ladders"):
@@ -334,6 +335,7 @@ def test_a_lost_row_is_trained_again_and_merges_with_the_others(cycle):
     )
 
 
+@pytest.mark.slow
 def test_two_workers_find_what_one_does(cycle, tmp_path):
     tables, _, _ = cycle
     (tmp_path / "tables").mkdir()

@@ -36,6 +36,7 @@ def test_a_preempted_job_is_queued_again_as_it_is(job):
     assert pickle.loads(pickle.dumps(job)).wanted == WANTED
 
 
+@pytest.mark.slow
 def test_the_command_divides_a_study_among_local_jobs(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(grids.STUDIES, "shared", lambda scale, source: WANTED)
     monkeypatch.setattr(cluster, "_EVERY", 0.2)
@@ -52,6 +53,7 @@ def test_the_command_divides_a_study_among_local_jobs(tmp_path, monkeypatch, cap
     assert len(list((tmp_path / "runs" / "jobs").glob("*_log.out"))) == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_named_with_its_log(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "_EVERY", 0.2)
     (tmp_path / "file").touch()

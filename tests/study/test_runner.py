@@ -544,6 +544,7 @@ def test_one_teacher_serves_students_of_every_degradation():
     assert spec("fskd", preset="fskd").teacher_run == spec("fskd").teacher_run
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_study_do_not_stay(tmp_path):
     words = ["study", "book", "--scale", "smoke", "--workers", "2", "--runs", str(tmp_path)]
     killed = subprocess.Popen([sys.executable, "-m", "lrkd", *words], stderr=subprocess.DEVNULL)
@@ -556,6 +557,7 @@ def test_workers_of_a_killed_study_do_not_stay(tmp_path):
 
 
 @pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.slow
 def test_ctrl_c_while_a_worker_starts_waits_and_is_not_lost(times):
     code = f"""
 import signal

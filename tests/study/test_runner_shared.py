@@ -34,6 +34,7 @@ def whole(smoke):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_a_run_in_other_hands_waits_for_its_turn_and_stops_no_other(whole, tmp_path, workers):
     for spec in WANTED[:1]:
         experiment.train(spec, tmp_path, device="cpu", progress=False)
@@ -76,6 +77,7 @@ sys.exit(program.main(["study", "shared", *words]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_divide_a_study_and_train_nothing_twice(whole, tmp_path):
     code = SHARE.format(tests=str(Path(__file__).parent), log=str(tmp_path / "log"))
     path = os.pathsep.join((str(Path(__file__).parents[2]), str(Path(__file__).parent)))
@@ -92,6 +94,7 @@ def test_two_processes_divide_a_study_and_train_nothing_twice(whole, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_a_budget_stops_between_two_steps_and_the_next_call_ends_on_the_same_bits(whole, tmp_path, workers):
     count = itertools.count()
     limit = 4 if workers == 1 else 2  # steps of the teacher; looks of the study at its workers

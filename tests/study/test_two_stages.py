@@ -43,6 +43,7 @@ def studied(store):
     return runner.run_study(wanted, store, workers=2, device="cpu", progress=False)
 
 
+@pytest.mark.slow
 def test_what_a_run_needs_is_trained_first_and_once(studied, store):
     assert list(studied["method"].unique()) == ["skd", "skd-none", "skd-all"]
     assert (studied["status"] == "ok").all()

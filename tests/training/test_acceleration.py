@@ -159,6 +159,7 @@ def test_a_machine_that_cannot_compile_says_so_once_and_trains(monkeypatch):
     assert toys.equal(slow, plain)
 
 
+@pytest.mark.slow
 def test_the_same_layers_are_compiled_once_and_others_however_many_came_before(monkeypatch):
     torch.compiler.reset()
     acceleration._compiled.clear()

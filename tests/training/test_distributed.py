@@ -151,6 +151,7 @@ def test_settings_that_are_not_torchruns_are_named(monkeypatch, wrong, device, m
         pass
 
 
+@pytest.mark.slow
 def test_the_command_trains_with_two_processes_and_says_so(smoke, tmp_path):
     words = ("train", "--scale", "smoke", "--method", "fskd", "--side", "6", "--device", "cpu", "--runs", str(tmp_path))
     torchrun("-m", "lrkd", *words, "--sync-norm")
