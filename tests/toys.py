@@ -142,7 +142,7 @@ def kill(folder: Path, kills: int, seed: int) -> None:
         print(steps, -os.waitstatus_to_exitcode(status), flush=True)
 
 
-def killer(*_: Any) -> None:
+def killer(*_: Any, **__: Any) -> None:
     """A worker's task that ends its process, as the kernel does when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -8,6 +8,7 @@ from lrkd.study import experiment, presets
 from lrkd.study.spec import Spec
 from lrkd.training import distributed
 from lrkd.training.acceleration import Speed
+from lrkd.training.watch import LOGS
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +31,16 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
-    """Add what `train` and `train-teacher` share: --seed, --sync-norm, --scale, --data, --device, --runs."""
+    """Add what `train` and `train-teacher` share: --seed, --sync-norm, --log, --scale, --data, --device, --runs."""
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (default: 0)")
     parser.add_argument(
         "--sync-norm", action="store_true", help="with torchrun: batch norm over the images of all processes"
+    )
+    parser.add_argument(
+        "--log",
+        action="append",
+        choices=LOGS,
+        help="beside metrics.csv and the bar: a table in the terminal, or files for TensorBoard in the run's folder",
     )
     add_setting(parser)
 
@@ -58,7 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
 def train(spec: Spec, arguments: argparse.Namespace) -> None:
     """Train a run, with the processes of torchrun where there are some, and print its folder and accuracy."""
     with distributed.init_distributed(experiment.device_of(arguments.device)) as device:
-        made = experiment.train(spec, arguments.runs, device=device, speed=Speed(sync_norm=arguments.sync_norm))
+        speed, shown = Speed(sync_norm=arguments.sync_norm), arguments.log or True
+        made = experiment.train(spec, arguments.runs, device=device, speed=speed, progress=shown)
         if distributed.rank():
             return
     measures = made.result["measures"]

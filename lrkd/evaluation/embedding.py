@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lrkd.data.datasets import as_faces
 from lrkd.data.degradation import Degradation, degrade
 from lrkd.errors import ConfigError, DataError, TrainingError
 
@@ -34,7 +35,7 @@ def embed(
     Args:
         model: Returns a tensor (B,D) or something with such an `.embedding`.
         images: An array, a memory map, or anything with a length and slices that are such arrays; read `batch` at a
-            time.
+            time. Of a `Dataset` or a `DataLoader` the images in their order, see `lrkd.data.datasets.DatasetFaces`.
         side: Degrade to this side first, and enlarge again unless it is the model's own `size`. None: as they are. At
             the images' own side `degrade` resamples nothing, but the preset's blur, noise and JPEG remain.
         preset: As in `lrkd.data.degradation.degrade`.
@@ -48,6 +49,7 @@ def embed(
         DataError: There are no images, or not of this type and shape.
         TrainingError: An embedding is not finite; a diverged network would otherwise score exactly 50 %.
     """
+    images = as_faces(images)
     if batch < 1:
         raise ConfigError(f"batch: expected at least 1, got {batch}")
     if len(images) == 0:

@@ -1,6 +1,7 @@
 """How well scores separate genuine from impostor pairs: ROC, TAR@FAR, EER, d'.
 
-Everywhere `scores` are (n,), higher meaning more alike, and `same` is (n,) bool, true for two images of one person.
+Everywhere `scores` are (n,), higher meaning more alike, and `same` is (n,) bool, or 0 and 1
+as scikit-learn has labels, true for two images of one person.
 What needs pairs of both kinds raises DataError where one is lacking.
 """
 
@@ -200,13 +201,14 @@ def bootstrap_identities(
 
 
 def check_same(same: ArrayLike, count: int) -> np.ndarray:
-    """Return `same` as (count,) bool; DataError where it is not."""
+    """Return `same` as (count,) bool; DataError where it is neither that nor 0 and 1."""
     found = np.asarray(same)
-    if found.dtype != np.bool_ or found.shape != (count,):
+    if found.shape != (count,) or not (found.dtype == np.bool_ or np.isin(found, (0, 1)).all()):
         raise DataError(
-            f"same: expected bool ({count},), one a pair, true for genuine ones, got {found.dtype} {found.shape}"
+            f"same: expected bool or 0 and 1 ({count},), one a pair, true for genuine ones, got {found.dtype} "
+            f"{found.shape}: the scores come before the labels"
         )
-    return found
+    return found.astype(bool)
 
 
 def finite_values(values: ArrayLike, name: str) -> np.ndarray:

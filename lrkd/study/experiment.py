@@ -4,7 +4,7 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from lrkd.training.acceleration import Speed
 from lrkd.training.execution import Execution
 from lrkd.training.loop import fit
 from lrkd.training.step import Teacher
+from lrkd.training.watch import check_logs, watching
 
 
 def store_dir(path: str | os.PathLike[str] | None = None) -> Path:
@@ -52,7 +53,7 @@ def train(
     where: Path | None = None,
     *,
     device: str | None = None,
-    progress: bool = True,
+    progress: bool | Sequence[str] = True,
     stop: Callable[[], bool] | None = None,
     wait: bool = True,
     speed: Speed | None = None,
@@ -66,7 +67,7 @@ def train(
         spec: What to train.
         where: The run store; default: `store_dir()`.
         device: Such as "cpu" or "cuda:0"; default: a GPU where there is one.
-        progress: Whether to show a bar.
+        progress: Whether to show a bar; or names of `lrkd.training.watch.LOGS`, which are shown beside it.
         stop: Asked after every step; True saves the run and ends in KeyboardInterrupt.
         wait: Whether to wait for another process that trains this run or one that it needs.
         speed: How it is computed, which does not change what it is.
@@ -90,6 +91,7 @@ def train(
         run_store.open_run(store_dir(where), run_name(spec), run_config(spec))  # refuses another configuration
     if not distributed.broadcast(run.finished):
         check(spec)
+        check_logs(logs := () if isinstance(progress, bool) else progress)
         how: dict[str, Any] = {"device": device, "progress": progress, "stop": stop, "wait": wait, "speed": speed}
         lent = {name: train(need, where, **how) for name, need in spec.needs.items()}
         if spec.has_teacher and spec.teacher_kind == "run":
@@ -102,7 +104,19 @@ def train(
         with run.lock(wait, on_wait=say) if distributed.rank() == 0 else nullcontext():
             if not distributed.broadcast(run.finished):
                 try:
-                    _train(spec, run, lent, device, progress, stop, speed)
+                    on_gpu = device.startswith("cuda")
+                    execution = Execution(
+                        seed=spec.seed,
+                        device=device,
+                        directory=run.path,
+                        checkpoint_every=1000 if on_gpu else 100,  # a GPU takes a thousand in a second or two
+                        progress=progress is not False,
+                        name=run_name(spec),
+                        stop=stop,
+                        speed=speed,
+                    )
+                    with watching(logs if distributed.rank() == 0 else (), run.path) as on_row:
+                        _train(spec, run, lent, replace(execution, on_row=on_row))
                 except (ConfigError, DataError):
                     if distributed.rank() == 0:
                         run_store.discard(run)
@@ -167,18 +181,11 @@ def _teacher(
     return Teacher(network, head, kind == "shuffled", low=kind == "own-side", chosen=chosen)
 
 
-def _train(
-    spec: Spec,
-    run: Run,
-    lent: Mapping[str, Run],
-    device: str,
-    progress: bool,
-    stop: Callable[[], bool] | None,
-    speed: Speed,
-) -> None:
+def _train(spec: Spec, run: Run, lent: Mapping[str, Run], execution: Execution) -> None:
+    device, speed = str(execution.device), execution.speed
     faces = faces_of(spec, "train")
     asked = (spec.recipe.teacher if spec.role == "teacher" else spec.recipe.student).batch
-    if progress and asked > spec.schedule.batch and distributed.rank() == 0:
+    if execution.progress and asked > spec.schedule.batch and distributed.rank() == 0:
         _say(f"{spec.source}: a batch is all of its {len(faces)} training images, as they are fewer than {asked}")
     network, head = load(lent["start"]) if "start" in lent else teaching.build(spec, spec.seed, faces.classes)
     teacher = _teacher(spec, lent, (network, head), device)
@@ -193,18 +200,8 @@ def _train(
         stamp |= {"processes": distributed.world_size(), "sync_norm": speed.sync_norm}
     try:
         taught = None if teacher is None else replace(teacher, terms=spec.method.terms)
-        execution = Execution(
-            seed=spec.seed,
-            device=device,
-            directory=run.path,
-            checkpoint_every=1000 if device.startswith("cuda") else 100,  # a GPU takes a thousand in a second or two
-            progress=progress,
-            name=run_name(spec),
-            stop=stop,
-            speed=speed,
-            **(_observed(spec, run, network, teacher, device) if leader else {}),
-        )
-        fitted = fit(network, head, faces, spec.schedule, spec.options, taught, execution)
+        watched = _observed(spec, run, network, teacher, device) if leader else {}
+        fitted = fit(network, head, faces, spec.schedule, spec.options, taught, replace(execution, **watched))
         if not leader:
             return
         kept: np.ndarray | dict[str, np.ndarray]

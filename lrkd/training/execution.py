@@ -26,6 +26,7 @@ class Execution:
         observe: Called with the number of steps done and the hint layers, before the step is saved. It may look, but
             neither draw random numbers nor change a weight.
         observe_every: Steps between two observations; 0: after every epoch.
+        on_row: Called with each row of metrics.csv, in every process.
         stop: Asked after every step; where it returns True the run saves and ends in KeyboardInterrupt, as by Ctrl-C.
     """
 
@@ -39,4 +40,5 @@ class Execution:
     name: str = "train"
     observe: Callable[[int, Hints | None], None] | None = None
     observe_every: int = 0
+    on_row: Callable[[dict[str, float]], None] | None = None
     stop: Callable[[], bool] | None = None

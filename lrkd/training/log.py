@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,16 +23,19 @@ class Log:
     Args:
         names: Of the losses, identity first; a name that is taken already becomes "feature-2".
         batch: Images a step.
+        on_row: Called with each new row.
 
     Attributes:
         rows: Those of metrics.csv.
     """
 
-    def __init__(self, names: Sequence[str], batch: int) -> None:
+    def __init__(
+        self, names: Sequence[str], batch: int, on_row: Callable[[dict[str, float]], None] | None = None
+    ) -> None:
         taken = [*COLUMNS, *names]
         nths = [taken[: k + 1].count(name) for k, name in enumerate(taken)][len(COLUMNS) :]
         self.names = [name if nth == 1 else f"{name}-{nth}" for name, nth in zip(names, nths, strict=True)]
-        self.batch = batch
+        self.batch, self._on_row = batch, on_row
         self.rows: list[dict[str, float]] = []
         self._pending: list[tuple[int, Tensor]] = []  # on the device, not looked at yet
         self._since = np.empty((0, len(self.names) + 1))  # looked at
@@ -96,6 +99,8 @@ class Log:
         pace = count * self.batch / (now - self._clock)
         self.rows.append(row | {"train_accuracy": float(mean[-1]), "images_per_s": pace})
         self._since, self._clock = self._since[:0], now
+        if self._on_row is not None:
+            self._on_row(self.rows[-1])
         return self.rows[-1]
 
     def state(self) -> dict[str, Any]:

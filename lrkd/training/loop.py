@@ -19,8 +19,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from lrkd.data.datasets import as_faces
 from lrkd.distill.parts import check as check_parts
 from lrkd.errors import ConfigError
 from lrkd.models.backbones import Hints
@@ -60,13 +62,16 @@ _ASK = 10
 def fit(
     network: Network,
     head: Head,
-    faces: Images,
+    faces: Images | DataLoader | Dataset,
     schedule: Schedule,
     options: Options | None = None,
     teacher: Teacher | None = None,
     execution: Execution | None = None,
 ) -> Fitted:
     """Train network and head in place on `faces`; options default to `Options()`, execution to `Execution()`.
+
+    A `Dataset` of (image, label), or the one of a `DataLoader`, is read as `lrkd.data.datasets.DatasetFaces`; order
+    and batches are those of `schedule` and the seed.
 
     Raises:
         ConfigError: What was given does not fit together.
@@ -75,7 +80,7 @@ def fit(
             checkpoint before stays.
         RunError: state.pt is of a run with other data, networks, head, teacher or settings, or cannot be written.
     """
-    options, how = options or Options(), execution or Execution()
+    faces, options, how = cast(Images, as_faces(faces)), options or Options(), execution or Execution()
     _check(network, head, faces, schedule, teacher, how)
     device, speed = torch.device(how.device), how.speed
     made_of = fingerprint(network, head, faces, schedule, options, teacher, how) if how.directory else ""
@@ -85,7 +90,7 @@ def fit(
         stack.enter_context(distributed.sync_batch_norm(trained, speed.sync_norm))
         batches = Batches(faces, head, schedule.batch, how.seed, device)
         step = TrainingStep(trained, teacher, schedule, options, how, batches.per_epoch)
-        log = Log(["identity", *(term.name for term in (teacher.terms if teacher else ()))], schedule.batch)
+        log = Log(["identity", *(term.name for term in (teacher.terms if teacher else ()))], schedule.batch, how.on_row)
         writer = stack.enter_context(Writer()) if speed.uses("async_checkpoint", device) else None
         checkpoint = Checkpoint(how.directory, step, made_of, writer) if how.directory else None
 

@@ -165,7 +165,7 @@ def bad_kfold(**change):
         ({"right": np.ones((119, 6))}, r"right.*\(120, 6\), got \(119, 6\)"),
         ({"left": np.ones(120)}, r"left.*\(120,\)"),
         ({"same": np.ones(119, dtype=bool)}, r"same.*\(119,\)"),
-        ({"same": np.ones(120, dtype=np.int64)}, r"same: expected bool \(120,\).* got int64"),
+        ({"same": np.full(120, 2)}, r"same: expected bool or 0 and 1 \(120,\).* got int64"),
         ({"same": np.ones(120, dtype=bool)}, "all pairs are True"),
         ({"same": np.arange(120) == 0, "folds": np.arange(120) % 10}, "outside fold 0, but all pairs are False"),
         ({"folds": np.zeros(120, dtype=int)}, "expected at least 2, but all 120 pairs are in fold 0.*--threshold"),
@@ -356,14 +356,25 @@ def test_separation_of_two_normals_and_its_ends():
         separation(scores, same, bins=0)
 
 
+@pytest.mark.parametrize("function", [roc, tar_at_far, eer, d_prime, separation, best_threshold])
+def test_labels_of_zeros_and_ones_are_those_of_booleans(function):
+    """As scikit-learn has them, in lists too."""
+    scores, same = [0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1]
+    wanted = function(np.array(scores), np.array(same, dtype=bool))
+    np.testing.assert_equal(function(scores, same), wanted)
+    np.testing.assert_equal(function(scores, np.array(same, dtype=np.float32)), wanted)
+
+
 @pytest.mark.parametrize("function", [roc, tar_at_far, eer, d_prime, separation])
 def test_curves_refuse(function):
     with pytest.raises(DataError, match="got 3 pairs that are all True"):
         function([1.0, 2.0, 3.0], np.ones(3, dtype=bool))
     with pytest.raises(DataError, match="scores: expected finite numbers, got nan in row 1"):
         function([1.0, np.nan, 3.0], np.array([True, False, True]))
-    with pytest.raises(DataError, match=r"same: expected bool \(2,\).* got int64"):
-        function([1.0, 2.0], [1, 0])
+    with pytest.raises(DataError, match=r"same: expected bool or 0 and 1 \(2,\).* got int64"):
+        function([1.0, 2.0], [2, 0])
+    with pytest.raises(DataError, match=r"got float64 .*: the scores come before the labels"):
+        function([True, False], [0.3, 0.4])
     with pytest.raises(DataError, match=r"\(2,\)"):
         function([1.0, 2.0], np.array([True]))
 
