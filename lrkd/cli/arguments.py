@@ -42,7 +42,7 @@ def add_store(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device."""
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where it is there)")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: cuda where it is there)")
 
 
 def add_setting(parser: argparse.ArgumentParser) -> None:

@@ -59,6 +59,7 @@ COMMANDS = (
     Command("embed", "write the embeddings of photographs of faces", _RENDERED),
     Command("compare", "say how alike a network finds two photographs of faces", _RENDERED),
     Command("runs", "list the runs of the store with their accuracy"),
+    Command("completion", 'complete words in bash and zsh: eval "$(lrkd completion)"'),
 )
 
 
@@ -134,7 +135,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if error.errno not in _OF_THE_DISK:
             raise
         return _fail(f"{error.filename or 'output'}: {error.strerror}; make room or choose another file or folder", 1)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
+        if "MPS" in str(error):  # an operator or a type that Apple's GPUs lack
+            return _fail(f"{str(error).partition('. ')[0]}; --device cpu computes it", 1)
         if type(error).__name__ != "OutOfMemoryError":  # torch's; it may not have been imported
             raise
         said = str(error).partition(". ")[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lrkd.errors import ConfigError, DataError
+from lrkd.errors import DataError, needed
 
 LIMIT = 2**31  # bytes, and protocol buffers' own
 _FIELDS = 1_000_000
@@ -42,10 +42,8 @@ def open(content: bytes, path: Path, threads: int | None = None) -> Any:
         ConfigError: onnxruntime is missing.
         DataError: It is no ONNX file, or takes its weights from other files, which nothing says are its own.
     """
-    try:
+    with needed(f"{path}: an ONNX file", "export"):
         import onnxruntime
-    except ImportError as error:
-        raise ConfigError(f"{path}: expected onnxruntime, which reads it: pip install onnxruntime") from error
     refuse_external(content, path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -335,8 +335,11 @@ def commit() -> str:
 
 
 def device_of(name: str | None = None) -> str:
-    """Return the device of that name; None is CUDA where it is there, else the CPU. ConfigError for an absent one."""
-    there = ["cpu"]
+    """Return the device of that name; None is CUDA where it is there, else the CPU. ConfigError for an absent one.
+
+    Apple's "mps" has to be named; nothing here has been tried on it.
+    """
+    there = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
     if torch.cuda.is_available():
         there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     name = name or ("cuda" if "cuda" in there else "cpu")

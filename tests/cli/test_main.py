@@ -1,11 +1,13 @@
 """The command line: every command, and for every bad input one clear line, exit status 1 or 2, nothing lost."""
 
+import contextlib
 import csv
 import errno
 import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -375,6 +377,8 @@ def test_what_is_no_file_is_not_replaced_and_a_link_stays_a_link(lrkd_, copied, 
             torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"),
             r"does not suffice \(CUDA out of memory\); a smaller",
         ),
+        (NotImplementedError("The operator 'aten::x' is not on MPS. Set a"), "is not on MPS; --device cpu computes it"),
+        (TypeError("Cannot convert a MPS Tensor to float64"), "MPS Tensor to float64; --device cpu computes it"),
     ],
 )
 def test_errors_of_the_machine_are_one_line(refused, monkeypatch, error, said):
@@ -637,6 +641,43 @@ def test_a_closed_pipe_is_silent():
     child = process("methods", stdout=writer)
     os.close(writer)
     assert (child.communicate(timeout=120)[1], child.returncode) == ("", 1)
+
+
+def test_words_are_completed(tmp_path, lrkd_):
+    """By bash itself: a command, an option of a command, and nothing but files elsewhere."""
+    bash = shutil.which("bash") or pytest.skip("bash is not installed")
+    status, script, err = lrkd_("completion", runs=None)
+    assert (status, err) == (0, "")
+
+    def completed(*words: str) -> set[str]:
+        given = f"COMP_WORDS=({' '.join(map(shlex.quote, words))}); COMP_CWORD={len(words) - 1}; _lrkd"
+        told = subprocess.run(
+            [bash, "-c", f'{script}{given}; echo "${{COMPREPLY[@]}}"'], capture_output=True, text=True, check=True
+        )
+        assert told.stderr == ""
+        return set(told.stdout.split())
+
+    assert completed("lrkd", "") == set(NAMES)
+    assert completed("lrkd", "tr") == {"train", "train-teacher"}
+    assert {"--method", "--side", "--student", "--log"} <= completed("lrkd", "train", "--")
+    assert completed("lrkd", "train", "--teacher") == {"--teacher", "--teacher-seed"}
+    assert completed("lrkd", "verify", "run") == set()
+
+
+def test_a_terminal_without_colours_gets_none():
+    """NO_COLOR, which argparse reads from Python 3.14 on; a pipe gets none either."""
+    shown, terminal = os.openpty()
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "TERM": "xterm-256color"}
+    with os.fdopen(shown, "rb", 0) as read:
+        child = subprocess.Popen([sys.executable, "-m", "lrkd", "--help"], stdout=terminal, env=env)
+        os.close(terminal)
+        told = b""
+        with contextlib.suppress(OSError):  # as a terminal ends
+            while more := read.read(4096):
+                told += more
+    assert child.wait() == 0
+    assert b"a first hour" in told
+    assert b"\x1b" not in told
 
 
 def test_a_full_disk_under_stdout_is_one_line(monkeypatch, capsys):
