@@ -263,9 +263,13 @@ def test_the_readme_figure_is_small_and_has_the_hardest_side():
     cells = itertools.product(COMPARED, (6, 12), range(6), ("test", "validation"))
     frame = pd.DataFrame(cells, columns=["method", "side", "seed", "protocol"]).assign(role="student")
     frame["accuracy"] = np.random.default_rng(0).uniform(0.7, 0.9, len(frame))
-    shown = script.figure(frame)
-    assert shown.image[8:12] == b"WEBP"
-    assert len(shown.image) < 50_000
+    faces = script.faces(people=1, sides=(16, 4), size=16)
+    for image in (script.figure(frame).image, faces):
+        assert image[8:12] == b"WEBP"
+        assert len(image) < 50_000
+    pixels = np.asarray(Image.open(io.BytesIO(faces)))
+    assert pixels.shape == (16, 32, 3)
+    assert len(np.unique(pixels[:, :16].reshape(-1, 3), axis=0)) > len(np.unique(pixels[:, 16:].reshape(-1, 3), axis=0))
 
 
 def test_by_side_draws_intervals_where_they_are(ax):
