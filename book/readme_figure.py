@@ -1,7 +1,6 @@
 """Write the README's pictures: `python book/readme_figure.py`, after `lrkd study core`."""
 
 import io
-
 from pathlib import Path
 
 import matplotlib

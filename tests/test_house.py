@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from lrkd.data import procedural, tables
+from lrkd.distill.methods import METHODS
 from lrkd.study.presets import SCALES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -285,8 +286,30 @@ def test_readme_points_at_what_is_there():
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL))
-def test_readme_runs(block):
+def test_readme_runs(block, tmp_path, monkeypatch):
+    """In a folder that has the book's results, as a clone does; what a snippet writes goes with the folder."""
+    (tmp_path / "book").symlink_to(ROOT / "book")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_what_readers_are_told_to_make_can_be_made():
+    """Every `make X` of the documents is a goal; commands of lrkd are parsed by tests/cli/test_commands.py."""
+    goals = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
+    for name in ("README.md", "CONTRIBUTING.md", ".github/pull_request_template.md", ".pre-commit-config.yaml"):
+        told = set(re.findall(r"(?:`|^|=\S* )make ([a-z-]+)", text(name), re.MULTILINE))
+        assert told <= goals, name
+    assert {"book", "test", "test-all", "check"} <= goals
+
+
+def test_citation_and_methods_agree_on_what_is_a_re_derivation():
+    found = {
+        entry["identifiers"][0]["value"]: entry["notes"] for entry in yaml.safe_load(text("CITATION.cff"))["references"]
+    }
+    ours = {f"arXiv:{m.source.split()[1]}" for m in METHODS.values() if "re-derivation" in m.note}
+    assert ours
+    assert {paper for paper, note in found.items() if "re-derivation" in note} == ours
 
 
 def test_cells_of_pages_are_short():

@@ -56,6 +56,7 @@ def test_one_version_everywhere(wheel):
     told = email.message_from_string(read(wheel, "METADATA"))
     assert told["Version"] == lrkd.__version__
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == lrkd.__version__
+    assert f"version = {{{lrkd.__version__}}}" in (ROOT / "book" / "cite.md").read_text(encoding="utf-8")
     assert "version" in PROJECT["dynamic"]
 
 
