@@ -318,7 +318,8 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
 def commit() -> str:
     """Return the short commit of the source tree, with "+" when lrkd/ has changes.
 
-    LRKD_COMMIT says it where the files were copied to another machine; "unknown" without either.
+    LRKD_COMMIT says it where the files were copied to another machine; "unknown" without either, as for an installed
+    package, which may lie in a repository of its user's.
     """
     if told := os.environ.get("LRKD_COMMIT"):
         return told
@@ -329,6 +330,7 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")
         return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

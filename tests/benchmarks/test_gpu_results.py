@@ -187,6 +187,26 @@ def test_the_commit_can_be_told_whatever_git_says_where_the_files_were_copied_to
     experiment.commit.cache_clear()
 
 
+def test_the_commit_of_a_repository_that_the_package_is_installed_in_is_not_its_own(tmp_path, monkeypatch):
+    from lrkd.study import experiment
+
+    package = tmp_path / ".venv" / "lrkd"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@localhost"]
+    for words in (["init", "-q"], ["add", ".gitignore"], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    monkeypatch.setattr(experiment, "__file__", str(package / "study" / "experiment.py"))
+    monkeypatch.delenv("LRKD_COMMIT", raising=False)
+    experiment.commit.cache_clear()
+    assert experiment.commit() == "unknown"
+    subprocess.run([*git, "add", "-f", str(package / "__init__.py")], check=True, capture_output=True)
+    experiment.commit.cache_clear()
+    assert experiment.commit().endswith("+"), "tracked, and not committed yet"
+    experiment.commit.cache_clear()
+
+
 RUN = {"data": "lfw", "scale": "gpu", "role": "student", "method": "none", "side": 14, "seed": 0, "teacher_seed": None}
 ROW = {
     **RUN,
