@@ -34,6 +34,7 @@ import torch
 from PIL import Image
 
 from data_prep import align, cfp, images, journal, lfw, matlab, pairs_bin, recordio, writer
+from lrkd.data.alignment import NoFace
 from lrkd.data.images import FORMATS
 from lrkd.data.layout import read_layout
 from lrkd.errors import DataError
@@ -95,7 +96,7 @@ def _mats() -> list[bytes]:
 
 
 def _gone() -> bytes:
-    raise images.NoFace("gone")
+    raise NoFace("gone")
 
 
 def _prepared(where: Path) -> dict[str, bytes]:

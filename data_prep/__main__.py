@@ -12,7 +12,7 @@ Each tool turns what people download into one folder that `lrkd.data.prepared` r
   data_prep.tinyface   TinyFace: training set, probes, gallery and distractors for identification
   data_prep.qmul       QMUL-SurvFace: training set, verification pairs, open-set identification
   data_prep.scface     SCface: mugshots, and five surveillance cameras at three distances
-  data_prep.align      photographs and five landmarks a face (a CSV or your detector) -> aligned faces
+  data_prep.align      photographs -> aligned faces, by our detector, yours, or a CSV of five landmarks a face
   data_prep.folder     your own photographs, one folder per person
   data_prep.jpeg       a prepared folder as JPEGs, a twelfth of its size, and back
 """

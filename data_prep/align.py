@@ -1,4 +1,4 @@
-"""`python -m data_prep.align --source DIR --landmarks CSV --out DIR`: aligned faces -> a prepared folder."""
+"""`python -m data_prep.align --source DIR --out DIR`: photographs -> a prepared folder of aligned faces."""
 
 from __future__ import annotations
 
@@ -6,73 +6,39 @@ import argparse
 import csv
 import hashlib
 import io
-import math
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_prep import commandline, files, folder
-from data_prep.images import Framing, NoFace
+from data_prep.images import Framing
+from lrkd.data.alignment import Detector, NoFace, warp
 from lrkd.data.images import MAX_FILE, upright
-from lrkd.errors import ConfigError, DataError, needed
+from lrkd.errors import ConfigError, DataError
 
 HELP = """\
 Align photographs, one folder per person, by five landmarks a face: the similarity transform that brings both eyes, the
 nose and the corners of the mouth closest to the template that ArcFace's training sets use at 112 px.
 
+  python -m data_prep.align --source people                        --out data/people-112
   python -m data_prep.align --source people --landmarks people.csv --out data/people-112
   python -m data_prep.align --source people --detector mine:detect  --out data/people-112
+
+The detector that finds them comes with pip install 'lrkd[photos]', unless you name your own or their landmarks. Of
+several faces the largest central one is taken: the area less twice the squared distance from the middle counts.
 
 The CSV has a line an image, source,x1,y1,x2,y2,x3,y3,x4,y4,x5,y5: the path below DIR (Ada/1.jpg), then in pixels from
 the upper left pixel's centre the eye on the left of the picture, the other eye, the nose, the corners of the mouth from
 left to right. A detector is any function of yours, MODULE:FUNCTION, from an image (H,W,3) uint8 RGB to the landmarks of
-all faces in it (n,5,2); of several faces the one nearest to the middle is taken. An image without a line, with empty
-fields or points that fix no face, or in which the detector finds none is kept whole, marked as missing, counted, and
-named in meta.json: every protocol counts it as a miss, and nothing is trained on it.
+all faces in it (n,5,2). An image without a line, with empty fields or points that fix no face, or in which the detector
+finds none is kept whole, marked as missing, counted, and named in meta.json: every protocol counts it as a miss, and
+nothing is trained on it.
 """
-# Where ArcFace's aligned 112 px sets have the eyes, the nose and the mouth: x, y from the upper left pixel's centre.
-TEMPLATE = np.array(
-    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
-)
 COLUMNS = ("source", *(f"{axis}{point}" for point in range(1, 6) for axis in "xy"))
-Detector = Callable[[np.ndarray], Any]
-
-
-def template(size: int) -> np.ndarray:
-    """(5,2) landmarks of an aligned face of size px."""
-    return (TEMPLATE + 0.5) * size / 112 - 0.5
-
-
-def similarity(points: np.ndarray, size: int) -> np.ndarray:
-    """(5,2) landmarks -> (2,3): from a pixel of the aligned face to one of the photograph.
-
-    The inverse of the least squares similarity (Umeyama 1991). Raises NoFace for points that fix none.
-    """
-    from skimage.transform import SimilarityTransform
-
-    found = SimilarityTransform.from_estimate(points, template(size)) if np.isfinite(points).all() else None
-    if not found or not np.isfinite(found.params).all() or not 1e-4 < found.scale < 1e4:
-        raise NoFace("these landmarks fix no similarity: expected five points that are not all the same")
-    return np.linalg.inv(found.params)[:2]
-
-
-def warp(image: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
-    """RGB photograph, (5,2) landmarks in its pixels -> (S,S,3) uint8; black where the photograph ends.
-
-    Bilinear; a face that is more than twice as large is first averaged over blocks of whole pixels.
-    """
-    matrix = similarity(np.asarray(points, dtype=np.float64), size)
-    block = max(1, min(math.floor(math.hypot(matrix[0, 0], matrix[1, 0])), *image.size))
-    turn, shift = matrix[:, :2] / block, (matrix[:, 2] - (block - 1) / 2) / block
-    shift = shift + 0.5 - turn @ (0.5, 0.5)  # Pillow counts from the upper left pixel's corner
-    small = image.reduce(block) if block > 1 else image
-    data = (*turn[0], shift[0], *turn[1], shift[1])
-    return np.asarray(small.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))
 
 
 def read_landmarks(path: Path) -> dict[str, np.ndarray | None]:
@@ -110,41 +76,23 @@ def read_landmarks(path: Path) -> dict[str, np.ndarray | None]:
     return found
 
 
-def nearest(faces: Any, height: int, width: int) -> np.ndarray:
-    """(n,5,2) -> the (5,2) nearest to the middle of the image. Raises NoFace for n = 0, ValueError for other shapes."""
-    found = np.asarray(faces, dtype=np.float64)
-    if found.size == 0:
-        raise NoFace("the detector found no face")
-    if found.ndim != 3 or found.shape[1:] != (5, 2):
-        raise ValueError(f"the detector: expected landmarks (n,5,2), got {found.shape}")
-    return found[np.argmin(np.linalg.norm(found.mean(1) - ((width - 1) / 2, (height - 1) / 2), axis=1))]
-
-
 def framing(landmarks: Mapping[str, np.ndarray | None] | None = None, detector: Detector | None = None) -> Framing:
-    """Align faces instead of cropping them: by the landmarks of each source, or by a detector."""
-    if (landmarks is None) == (detector is None):
-        raise ConfigError("expected landmarks or a detector, got both or neither")
-    with needed("aligning", "align"):
-        import skimage.transform  # noqa: F401
+    """Align faces instead of cropping them: by the landmarks of each source, or by a detector (default: ours)."""
+    if landmarks is None:
+        return Framing.found(detector)
+    if detector is not None:
+        raise ConfigError("expected landmarks or a detector, got both")
 
     def decode(source: str, data: bytes, size: int) -> np.ndarray:
-        if landmarks is not None:
-            points = landmarks.get(source)
-            if points is None:
-                raise NoFace("no landmarks")
-            with upright(data) as image:
-                return warp(image, points, size)
-        assert detector is not None
+        points = landmarks.get(source)
+        if points is None:
+            raise NoFace("no landmarks")
         with upright(data) as image:
-            return warp(image, nearest(detector(np.asarray(image)), image.height, image.width), size)
+            return warp(image, points, size)
 
-    if landmarks is None:
-        named: Any = detector if hasattr(detector, "__qualname__") else type(detector)
-        by = {"by": "detector", "name": f"{named.__module__}:{named.__qualname__}"}
-    else:
-        told = sorted((source, None if points is None else points.tolist()) for source, points in landmarks.items())
-        by = {"by": "landmarks", "sha256": hashlib.sha256(repr(told).encode()).hexdigest()}
-    return Framing({"kind": "five points", **by}, decode, finds_faces=True)
+    told = sorted((source, None if points is None else points.tolist()) for source, points in landmarks.items())
+    digest = hashlib.sha256(repr(told).encode()).hexdigest()
+    return Framing({"kind": "five points", "by": "landmarks", "sha256": digest}, decode, finds_faces=True)
 
 
 def add_frame(parser: argparse.ArgumentParser, crop: float | None = None) -> None:
@@ -205,7 +153,7 @@ def _named(text: str) -> Detector:
 def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     parser = commandline.parser("align", HELP)
-    group = parser.add_mutually_exclusive_group(required=True)
+    group = parser.add_mutually_exclusive_group()
     group.add_argument("--landmarks", type=Path, metavar="CSV", help="five landmarks an image")
     group.add_argument("--detector", type=_named, metavar="MODULE:FUNCTION", help="your function that finds them")
     folder.add_pairs(parser)

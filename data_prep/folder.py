@@ -25,7 +25,9 @@ Turn one folder of photographs per person into a folder that lrkd reads:
   python -m data_prep.folder --source people --out data/people-48 --size 48 --crop 0.8
 
 Class ids follow the sorted folder names. Photographs are turned upright by their EXIF, cropped to the square in the
-middle and resized; crop to the face beforehand, or with --crop. Links, hidden files and other formats are passed over.
+middle and resized: crop to the face beforehand or with --crop, or let --align find and align the faces (pip install
+'lrkd[photos]'; of several the largest central one; an image without one is a miss in every protocol). Links, hidden
+files and other formats are passed over.
 Verification pairs (protocol "generated") are drawn with --seed in folds that share no person; fewer than four people,
 or people with one image each, become a folder without pairs.
 """
@@ -77,12 +79,14 @@ def prepare(
     *,
     size: int = 112,
     crop: float = 1.0,
+    align: bool = False,
     framing: Framing | None = None,
     drawing: Drawing = Drawing(),
     **options: Any,
 ) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options`, and `framing` for `crop`, go to `writer.Recipe`."""
     files.check_out(out, source)
+    framing = framing or (Framing.found() if align else Framing.centre(crop))
     photos, ignored, empty = find(source)
     if empty:
         more = f" and {len(empty) - MAX_NAMED} more" if len(empty) > MAX_NAMED else ""
@@ -105,7 +109,7 @@ def prepare(
         photos,
         len(photos),
         extras,
-        writer.Recipe(size=size, framing=framing or Framing.centre(crop), **named),
+        writer.Recipe(size=size, framing=framing, **named),
     )
 
 
@@ -127,13 +131,15 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     parser = commandline.parser("folder", HELP)
-    parser.add_argument(
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
         "--crop",
         type=commandline.share,
         default=1.0,
         metavar="P",
         help="side of the crop, as a share of the shorter side",
     )
+    group.add_argument("--align", action="store_true", help="find and align the faces instead")
     add_pairs(parser)
     options = vars(parser.parse_args(argv))
     drawing = commandline.bundle(options, Drawing)

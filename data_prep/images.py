@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lrkd.data import detection
+from lrkd.data.alignment import Detector, central, warp
 from lrkd.data.images import upright
 
 MAX_SIDE = 4096  # pixels; some images of that size are in memory at once
 Box = Callable[[int, int], tuple[float, float, float, float]]
-
-
-class NoFace(Exception):
-    """A photograph in which the face was not found: not broken, but a row that every protocol counts as a miss."""
 
 
 def centre_pixels(side: int) -> Box:
@@ -82,3 +80,19 @@ class Framing:
     def whole(cls) -> Framing:
         """Frame the whole image, with black around it."""
         return cls.of(whole_padded, kind="whole")
+
+    @classmethod
+    def found(cls, detector: Detector | None = None) -> Framing:
+        """Frame the largest central face, aligned by its landmarks, of those that a detector finds.
+
+        The default is the detector of the extra `photos`; ConfigError where that is missing.
+        """
+        detect = detector or detection.detector()
+
+        def decode(_: str, data: bytes, size: int) -> np.ndarray:
+            with upright(data) as image:
+                return warp(image, central(detect(np.asarray(image)), image.height, image.width), size)
+
+        named: Any = detect if hasattr(detect, "__qualname__") else type(detect)
+        by = {"by": "detector", "name": f"{named.__module__}:{named.__qualname__}"}
+        return cls({"kind": "five points", **by}, decode, finds_faces=True)

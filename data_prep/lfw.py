@@ -34,7 +34,8 @@ DIR holds lfw-deepfunneled.tgz or the unpacked lfw-deepfunneled/ (or lfw/), and 
   peopleDevTrain.txt, peopleDevTest.txt  View 1: people to train and to test with   -> splits train and test
   people.txt, lfw-names.txt              how many images each person has            -> checked
 The archive is read as a stream and never unpacked. The default crop, the middle 114 of 250 px, holds the face from brow
-to chin in the aligned images.
+to chin in the aligned images. --align finds the faces instead and brings their landmarks to ArcFace's places (pip
+install 'lrkd[photos]').
 """
 PROTOCOLS = {"view1-train": "pairsDevTrain.txt", "view1-test": "pairsDevTest.txt", "view2": "pairs.txt"}
 DEVELOPMENT = {"train": "peopleDevTrain.txt", "test": "peopleDevTest.txt"}
@@ -175,7 +176,9 @@ def _unpacked(folder: Path) -> Iterator[Photo]:
                 yield Photo(person.name, source, Path(file.path).read_bytes)
 
 
-def prepare(source: Path, out: Path, *, size: int = 112, crop: int = 114, **options: Any) -> dict[str, Any]:
+def prepare(
+    source: Path, out: Path, *, size: int = 112, crop: int = 114, align: bool = False, **options: Any
+) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options` go to `writer.Recipe`."""
     files.check_out(out, source)
     images, texts = find(source)
@@ -205,7 +208,7 @@ def prepare(source: Path, out: Path, *, size: int = 112, crop: int = 114, **opti
             counts={"pairs_of_broken_images": len(known) - len(there)},
         )
 
-    framing = Framing.of(centre_pixels(crop), kind="centre", pixels=crop)
+    framing = Framing.found() if align else Framing.of(centre_pixels(crop), kind="centre", pixels=crop)
     return writer.write(
         out,
         archived(images, True) if images.is_file() else _unpacked(images),
@@ -246,13 +249,15 @@ def _check(
 def main(argv: list[str] | None = None) -> None:
     """Run the tool."""
     parser = commandline.parser("lfw", HELP)
-    parser.add_argument(
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
         "--crop",
         type=commandline.positive,
         default=114,
         metavar="N",
         help="side of the crop in pixels of 250 (default 114)",
     )
+    group.add_argument("--align", action="store_true", help="find and align the faces instead")
     options = vars(parser.parse_args(argv))
     print(commandline.summary(options["out"], prepare(**options)))
 

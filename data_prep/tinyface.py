@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import align, commandline, files, matlab, writer
-from data_prep.images import NoFace
 from data_prep.journal import Photo
+from lrkd.data.alignment import NoFace
 from lrkd.errors import DataError
 
 LICENCE = (

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from data_prep import findings, images
 from data_prep.files import check_out, unfinished
-from data_prep.images import Framing, NoFace
+from data_prep.images import Framing
 from data_prep.journal import Journal, Photo
+from lrkd.data.alignment import NoFace
 from lrkd.data.layout import MANIFEST, PAIRS
 from lrkd.data.pairs import make_pairs, mark_copies
 from lrkd.data.shards import NpyWriter, file_sha256

@@ -120,6 +120,11 @@ def add_evaluation(parser: argparse.ArgumentParser, default_sides: str) -> None:
 
 
 def add_photographs(parser: argparse.ArgumentParser) -> None:
-    """Add what `embed` and `compare` share: the network and --side."""
+    """Add what `embed` and `compare` share: the network, --side and --cropped."""
     add_network(parser, "MODEL", "an .onnx file of `lrkd export`, a run's folder or a published checkpoint")
     parser.add_argument("--side", type=int, metavar="PX", help="degrade the images to this side first (default: not)")
+    parser.add_argument(
+        "--cropped",
+        action="store_true",
+        help="the images are crops of faces already; else faces are found and aligned (pip install 'lrkd[photos]')",
+    )

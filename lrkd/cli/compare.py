@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lrkd.cli import photographs
 from lrkd.cli.arguments import add_photographs
+from lrkd.cli.output import warn
 from lrkd.cli.subject import open_subject
 from lrkd.evaluation.verification import cosine_scores
 
@@ -18,9 +19,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the cosine of the two, and on which side of the network's threshold it lies."""
     subject = open_subject(arguments.network, arguments.channels)
-    found = photographs.embed_photographs(subject, arguments.images, arguments.side)
+    found, note = photographs.embed_photographs(subject, arguments.images, arguments.side, arguments.cropped)
     notes, cosine = subject.notes, float(cosine_scores(found[:1], found[1:])[0])
-    print(f"cosine {cosine:.4f}")
+    if note:
+        warn(note)
+    print(f"similarity {cosine:.4f}")
     if why := photographs.why_not(subject):
         print(
             f"No verdict: {why}.\nA threshold from rendered faces does not hold there: two people may well lie above "
@@ -37,10 +40,12 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"Its threshold was found at {known} px and these images have {side}: --side {known} compares there.")
         return
     where, who = ("Above", "the same person") if cosine > threshold else ("Not above", "two people")
-    data, rate = notes.get("threshold_data"), notes.get("false_match_rate")
-    of = f"the pairs of {data}" if data else "its validation pairs"
-    matches = f", {rate} of whose impostor pairs lie above it" if rate else ""
+    of = notes.get("threshold_data") or "its validation people"
+    print(f"{where} the threshold {threshold:.4f}: rather {who}.")
+    if rate := notes.get("false_match_rate"):
+        print(f"That threshold takes a share of {rate} of the impostor pairs of {of} for one person.")
+    data, faces = notes.get("trained_on") or notes.get("data") or "data that it does not name", notes.get("faces")
     print(
-        f"{where} {threshold:.4f}, the threshold that best told {of} apart{matches}: rather {who}.\n"
-        "That holds for faces cropped as those were, and it is a best guess and no proof."
+        f"The model was trained on {data}{f', faces framed by {faces}' if faces else ''}. The verdict holds for faces "
+        "like those, and it is a best guess and no proof."
     )

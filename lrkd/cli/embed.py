@@ -22,10 +22,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Write the embeddings."""
     subject = open_subject(arguments.network, arguments.channels)
-    found = photographs.embed_photographs(subject, arguments.images, arguments.side)
+    found, note = photographs.embed_photographs(subject, arguments.images, arguments.side, arguments.cropped)
     with atomic(arguments.out, "wb") as file:
         np.save(file, found)
     side = arguments.side or subject.network.size
     print(f"{arguments.out}: {found.shape[0]} embeddings of {found.shape[1]} numbers, of images of {side} px")
+    if note:
+        warn(note)
     if why := photographs.why_not(subject):
         warn(f"{why}: train on photographs (`lrkd train --data`) for embeddings that do")

@@ -47,8 +47,12 @@ def load_schooling(subject: Subject, path: str | None) -> Schooling:
     # The largest first: what is trained for several sides is measured at that one.
     sides = sorted(given, reverse=True) if isinstance(given, list) else [given]
     own = "that of its data"
-    licence = "Apache-2.0" if source == PROCEDURAL else str(load_prepared(source).meta.get("licence", own))[:200]
-    metadata |= {"data": run.config["data"].get("source"), "licence": licence}
+    licence, framed = "Apache-2.0", {}
+    if source != PROCEDURAL:
+        meta = load_prepared(source).meta
+        licence = str(meta.get("licence", own))[:200]
+        framed = {"faces": meta["crop"]["kind"]} if "kind" in (meta.get("crop") or {}) else {}
+    metadata |= {"data": run.config["data"].get("source"), "licence": licence, **framed}
     return Schooling(faces, sides, metadata | {"side": sides[0] or scale.size})
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lrkd.data.alignment import SIZE, Detector, NoFace, central, warp
 from lrkd.data.images import FORMATS, MAX_FILE, upright
 from lrkd.data.tables import Faces
 from lrkd.errors import DataError
@@ -157,13 +158,15 @@ def inputs(
     return seen.reshape(len(images), 3, size, size)
 
 
-def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
+def photograph(path: str | os.PathLike[str], size: int, detector: Detector | None = None) -> np.ndarray:
     """Read an image file as (size,size,3) uint8 RGB: upright by its EXIF, the square in its middle, resampled.
 
-    It is made smaller by averaging areas and larger by bicubic interpolation. No face is looked for: crop it before.
+    It is made smaller by averaging areas and larger by bicubic interpolation. With a detector it is the largest central
+    face that is found, aligned; without one crop the face before.
 
     Raises:
-        DataError: The file is not an image of `lrkd.data.images.FORMATS` with 8 bits a channel, or too large.
+        DataError: The file is not an image of `lrkd.data.images.FORMATS` with 8 bits a channel, or too large; or the
+            detector finds no face.
     """
     file = Path(path)
     if not file.is_file():
@@ -173,10 +176,15 @@ def photograph(path: str | os.PathLike[str], size: int) -> np.ndarray:
         with file.open("rb") as opened:
             data = opened.read(MAX_FILE + 1)
         with upright(data) as whole:
+            if detector is not None:
+                points = central(detector(np.asarray(whole)), whole.height, whole.width)
+                whole = Image.fromarray(warp(whole, points, max(size, SIZE)))
             side = min(whole.size)
             left, top = ((length - side) / 2 for length in whole.size)
             kernel = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
             return np.array(whole.resize((size, size), kernel, (left, top, left + side, top + side)))
+    except NoFace as error:
+        raise DataError(f"{file}: no face was found in it ({error})") from error
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise DataError(f"{file}: expected an image in {', '.join(FORMATS)}, got {first_line(error)}") from error
 

