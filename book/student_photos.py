@@ -1,0 +1,230 @@
+"""Train the student for photographs, rung by rung of a ladder: `python -m book.student_photos NAME --data DIR`.
+
+DIR is LFW as `python -m data_prep.lfw --align` wrote it at 112 px. Each rung is trained on LFW's View 1 training people
+at 16 px, written in 8 bits, and measured on validation people, which choose, and on View 1's test people; its row joins
+photo-student.csv. `--choose` puts the file of the rung that is best on validation people in the results.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrkd.data.prepared import prepared
+from lrkd.data.tables import Faces, Splits
+from lrkd.distill.bridge import compact_head
+from lrkd.distill.distances import cosine
+from lrkd.errors import ConfigError
+from lrkd.evaluation import verification
+from lrkd.evaluation.search import search
+from lrkd.files import Table
+from lrkd.models import backbones, heads
+from lrkd.onnx import export
+from lrkd.study.experiment import commit, device_name
+
+RESULTS = Path(__file__).resolve().parent / "results"
+TABLE = Table("python -m book.student_photos", ("rung", "seed"))
+LIMIT = 57_000  # bytes, as many as Bridge Distillation's student has
+SIDE, MIDDLE, BATCH = 16, 56, 128
+SIDES = (8, 10, 12, 16)
+CALIBRATION = 512
+
+
+class Rung(NamedTuple):
+    """What is trained: one block a stage of these widths, for so many epochs, perhaps towards a teacher."""
+
+    widths: tuple[int, ...]
+    strides: tuple[int, ...]
+    embedding: int
+    epochs: int
+    teacher: str = ""  # of its embeddings: "axes", the main ones; "bridge", the head that training people fit
+    weight: float = 20.0
+
+
+THREE, FOUR = ((8, 16, 32), (1, 2, 2), 56), ((8, 16, 28, 36), (1, 2, 2, 2), 56)
+LADDER = {
+    "four-8": Rung(*FOUR, 8),
+    "three-60": Rung(*THREE, 60),
+    "four-60": Rung(*FOUR, 60),
+    "four-60-axes": Rung(*FOUR, 60, "axes"),
+    "four-60-bridge": Rung(*FOUR, 60, "bridge"),
+    "four-120": Rung(*FOUR, 120),
+}
+
+
+def area(images: np.ndarray, side: int) -> Tensor:
+    """(N,S,S,3) uint8 -> (N,3,side,side) float32 in [0,1], by averages over areas; S is a multiple of side."""
+    factor = images.shape[1] // side
+    blocks = (torch.from_numpy(np.array(images[k : k + 256])).permute(0, 3, 1, 2) for k in range(0, len(images), 256))
+    return torch.cat([F.avg_pool2d(block.float(), factor) for block in blocks]) / 255
+
+
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """(B,3,56,56) in [0,1] -> (B,3,16,16): mirrored, turned, scaled, moved, relit, blurred, with noise."""
+
+    def draw(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(len(x), *shape, generator=generator) * (high - low) + low
+
+    angle, scale = draw(-0.12, 0.12), draw(0.84, 1.04)
+    flip = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
+    rows = torch.stack(
+        [
+            torch.stack([flip * scale * angle.cos(), -scale * angle.sin(), draw(-0.1, 0.1)], 1),
+            torch.stack([flip * scale * angle.sin(), scale * angle.cos(), draw(-0.1, 0.1)], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(rows, [len(x), 3, 2 * SIDE, 2 * SIDE], align_corners=False)
+    small = F.avg_pool2d(F.grid_sample(x, grid, "bilinear", "border", align_corners=False), 2)
+    soft = F.avg_pool2d(F.pad(small, (1, 1, 1, 1), "replicate"), 3, 1)
+    small = torch.lerp(small, soft, draw(-0.3, 0.5, 1, 1, 1).clamp_min(0))
+    mean = small.mean((1, 2, 3), keepdim=True)
+    small = (small - mean) * draw(0.65, 1.35, 1, 1, 1) + mean + draw(-0.15, 0.15, 1, 1, 1)
+    small = small * draw(0.9, 1.1, 3, 1, 1)
+    return (small + draw(0, 0.04, 1, 1, 1) * torch.randn(small.shape, generator=generator)).clamp(0, 1)
+
+
+def train(rung: Rung, faces: Faces, target: Tensor | None, seed: int) -> torch.nn.Module:
+    """Train a rung by CosFace, and by the cosine distance to the targets (N,embedding) where there are some."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    network = backbones.small(
+        SIDE, rung.embedding, rung.widths, cbam=False, stem_stride=1, strides=rung.strides, seed=seed
+    )
+    head = heads.build("cosface", faces.classes, rung.embedding, scale=16.0, margin=0.15, seed=seed)
+    images, labels = area(faces.images, MIDDLE), torch.from_numpy(np.asarray(faces.labels))
+    steps = len(images) // BATCH * rung.epochs
+    parameters = [*network.parameters(), *head.parameters()]
+    optimiser = torch.optim.SGD(parameters, 0.2, 0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, steps)
+    network.train(), head.train()
+    for epoch in range(rung.epochs):
+        order, seen = torch.randperm(len(images), generator=generator), []
+        for step, index in enumerate(order[: len(order) // BATCH * BATCH].split(BATCH)):
+            done = (epoch + step * BATCH / len(order)) / rung.epochs
+            found = network(augmented(images[index], generator) * 2 - 1).embedding
+            loss = F.cross_entropy(head(found, labels[index], min(1.0, done / 0.4)), labels[index])
+            seen.append(loss.item())
+            if target is not None:
+                loss = loss + rung.weight * cosine(found, target[index]).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        print(f"epoch {epoch + 1} of {rung.epochs}: loss {np.mean(seen):.3f}", flush=True)
+    return network.eval()
+
+
+def targets(rung: Rung, table: Path | None, faces: Faces) -> Tensor | None:
+    """What the training images' embeddings are drawn to; see Rung."""
+    if not rung.teacher:
+        return None
+    if table is None:
+        raise ConfigError("teacher is not given: this rung learns from one: --teacher, embeddings as an .npy file")
+    assert faces.rows is not None
+    found = np.load(table, allow_pickle=False)[faces.rows]
+    found = found / np.linalg.norm(found, axis=1, keepdims=True)
+    if rung.teacher == "axes":
+        centred = found - found.mean(0)
+        return torch.from_numpy(centred @ np.linalg.svd(centred, full_matrices=False)[2][: rung.embedding].T).float()
+    return torch.from_numpy(compact_head(found, np.asarray(faces.labels), rung.embedding))
+
+
+def shown(images: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """What the network sees of (N,112,112,3) uint8 faces of `side` pixels: (N,3,16,16) float32 in [-1,1]."""
+    small = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
+    small = F.interpolate(small, (side, side), mode="area")
+    if side != SIDE:
+        small = F.interpolate(small, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
+    return (small * 2 - 1).numpy()
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """The 16 x 16 pixels themselves as an embedding, less their mean: their cosine is plain correlation."""
+    flat = shown(images).reshape(len(images), -1)
+    return flat - flat.mean(1, keepdims=True)
+
+
+def measures(embed: Callable[[np.ndarray], np.ndarray], splits: Splits) -> dict[str, float]:
+    """Verification of View 1's test pairs by validation's threshold, rank 1 and false matches among all test people."""
+    found = {}
+    validation, test = splits.validation, splits.test
+    a, b = embed(validation.images), embed(test.images)
+    for faces in (validation, test):
+        assert faces.pairs is not None
+    pairs, gone = validation.pairs, validation.pairs.touch(validation.missing)
+    scores = verification.cosine_scores(a[pairs.left], a[pairs.right])
+    cut, found["validation"] = verification.best_threshold(scores[~gone], pairs.same[~gone])
+    pairs, gone = test.pairs, test.pairs.touch(test.missing)
+    scores = verification.cosine_scores(b[pairs.left], b[pairs.right])
+    found["test"] = float((((scores > cut) & ~gone) == pairs.same).mean())
+    here = np.ones(len(b), bool) if test.missing is None else ~test.missing
+    unit = (b / np.linalg.norm(b, axis=1, keepdims=True))[here]
+    labels = np.asarray(test.labels)[here]
+    gallery = np.unique(labels, return_index=True)[1]
+    probes = np.setdiff1d(np.arange(len(labels)), gallery)
+    ranks = search(unit[gallery], labels[gallery], unit[probes], labels[probes]).rank
+    found["rank1"] = float((ranks == 1).mean())
+    above = unit @ unit.T > cut
+    other = labels[:, None] != labels[None]
+    return found | {"threshold": float(cut), "false_match_rate": float(above[other].mean())}
+
+
+def run(name: str, data: Path, teacher: Path | None, seed: int, work: Path, out: Path) -> None:
+    """Train, write, measure, and add the rung's row to the table."""
+    rung, splits = LADDER[name], prepared(data, protocol="view1-test")
+    start = time.process_time()
+    network = train(rung, splits.train, targets(rung, teacher, splits.train), seed)
+    seconds = time.process_time() - start
+    train_images = splits.train.images
+    some = np.linspace(0, len(train_images) - 1, CALIBRATION).astype(np.int64)
+    work.mkdir(parents=True, exist_ok=True)
+    made = export.export(network, work / f"{name}-s{seed}.onnx", "int8", calibration=shown(train_images[some]))
+    found = measures(lambda images: made(shown(images)), splits)
+    start = time.process_time()
+    for _ in range(5):
+        made(np.zeros((256, 3, SIDE, SIDE), np.float32))
+    speed = 5 * 256 / (time.process_time() - start)
+    by_side = {f"test_{s}px": measures(lambda images, s=s: made(shown(images, s)), splits)["test"] for s in SIDES[:-1]}
+    row = {"rung": name, "seed": seed, **rung._asdict(), "bytes": made.bytes, **found, **by_side}
+    row |= {
+        "teacher_file": "" if teacher is None or not rung.teacher else teacher.name,
+        "training_cpu_s": round(seconds),
+    }
+    row |= {"faces_per_cpu_s": round(speed), "people": splits.train.classes, "images": len(train_images)}
+    add(out, row)
+    if "pixels" not in set(TABLE.read(out)["rung"]):
+        add(out, {"rung": "pixels", "seed": 0, **measures(pixels, splits)})
+
+
+def add(out: Path, row: dict[str, Any]) -> None:
+    """Merge a row into the table."""
+    stamp = {"device": device_name("cpu"), "torch": torch.__version__, "commit": commit()}
+    TABLE.merge(out, pd.DataFrame([row | stamp]).round(4))
+    print(row)
+
+
+def main() -> None:
+    """Train one rung."""
+    parser = argparse.ArgumentParser(prog="python -m book.student_photos", description=__doc__)
+    parser.add_argument("rung", choices=LADDER)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="LFW, aligned, at 112 px")
+    parser.add_argument("--teacher", type=Path, metavar="NPY", help="embeddings, a row an image of the data's manifest")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("photo-students"), metavar="DIR", help="where files are kept")
+    parser.add_argument("--out", type=Path, default=RESULTS / "photo-student.csv", metavar="CSV")
+    arguments = parser.parse_args()
+    TABLE.check(arguments.out)
+    run(arguments.rung, arguments.data, arguments.teacher, arguments.seed, arguments.work, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
