@@ -135,7 +135,8 @@ def targets(rung: Rung, table: Path | None, faces: Faces) -> Tensor | None:
     if rung.teacher == "axes":
         centred = found - found.mean(0)
         return torch.from_numpy(centred @ np.linalg.svd(centred, full_matrices=False)[2][: rung.embedding].T).float()
-    return torch.from_numpy(compact_head(found, np.asarray(faces.labels), rung.embedding))
+    mean, directions = compact_head(found, np.asarray(faces.labels), rung.embedding)
+    return torch.from_numpy((found - mean) @ directions)
 
 
 def shown(images: np.ndarray, side: int = SIDE) -> np.ndarray:

@@ -12,8 +12,8 @@ from lrkd.errors import ConfigError
 _SHRUNK = 0.1  # share of the mean variance in the scatter within people, of whom many have two images
 
 
-def compact_head(features: np.ndarray, labels: np.ndarray, length: int) -> np.ndarray:
-    """Fit the head that tells these people apart best, and apply it.
+def compact_head(features: np.ndarray, labels: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fit the head that separates these people best: `x -> (x - mean) directions`.
 
     With S_w and S_b the scatter within and between people, the directions are the eigenvectors of S_b v = l S_w v with
     the largest l (Fisher 1936), S_w shrunk towards a multiple of the identity.
@@ -24,7 +24,8 @@ def compact_head(features: np.ndarray, labels: np.ndarray, length: int) -> np.nd
         length: Numbers that remain of D.
 
     Returns:
-        (N,length), with mean zero, and of length one.
+        The mean (D,) and the directions (D,length), the best first, float32; within people the variance is one along
+        each of them.
 
     Raises:
         ConfigError: `length` is not from 1 to D.
@@ -42,5 +43,5 @@ def compact_head(features: np.ndarray, labels: np.ndarray, length: int) -> np.nd
     inside = centred - means[index]
     within, between = inside.T @ inside / count, means[index].T @ means[index] / count
     within = (1 - _SHRUNK) * within + np.eye(size) * (_SHRUNK * np.trace(within) / size + 1e-12)
-    found = centred @ eigh(between, within, subset_by_index=(size - length, size - 1))[1][:, ::-1]
-    return (found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-12)).astype(np.float32)
+    directions = eigh(between, within, subset_by_index=(size - length, size - 1))[1][:, ::-1]
+    return features.mean(0).astype(np.float32), directions.astype(np.float32)

@@ -64,6 +64,7 @@ class Method:
         note: How ours deviates.
         start: The method whose finished run, of the same seed, lends its weights to begin with.
         choice: Of which images the teacher's features are learned; None: of all.
+        compact: Whether the teacher's embeddings are first refitted to the training people (`lrkd.distill.bridge`).
     """
 
     name: str
@@ -74,6 +75,7 @@ class Method:
     note: str = ""
     start: str | None = None
     choice: Choice | None = None
+    compact: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w@(][\w .,+*@()=-]{0,99}", self.name):
@@ -102,6 +104,7 @@ class Method:
         """
         told = {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
         more = {"start": self.start, "choice": None if self.choice is None else asdict(self.choice)}
+        more["compact"] = self.compact or None
         return told | {key: value for key, value in more.items() if value is not None}
 
 
@@ -218,6 +221,14 @@ METHODS: dict[str, Method] = {
             source="arXiv 2207.06726",
             note="added to the margin head's loss from the start, where theirs fine-tunes; a sharp image and its small "
             "version are a positive pair too; each image is shown in both forms, so a step costs twice",
+        ),
+        Method(
+            "bridge",
+            "Bridge Distillation",
+            (regression(cosine, 20.0),),
+            source="arXiv 2409.11786",
+            note="a re-derivation from the abstract: the cross-dataset step is a linear discriminant, in closed form",
+            compact=True,
         ),
         SELECTED,
         replace(SELECTED, **_control("skd-all", "SKD, all features", "nothing is selected"), choice=None),

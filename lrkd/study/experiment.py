@@ -164,6 +164,8 @@ def _teacher(
     else:
         network = teaching.lent_network(spec, faces)
     chosen = _chosen(spec, lent.get("teacher", network), device)
+    if spec.method.compact:
+        network = networks.compacted(network, faces, device)
     return Teacher(network, head, kind == "shuffled", low=kind == "own-side", chosen=chosen)
 
 

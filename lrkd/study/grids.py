@@ -18,11 +18,11 @@ ATTENTION_METHODS = ("none", "askd", "askd-centred", "askd-constant", "fskd")
 # Weights of the ladder in units of the matched one, the middle first: what is stopped has looked near the optimum.
 RUNGS = (1.0, 0.25, 4.0, 16.0, 64.0, 256.0)
 LADDER_SEED = 100  # of `relations` too
-# The ablations of AIRD stay out of `core`, and so do those that came with `lrkd.study.answer`.
+# The ablations of AIRD stay out of `core`, and so do those that came later.
 COMPARED = tuple(
     name
     for name, method in methods.METHODS.items()
-    if method.start is None and not name.startswith("aird-") and name not in methods.OF_WORLDS
+    if method.start is None and not name.startswith("aird-") and name not in methods.OF_WORLDS and not method.compact
 )
 AIRD_METHODS = ("none", "fskd", "askd", "embedding-cos", *(name for name in methods.METHODS if "aird" in name))
 TRAINED_KERNELS = ("area-bicubic", "fskd", "askd-compat", "askd-isotropic")

@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrkd import userfile
+from lrkd.data.tables import Faces
+from lrkd.distill.bridge import compact_head
 from lrkd.errors import ConfigError, DataError, LrkdError
+from lrkd.evaluation import embedding
 from lrkd.models.backbones import BUILDERS
 from lrkd.models.layers import Network, Output
 from lrkd.models.published import load_foreign
@@ -197,6 +200,38 @@ class Resized(Network):
 def resized(network: Network, size: int) -> Network:
     """The network as one for images of `size` px; a table of embeddings is shown none."""
     return network if network.size == size or isinstance(network, Embeddings) else Resized(network, size)
+
+
+class Compacted(Network):
+    """A network whose embeddings pass through a compact head."""
+
+    mean: Tensor
+    directions: Tensor
+
+    def __init__(self, network: Network, mean: Tensor, directions: Tensor) -> None:
+        super().__init__()
+        self.network, self.size, self.embedding, self.widths = network, network.size, network.embedding, network.widths
+        self.register_buffer("mean", mean)
+        self.register_buffer("directions", directions)
+
+    def forward(self, x: Tensor) -> Output:
+        out: Output = self.network(x)
+        return out._replace(embedding=(out.embedding - self.mean) @ self.directions)
+
+
+def compacted(network: Network, faces: Faces, device: str) -> Network:
+    """The teacher with a head that is fitted to these people, of as many numbers: `lrkd.distill.bridge`."""
+    known = isinstance(network, Embeddings)
+    found = (
+        network.table.cpu()
+        if known
+        else embedding.embed(resized(network, faces.size).to(device), faces.images, mirror=False)
+    )
+    features = np.asarray(found)
+    mean, directions = (torch.from_numpy(x) for x in compact_head(features, faces.labels, network.embedding))
+    if known:
+        return Embeddings((torch.from_numpy(features) - mean) @ directions)
+    return Compacted(network, mean, directions)
 
 
 def rebuild(model: Mapping[str, Any], where: str | None, run: Path) -> Network:
