@@ -2,10 +2,12 @@
 
 DIR is LFW as `python -m data_prep.lfw --align` wrote it at 112 px. Each rung is trained on LFW's View 1 training people
 at 16 px, written in 8 bits, and measured on validation people, which choose, and on View 1's test people; its row joins
-photo-student.csv. `--choose` puts the file of the rung that is best on validation people in the results.
+photo-student.csv. NAME `choose` takes the rung that is best on validation people as photo-student.onnx, with its card
+in the metadata.
 """
 
 import argparse
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,7 @@ from lrkd.evaluation import verification
 from lrkd.evaluation.search import search
 from lrkd.files import Table
 from lrkd.models import backbones, heads
-from lrkd.onnx import export
+from lrkd.onnx import export, recogniser
 from lrkd.study.experiment import commit, device_name
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -213,18 +215,59 @@ def add(out: Path, row: dict[str, Any]) -> None:
     print(row)
 
 
+def card(row: pd.Series) -> dict[str, str]:
+    """What the file says of itself, for `lrkd compare` and for people."""
+    sides = ", ".join(f"{side} px {row[f'test_{side}px' if side != SIDE else 'test']:.1%}" for side in SIDES)
+    return {
+        "network": f"photo-student {row['rung']} s{row['seed']}",
+        "data": "lfw",
+        "trained_on": f"{row['images']:.0f} photographs of {row['people']:.0f} people of LFW (View 1, training)",
+        "faces": "five points",
+        "side": str(SIDE),
+        "images": "112",
+        "threshold": f"{row['threshold']:.4f}",
+        "threshold_data": "LFW's View 1 test people",
+        "false_match_rate": f"{row['false_match_rate']:.4f}",
+        "accuracy": f"LFW View 1 test pairs: {sides}",
+        "licence": "weights Apache-2.0; the photographs are their owners'",
+        "use": "research, teaching and demonstrations with people who agreed",
+        "missing": "LFW is of press photographs before 2008: three quarters men, mostly white (Han and Jain 2014), "
+        "hardly any children or old people; errors there are not known and probably larger",
+        "not_for": "identifying, watching or judging people, access, police, or any decision about a person",
+    }
+
+
+def choose(work: Path, table: Path, results: Path = RESULTS) -> Path:
+    """Write the best rung's file with its card; ConfigError where it is not there or too large."""
+    rows = TABLE.read(table)
+    best = rows.loc[rows[rows["bytes"].notna()]["validation"].idxmax()]
+    file, out = work / f"{best['rung']}-s{best['seed']}.onnx", results / "photo-student.onnx"
+    if not file.is_file():
+        raise ConfigError(f"work {work}: expected {file.name}, the best on validation people: train that rung here")
+    shutil.copyfile(file, out)
+    export.annotate(out, {**recogniser.load(file).metadata, **card(best)})
+    if out.stat().st_size > LIMIT:
+        raise ConfigError(f"{out}: expected at most {LIMIT} bytes, got {out.stat().st_size}")
+    return out
+
+
 def main() -> None:
-    """Train one rung."""
+    """Train one rung, or choose."""
     parser = argparse.ArgumentParser(prog="python -m book.student_photos", description=__doc__)
-    parser.add_argument("rung", choices=LADDER)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="LFW, aligned, at 112 px")
+    parser.add_argument("rung", choices=[*LADDER, "choose"])
+    parser.add_argument("--data", type=Path, metavar="DIR", help="LFW, aligned, at 112 px")
     parser.add_argument("--teacher", type=Path, metavar="NPY", help="embeddings, a row an image of the data's manifest")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("photo-students"), metavar="DIR", help="where files are kept")
     parser.add_argument("--out", type=Path, default=RESULTS / "photo-student.csv", metavar="CSV")
     arguments = parser.parse_args()
     TABLE.check(arguments.out)
-    run(arguments.rung, arguments.data, arguments.teacher, arguments.seed, arguments.work, arguments.out)
+    if arguments.rung == "choose":
+        print(choose(arguments.work, arguments.out))
+    elif arguments.data is None:
+        parser.error("--data: expected LFW, aligned, to train on")
+    else:
+        run(arguments.rung, arguments.data, arguments.teacher, arguments.seed, arguments.work, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""The student for photographs: what it is shown, how a rung is trained and chosen, and the file in the repository."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from book import student_photos as photos
+from lrkd.errors import ConfigError
+from lrkd.onnx import export, recogniser
+
+FILE = photos.RESULTS / "photo-student.onnx"
+
+
+def noise(count: int, size: int = 112) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def test_the_network_sees_averages_of_areas():
+    images = noise(3)
+    means = images.reshape(3, 16, 7, 16, 7, 3).mean((2, 4)).transpose(0, 3, 1, 2) / 127.5 - 1
+    np.testing.assert_allclose(photos.shown(images), means, atol=1e-5)
+    np.testing.assert_allclose(photos.area(images, 16) * 2 - 1, means, atol=1e-5)
+    smaller = photos.shown(images, 8)
+    assert smaller.shape == (3, 3, 16, 16)
+    assert smaller.std() < means.std()
+
+
+def test_augmentation_is_seeded_and_keeps_to_the_range():
+    x = photos.area(noise(20), 56)
+    made = [photos.augmented(x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert made[0].shape == (20, 3, 16, 16)
+    assert 0 <= made[0].min() <= made[0].max() <= 1
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+def test_pixels_are_plain_correlation():
+    a, b = photos.pixels(noise(2))
+    seen = photos.shown(noise(2)).reshape(2, -1)
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert cosine == pytest.approx(np.corrcoef(seen)[0, 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("teacher", ["", "axes", "bridge"])
+def test_a_rung_trains_and_is_the_same_again(teacher, tmp_path):
+    rung = photos.Rung((4, 8), (1, 2), 6, 2, teacher)
+    faces = SimpleNamespace(images=noise(256), labels=np.arange(256) % 16, classes=16, rows=np.arange(256)[::-1])
+    np.save(tmp_path / "e.npy", np.random.default_rng(1).standard_normal((256, 9)).astype(np.float32))
+    target = photos.targets(rung, tmp_path / "e.npy", faces)
+    assert (target is None) == (not teacher)
+    one, two = (photos.train(rung, faces, target, seed=0).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    if teacher:
+        assert target.shape == (256, 6)
+        with pytest.raises(ConfigError, match="teacher is not given"):
+            photos.targets(rung, None, faces)
+
+
+def test_the_best_on_validation_people_is_taken_with_its_card(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 5))
+    network.size = 16
+    row = {"threshold": 0.5, "false_match_rate": 0.04, "images": 9, "people": 3, "bytes": 1.0, "seed": 0}
+    row |= dict.fromkeys(("test", "test_8px", "test_10px", "test_12px"), 0.8)
+    rows = [row | {"rung": "good", "validation": 0.8, "test": 0.7}, row | {"rung": "worse", "validation": 0.7}]
+    rows += [{"rung": "pixels", "seed": 0, "validation": 0.9}]
+    photos.TABLE.merge(tmp_path / "t.csv", pd.DataFrame(rows))
+    with pytest.raises(ConfigError, match=r"expected good-s0\.onnx, the best on validation people"):
+        photos.choose(tmp_path, tmp_path / "t.csv", tmp_path)
+    export.export(network, tmp_path / "good-s0.onnx")
+    found = recogniser.load(photos.choose(tmp_path, tmp_path / "t.csv", tmp_path)).metadata
+    assert (found["threshold"], found["false_match_rate"], found["faces"]) == ("0.5000", "0.0400", "five points")
+    assert found["accuracy"].endswith("12 px 80.0%, 16 px 70.0%")
+    network[1] = torch.nn.Linear(768, 50)
+    export.export(network, tmp_path / "good-s0.onnx")
+    with pytest.raises(ConfigError, match="expected at most 57000 bytes"):
+        photos.choose(tmp_path, tmp_path / "t.csv", tmp_path)
+
+
+@pytest.mark.skipif(not FILE.exists(), reason="`python -m book.student_photos choose` has not written the student")
+def test_the_file_is_small_and_says_what_it_is():
+    file, rows = recogniser.load(FILE), photos.TABLE.read(photos.RESULTS / "photo-student.csv")
+    assert file.bytes <= 57_000
+    own = rows.loc[rows[rows["bytes"].notna()]["validation"].idxmax()]
+    assert file.metadata.items() >= photos.card(own).items()
+    assert own["test"] > rows.set_index("rung").loc["pixels", "test"] + 0.1
