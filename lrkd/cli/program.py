@@ -45,7 +45,10 @@ class Command(NamedTuple):
         return f"lrkd.cli.{self.name.replace('-', '_')}"
 
 
-_RENDERED = "The book's own student.onnx knows rendered faces: on photographs it is worse than comparing pixels."
+_RENDERED = (
+    "book/results/photo-student.onnx is for photographs. The book's own student.onnx knows rendered faces: on "
+    "photographs it is worse than comparing pixels."
+)
 COMMANDS = (
     Command("methods", "list the methods: terms, weights, source"),
     Command("train", "train one network, its teacher first where the method has one"),
