@@ -43,10 +43,11 @@ def similarity(points: np.ndarray, size: int) -> np.ndarray:
     Raises:
         NoFace: Points that fix none.
     """
-    seen, wanted = (np.asarray(x, np.float64) @ (1, 1j) for x in (points, template(size)))
+    points = np.asarray(points, np.float64)
+    seen, wanted = (x @ (1, 1j) for x in (np.where(np.isfinite(points).all(), points, 0), template(size)))
     centred = seen - seen.mean()
     spread = np.square(np.abs(centred)).sum()
-    turn = np.vdot(centred, wanted) / spread if np.isfinite(spread) and spread > 0 else 0j
+    turn = np.vdot(centred, wanted) / spread if spread > 0 else 0j
     if not 1e-4 < abs(turn) < 1e4:
         raise NoFace("these landmarks fix no similarity: expected five points that are not all the same")
     back, shift = 1 / turn, seen.mean() - wanted.mean() / turn
