@@ -103,7 +103,7 @@ class Method:
             ConfigError: A term that cannot be described, such as one with a lambda.
         """
         told = {"name": self.name, "teacher": self.teacher, "terms": [term.describe() for term in self.terms]}
-        more = {"start": self.start, "choice": None if self.choice is None else asdict(self.choice)}
+        more: dict[str, Any] = {"start": self.start, "choice": None if self.choice is None else asdict(self.choice)}
         more["compact"] = self.compact or None
         return told | {key: value for key, value in more.items() if value is not None}
 
