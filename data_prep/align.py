@@ -129,8 +129,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options` go to `folder.prepare`."""
     told = None if landmarks is None else read_landmarks(landmarks)
-    made = framing(told, detector)
-    return folder.prepare(source, out, size=size, framing=made, tool="data_prep.align", **options)
+    made = None if told is None and detector is None else framing(told, detector)
+    return folder.prepare(source, out, size=size, framing=made, align=True, tool="data_prep.align", **options)
 
 
 def _named(text: str) -> Detector:

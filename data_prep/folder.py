@@ -86,8 +86,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the prepared folder and return its meta; `options`, and `framing` for `crop`, go to `writer.Recipe`."""
     files.check_out(out, source)
-    framing = framing or (Framing.found() if align else Framing.centre(crop))
     photos, ignored, empty = find(source)
+    framing = framing or (Framing.found() if align else Framing.centre(crop))
     if empty:
         more = f" and {len(empty) - MAX_NAMED} more" if len(empty) > MAX_NAMED else ""
         named = ", ".join(empty[:MAX_NAMED]) + more
