@@ -76,7 +76,11 @@ def rows(of: ceiling.World, epochs: int, faces: int, draws: int) -> pd.DataFrame
         sharp = of.drawn(torch.from_numpy(numbers).float(), size, size).detach().clamp(0, 1)
         pixels = (255 * sharp).round().byte().permute(0, 2, 3, 1).numpy()
         targets = embed(teacher, pixels, mirror=False)
-        about = {"world": of.number, "image": int(row), "draws": draws, "accepted": len(numbers)}
+        d = of.identity.shape[1]
+        about: dict[str, Any] = {"world": of.number, "image": int(row), "draws": draws, "accepted": len(numbers)}
+        # Of the person's numbers: the draws' variance, and that of the linear posterior, which they should have.
+        about["spread"] = float(numbers[:, :d].var(0, ddof=1).mean())
+        about["posterior"] = float(1 - np.diagonal(ceiling.shares(of, int(row))[-1])[:d].mean())
         for told, network, shown in networks:
             if told["side"] == side:
                 own = embed(network, of.faces.images[row : row + 1], side=shown, mirror=False)[0]

@@ -123,7 +123,8 @@ def fitted(table: pd.DataFrame) -> pd.DataFrame:
         for _ in range(1000):  # a pair counts as often as both of its people are drawn, a genuine one as its person
             times = rng.multinomial(count, np.full(count, 1 / count))
             weight = np.where(same, times[sides[0]], times[sides[0]] * times[sides[1]])
-            drawn.append(at_zero(decided, same, weight))
+            if weight[~same].any():  # not one person alone
+                drawn.append(at_zero(decided, same, weight))
         low, high = np.quantile(drawn, (0.025, 0.975))
         rows[start] = {
             "auc": float(np.trapezoid(curve.tar, curve.far)),
