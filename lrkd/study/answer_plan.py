@@ -270,7 +270,8 @@ def ladders(place: Place, entrants: Sequence[Entrant], table: pd.DataFrame, sett
         return Chosen(wanted, None, {})
     there, factors = replace(place, lr=float(f"{usual * best:.4g}")), {}
     ladder: list[tuple[int, list[Spec]]] = []
-    for entrant in dict.fromkeys(ENTRANTS.get(each.weighed_as, each) for each in entrants):
+    by_name = {**ENTRANTS, **{each.name: each for each in entrants}}
+    for entrant in dict.fromkeys(by_name.get(each.weighed_as, each) for each in entrants):
         if entrant.method == "none":
             continue
 

@@ -68,7 +68,8 @@ def check(spec: Spec, student: tuple[Network, Head], teacher: Network, head: Hea
         head: The teacher's, whose classes are the student's; None without.
     """
     method, (network, own) = spec.method, student
-    known = {name: other.terms for name, other in methods.METHODS.items() if other.teacher == method.teacher}
+    kinds = {method.teacher, "trained"}
+    known = {name: other.terms for name, other in methods.METHODS.items() if other.teacher in kinds}
     named = {
         "student": spec.student or type(network).__name__,
         "teacher": teacher_label(spec) or type(teacher).__name__,

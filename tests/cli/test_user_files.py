@@ -102,7 +102,7 @@ def test_the_run_is_named_by_both_and_holds_their_content(trained):
 def test_it_is_verified_and_exported_as_any_run(call, trained, tmp_path):
     out = call("verify", trained, "--side", "12,6", "--device", "cpu", "--out", tmp_path / "t.csv")
     table = pd.read_csv(tmp_path / "t.csv")
-    assert (list(table["side"]), len(out.splitlines())) == ([12, 6], 3)
+    assert (list(table["side"]), len(out.splitlines())) == ([12, 6], 4)
     measured = run_store.load_run(trained).result["measures"]["test"]["accuracy"]
     assert table["accuracy"].iloc[1] == pytest.approx(measured, abs=1e-5)
     call("export", trained, "--out", tmp_path / "mine.onnx")

@@ -648,7 +648,7 @@ def test_verify_evaluates_an_a_skd_checkpoint_by_its_published_protocol(tmp_path
     assert (status, err) == (0, "")
     table = pd.read_csv(out)
     assert len(table) == 1
-    assert len(shown.splitlines()) == 2
+    assert len(shown.splitlines()) == 3
     row = table.iloc[0]
     assert (row["degradation"], row["network"], row["side"]) == ("askd-compat", "A-SKD IResNet-50 (BGR)", 14)
     whole = load_prepared(people)
@@ -758,7 +758,7 @@ def test_the_command_line_says_what_is_missing(tmp_path, people, called, narrow)
     wrong = saved(tmp_path / "wrong.pth", without(narrow, "fc.bias"))
     small = toys.photographs(tmp_path / "small", people=4, images=2, size=28)
     for status, said, words in (
-        (2, "a published or exported network needs --data", ("verify", path)),
+        (2, "needs --data DIR", ("verify", path)),
         (2, r"missing: fc\.bias", ("verify", wrong, "--data", people)),
         (2, "its images are 28 x 28 px and this scale needs 112 px", ("verify", path, "--data", small)),
         (

@@ -24,7 +24,7 @@ from lrkd.cli import verify
 from lrkd.cli.program import main
 from lrkd.data import alignment, detection
 from lrkd.data import images as images_
-from lrkd.data.images import FORMATS, upright
+from lrkd.data.images import upright
 from lrkd.data.pairs import make_pairs
 from lrkd.distill import methods
 from lrkd.errors import ConfigError, DataError, RunError
@@ -576,7 +576,7 @@ def test_what_is_no_photograph_is_named(tmp_path, monkeypatch):
     picture(tmp_path / "anim.gif", array)
     picture(tmp_path / "deep.png", np.zeros((5, 5), np.uint16))
     for name in (*bad, "anim.gif", "deep.png", "none.png", "."):
-        with pytest.raises(DataError, match=rf"expected (a photograph|an image in .*{FORMATS[-1]}).*, got") as caught:
+        with pytest.raises(DataError, match=r"expected (a photograph|an image).*, got") as caught:
             recogniser.photograph(tmp_path / name, 8)
         assert str(caught.value).startswith(str(tmp_path / name))
         assert "\n" not in str(caught.value)

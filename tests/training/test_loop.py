@@ -27,8 +27,8 @@ from lrkd.distill.distances import cosine, lp
 from lrkd.distill.terms import Term, feature
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.models import backbones, heads
-from lrkd.models.saved import load_model, save_model
-from lrkd.training import batches, checkpoint
+from lrkd.models.saved import load_model, safetensors_bytes, save_model
+from lrkd.training import batches
 from lrkd.training import step as step_
 from lrkd.training.batches import augment, draw_augmentation, image_reader
 from lrkd.training.schedule import ASKD_SCHEDULE, FSKD_SCHEDULE, Options, Schedule
@@ -803,7 +803,7 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path, damage):
     if damage == "folder":
         path.mkdir()
     elif damage == "no config":
-        path.write_bytes(checkpoint.safetensors_bytes({"x": torch.ones(1)}))
+        path.write_bytes(safetensors_bytes({"x": torch.ones(1)}))
     elif damage != "missing":
         path.write_bytes({"cut": whole[: len(whole) // 2], "text": json.dumps({"a": 1}).encode()}[damage])
     with pytest.raises(RunError, match=r"m\.safetensors: expected a model written by lrkd"):
