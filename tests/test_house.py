@@ -320,6 +320,16 @@ def test_cells_of_pages_are_short():
             assert cell["cell_type"] != "code" or len(lines) < 20, f"{page.name}: {cell['id']} has {len(lines)} lines"
 
 
+def test_a_figure_is_shown_once():
+    """One that is still open when its cell ends is drawn there, and again where it is shown with its caption."""
+    for page in sorted((ROOT / "book").glob("*.ipynb")):
+        for cell in json.loads(page.read_text())["cells"]:
+            code = "".join(cell["source"])
+            drawn = cell["cell_type"] == "code" and "plt.subplots(" in code
+            closed = any(word in code for word in ("show(", "picture(", "plt.close("))
+            assert not drawn or closed, f"{page.name}: {cell['id']}"
+
+
 def test_no_prose_is_taken_for_a_comment():
     """A line that begins with a percent sign is one in MyST, and lost on the built page."""
     texts = {page.name: page.read_text(encoding="utf-8").splitlines() for page in (ROOT / "book").glob("*.md")}
