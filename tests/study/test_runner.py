@@ -282,7 +282,9 @@ def test_a_diverged_run_is_a_row_and_stops_nothing(studied, store):
 
 def test_the_table_grows_run_by_run(studied):
     frame, seen = studied
-    assert [one["config"].nunique() for one in seen] == list(range(1, len(WANTED) + 1))
+    counts = [one["config"].nunique() for one in seen]
+    assert counts == sorted(set(counts)), "after several runs at once where writing takes longer than they do"
+    assert counts[-1] == len(WANTED)
     pd.testing.assert_frame_equal(seen[-1], frame)
 
 
