@@ -55,16 +55,15 @@ def against(rows: pd.DataFrame, networks: Sequence[str]) -> dict[tuple[str, str,
     Returns:
         {(side, network, protocol): picture}; a network that was not measured there has a picture that says so.
     """
-    found, plain = {}, {}
+    found = {}
     for side in sorted(rows["side"].unique()):
         for name in networks:
             for endpoint, title in PROTOCOLS.items():
                 here = rows[(rows["side"] == side) & (rows["endpoint"] == endpoint)]
                 own = here[here["network"] == name]
-                if own.empty and side not in plain:
-                    plain[side] = viewers.picture(_empty(f"not measured at {side} px"))
-                made = plain[side] if own.empty else viewers.picture(_curve(here, own, name, f"{side} px, {title}"))
-                found[f"{side} px", name, title] = made
+                where = f"{side} px, {title}"
+                drawn = _empty(f"{name}: not measured at {where}") if own.empty else _curve(here, own, name, where)
+                found[f"{side} px", name, title] = viewers.picture(drawn)
     return found
 
 
