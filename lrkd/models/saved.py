@@ -150,7 +150,7 @@ def push_to_hub(network: Network, repo_id: str, **options: Any) -> str:
     with needed("sharing a network", "hub"):
         from huggingface_hub import ModelCard, ModelHubMixin
 
-    class Shared(ModelHubMixin, library_name="lrkd"):  # type: ignore[call-arg]  # where it is not installed
+    class Shared(ModelHubMixin, library_name="lrkd"):
         def _save_pretrained(self, save_directory: Path) -> None:
             save_pretrained(network, save_directory)
 
