@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     _check_scores(arguments, wanted, known)
 
     def write(frame: pd.DataFrame) -> None:
-        if arguments.out:
+        if arguments.out and not frame.empty:
             results.RUNS.merge(arguments.out, results.without_test(frame) if arguments.name == "ladder" else frame)
 
     if arguments.launcher:
@@ -119,7 +119,6 @@ def run(arguments: argparse.Namespace) -> None:
         why = "" if arguments.budget is None else f"The {arguments.budget:g} minutes are over: "
         print(f"{why}{done} of {len(wanted)} runs are there; the same command goes on.")
     if not table.empty:
-        write(table)
         _write_tables(arguments, wanted)
         _show_means(table, "validation" if arguments.name == "ladder" else "test")
 
@@ -215,9 +214,4 @@ def _launch(
     jobs = cluster.submit(job, arguments.jobs, arguments.launcher, where / "jobs", parameters)
     print(f"jobs {', '.join(job.job_id for job in jobs)}; logs in {where / 'jobs'}", flush=True)
 
-    def look() -> None:
-        table = results.results_table(wanted, where, known)
-        if not table.empty:
-            write(table)
-
-    cluster.wait(jobs, look)
+    cluster.wait(jobs, lambda: write(results.results_table(wanted, where, known)))

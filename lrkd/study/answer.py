@@ -80,9 +80,7 @@ def plan(
     if part == "attention":
         return _attention(replace(place, epochs=epochs), tables)
     chosen = ladders(replace(place, epochs=max(1, epochs // 2)), entrants, read(tables, "ladders"), "T")
-    return (
-        chosen.wanted if part == "ladders" else _worlds(replace(place, epochs=epochs, lr=chosen.lr), chosen, entrants)
-    )
+    return chosen.wanted if part == "ladders" else _worlds(replace(place, epochs=epochs), chosen, entrants)
 
 
 def _length(place: Place) -> list[Spec]:
@@ -114,10 +112,9 @@ def _worlds(place: Place, chosen: Chosen, judged: Sequence[Entrant]) -> list[Spe
         (MAIN, "S", few, easier),
         (MAIN, "D", few[:4], easier),
     ]
-    if chosen.lr is None:
-        raise DataError("the rates of none have not been compared: finish `lrkd study answer --part ladders` first")
+    judging = replace(place, lr=chosen.rate)
     return [
-        place.spec(entrant, world, setting, chosen.factor(entrant), side)
+        judging.spec(entrant, world, setting, chosen.factor(entrant), side)
         for entrants, setting, worlds, side in blocks
         for world in worlds
         for entrant in entrants
@@ -131,9 +128,7 @@ def _attention(place: Place, tables: Path) -> list[Spec]:
     assert place.epochs is not None
     half = replace(place, epochs=max(1, place.epochs // 2))
     chosen = ladders(half, ATTENTION, pd.concat([before, read(tables, "attention")]), "T")
-    if chosen.lr is None:
-        raise DataError("the rates of none have not been compared: finish `lrkd study answer --part ladders` first")
-    judged = replace(place, lr=chosen.lr)
+    judged = replace(place, lr=chosen.rate)
     return [
         *(spec for spec in chosen.wanted if config_hash(spec) not in set(before["config"])),
         *(
@@ -290,8 +285,7 @@ def run(
                     tables / f"answer-{part}-people.csv", people_table(s for s in missing if config_hash(s) in there)
                 )
 
-        frame = runner.run_study(missing, where, on_table=write, stop=stop, **how)
-        write(frame)
+        runner.run_study(missing, where, on_table=write, stop=stop, **how)
 
 
 def check_claims(tables: Path) -> None:

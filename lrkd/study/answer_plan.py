@@ -233,6 +233,13 @@ class Chosen:
     lr: float | None
     factors: dict[str, float]
 
+    @property
+    def rate(self) -> float:
+        """Raises DataError before the rates of `none` have been compared, at the best of which all are trained."""
+        if self.lr is None:
+            raise DataError("the rates of none have not been compared: finish `lrkd study answer --part ladders` first")
+        return self.lr
+
     def knows(self, entrant: Entrant) -> bool:
         """Return whether the ladder that an entrant takes its weight from has ended."""
         return entrant.method == "none" or (entrant.weighed_as or entrant.name) in self.factors

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -71,17 +71,17 @@ def run_study(
     if workers is None:
         workers = 1 if device.startswith("cuda") else os.cpu_count() or 1
     bar = progress_bar(total=len(missing), desc="runs", unit="run", shown=progress and bool(missing), smoothing=0)
-    pause, unwritten = 0.0, False
+    how, pause, written = _How(where, device, stop or (lambda: False), speed), 0.0, False
     with bar:
-        for spec in _trained(missing, where, workers, device, progress, stop or (lambda: False), speed):
+        for spec in _trained(missing, workers, how, progress):
             bar.update()
             bar.set_postfix_str(run_name(spec))
-            unwritten = on_table is not None
-            if on_table is not None and (now := time.monotonic()) >= pause:
+            written = on_table is not None and (now := time.monotonic()) >= pause
+            if on_table is not None and written:
                 on_table(results_table(wanted, where, known))
-                pause, unwritten = time.monotonic() + 9 * (time.monotonic() - now), False
+                pause = time.monotonic() + 9 * (time.monotonic() - now)
     table = results_table(wanted, where, known)
-    if unwritten and on_table is not None:
+    if on_table is not None and not written:
         on_table(table)
     return table
 
@@ -102,6 +102,15 @@ _KEEP_MEMORY = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glib
 
 
 _PAUSE = 1.0  # seconds between two looks at runs that are all in the hands of other processes
+
+
+class _How(NamedTuple):
+    """What all runs of a study have in common, as `run_study` has it."""
+
+    where: Path
+    device: str
+    stop: Callable[[], bool]
+    speed: Speed | None
 
 
 class Workers:
@@ -125,25 +134,17 @@ class Workers:
             self.stop()
         self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, spec: Spec, where: Path, device: str, speed: Speed | None) -> "Future[bool]":
+    def submit(self, spec: Spec, how: _How) -> "Future[bool]":
         """Start a run where a process is free; whether it has finished is what comes of it."""
         with _uninterrupted():
-            return self._pool.submit(_train_quietly, spec, where, device, False, speed=speed)
+            return self._pool.submit(_train_quietly, spec, how._replace(stop=_told_to_stop), False)
 
     def stop(self) -> None:
         """Let each process save after its current step, and take no run any more."""
         self._event.set()
 
 
-def _trained(
-    missing: Sequence[Spec],
-    where: Path,
-    workers: "int | Workers",
-    device: str,
-    progress: bool,
-    stop: Callable[[], bool],
-    speed: Speed | None,
-) -> Iterator[Spec]:
+def _trained(missing: Sequence[Spec], workers: "int | Workers", how: _How, progress: bool) -> Iterator[Spec]:
     """The specs as their runs finish, until `stop` says so.
 
     They start in the given order, but for those that wait for another and those that another process is training, which
@@ -151,32 +152,23 @@ def _trained(
     """
     if not missing:
         return
-    if isinstance(workers, int):
-        workers = min(workers, len(missing))
-        if workers == 1:
-            yield from _trained_here(missing, where, device, progress, stop, speed)
-            return
+    if isinstance(workers, Workers):
         _check_sendable(missing)
-        with Workers(workers) as own:
-            yield from _trained_by(own, missing, where, device, stop, speed)
-        return
-    _check_sendable(missing)
-    yield from _trained_by(workers, missing, where, device, stop, speed)
+        yield from _trained_by(workers, missing, how)
+    elif min(workers, len(missing)) == 1:
+        yield from _trained_here(missing, how, progress)
+    else:
+        _check_sendable(missing)
+        with Workers(min(workers, len(missing))) as own:
+            yield from _trained_by(own, missing, how)
 
 
-def _trained_here(
-    missing: Sequence[Spec],
-    where: Path,
-    device: str,
-    progress: bool,
-    stop: Callable[[], bool],
-    speed: Speed | None,
-) -> Iterator[Spec]:
+def _trained_here(missing: Sequence[Spec], how: _How, progress: bool) -> Iterator[Spec]:
     """By this process."""
     waiting, refused = list(missing), 0  # refused: how many runs in a row were in other hands
-    while waiting and not stop():
+    while waiting and not how.stop():
         spec = waiting.pop(0)
-        if _train_quietly(spec, where, device, progress, stop, speed):
+        if _train_quietly(spec, how, progress):
             refused = 0
             yield spec
             continue
@@ -187,21 +179,14 @@ def _trained_here(
             refused = 0
 
 
-def _trained_by(
-    workers: Workers,
-    missing: Sequence[Spec],
-    where: Path,
-    device: str,
-    stop: Callable[[], bool],
-    speed: Speed | None,
-) -> Iterator[Spec]:
+def _trained_by(workers: Workers, missing: Sequence[Spec], how: _How) -> Iterator[Spec]:
     """By worker processes."""
     waiting, refused = list(missing), 0
     running: dict[Future[bool], Spec] = {}
     try:
-        while running or (waiting and not stop()):
+        while running or (waiting and not how.stop()):
             ready = _ready(waiting, tuple(running.values())) if len(running) < workers.count else []
-            if stop():
+            if how.stop():
                 workers.stop()
                 ready = []
             elif ready and refused >= len(ready):
@@ -209,7 +194,7 @@ def _trained_by(
                 refused = 0
             for spec in ready[: workers.count - len(running)]:
                 waiting.remove(spec)
-                running[workers.submit(spec, where, device, speed)] = spec
+                running[workers.submit(spec, how)] = spec
             for future in wait(running, _PAUSE, FIRST_COMPLETED).done:
                 spec = running.pop(future)
                 if future.result():
@@ -282,30 +267,27 @@ def _leave_with_the_study() -> None:
         os._exit(1)
 
 
-def _train_quietly(
-    spec: Spec,
-    where: Path,
-    device: str,
-    progress: bool,
-    stop: Callable[[], bool] | None = None,
-    speed: Speed | None = None,
-) -> bool:
+def _told_to_stop() -> bool:
+    """Whether the study has told this worker to stop."""
+    return bool(_stop.is_set())
+
+
+def _train_quietly(spec: Spec, how: _How, progress: bool) -> bool:
     """Train one run; whether it has finished, and was neither stopped nor in the hands of another process.
 
-    Its divergence is kept as its result and stops nothing, but for a teacher's. In a worker the study's event stops it.
+    Its divergence is kept as its result and stops nothing, but for a teacher's.
     """
-    over = stop or _stop.is_set
-    if over():
+    if how.stop():
         return False
     try:
-        train(spec, where, device=device, progress=progress, stop=over, wait=False, speed=speed)
+        train(spec, how.where, device=how.device, progress=progress, stop=how.stop, wait=False, speed=how.speed)
     except TrainingError:
-        if spec.role == "teacher" or not find_run(spec, where).finished:  # not finished: it was its teacher's
+        if spec.role == "teacher" or not find_run(spec, how.where).finished:  # not finished: it was its teacher's
             raise
     except store.Busy:
         return False
     except KeyboardInterrupt:
-        if over():
+        if how.stop():
             return False
         raise
     return True

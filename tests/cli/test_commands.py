@@ -18,7 +18,7 @@ from PIL import Image
 
 from lrkd import errors
 from lrkd.cli import program, runs
-from lrkd.data import layout, procedural, tables
+from lrkd.data import alignment, detection, layout, procedural, tables
 from lrkd.distill import methods
 from lrkd.errors import DataError
 from lrkd.models.backbones import IResNet
@@ -118,6 +118,8 @@ def test_the_first_hour_runs(tmp_path, monkeypatch, capsys):
     toys.photographs(tmp_path, people=4, images=2, size=112).rename(tmp_path / "agedb30")
     for name in ("one.jpg", "another.jpg"):
         Image.fromarray(np.random.default_rng(len(name)).integers(0, 256, (48, 48, 3), np.uint8)).save(name)
+    # Noise, in which a detector that is installed would find no face.
+    monkeypatch.setattr(detection, "detector", lambda: lambda image: alignment.template(len(image))[None])
     # Hours at another scale: here the study is stopped early, in this process, and few settings are measured.
     monkeypatch.setattr(runner.os, "cpu_count", lambda: 1)
     monkeypatch.setattr(

@@ -344,7 +344,7 @@ def test_the_thresholds_of_folds_are_said_to_be_none_for_the_option(trained, pho
 def test_compare_without_a_threshold_says_what_finds_one(trained, tmp_path, capsys):
     for name in ("a.tiff", "b.pgm"):
         Image.fromarray(np.full((24, 24), 99, np.uint8)).save(tmp_path / name)
-    assert main(["compare", str(trained.path), str(tmp_path / "a.tiff"), str(tmp_path / "b.pgm")]) == 0
+    assert main(["compare", str(trained.path), str(tmp_path / "a.tiff"), str(tmp_path / "b.pgm"), "--cropped"]) == 0
     assert "`lrkd export` finds one" in capsys.readouterr().out
 
 
