@@ -34,10 +34,12 @@ from lrkd.training.step import Teacher
 
 RESULTS = Path(__file__).parent.parent.parent / "book" / "results"
 EVERYBODY = tuple(ENTRANTS.values())
+# The main entrants, and those without a ladder of their own: the controls, and the students of other images.
+FIRST = tuple(each for each in EVERYBODY if each in MAIN or each.weighed_as or each.method == "none")
 # Whatever is stopped has the main entrants judged, at weights as well chosen as each other's.
 ORDER = (
     ("ladders", MAIN),
-    ("worlds", EVERYBODY),
+    ("worlds", FIRST),
     ("length", EVERYBODY),
     ("ladders", EVERYBODY),
     ("worlds", EVERYBODY),
@@ -94,9 +96,10 @@ def render(world: int) -> None:
 def warm(stage: Stage) -> int:
     """Render the worlds, those that come first first, in processes of one thread: more would hold each other up."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    count = max(1, (os.cpu_count() or 2) // 2)  # beside what else goes on
+    every = (*worlds.JUDGING, *worlds.CHOOSING)
+    count = min(len(every), max(1, (os.cpu_count() or 2) - 4))  # beside what else goes on
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(render, (*worlds.CHOOSING, *worlds.JUDGING)))
+        list(pool.map(render, every))
     print(f"rendered, {stage.left:.0f} s left", flush=True)
     return 0
 

@@ -66,8 +66,12 @@ def shared_gpu(stage: Stage) -> Iterator[bool]:
     """Let the processes that start in the block compute on the GPU at one time, and not in turns; whether they do.
 
     That is what NVIDIA's multi-process service is for: a program beside the driver, which changes no setting of the
-    GPU and is ended with the block. Where it is missing or fails, they take turns.
+    GPU and is ended with the block. Where it is missing or fails, they take turns. One that runs already, as
+    $CUDA_MPS_PIPE_DIRECTORY says, is used and left: stages can run side by side on it.
     """
+    if stage.gpu and os.environ.get("CUDA_MPS_PIPE_DIRECTORY"):
+        yield _computes()
+        return
     control = shutil.which("nvidia-cuda-mps-control") or "/usr/local/nvidia/bin/nvidia-cuda-mps-control"
     if not stage.gpu or not Path(control).is_file():
         print("no multi-process service: processes take turns", flush=True)

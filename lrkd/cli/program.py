@@ -62,7 +62,7 @@ COMMANDS = (
     Command("embed", "write the embeddings of photographs of faces", _RENDERED),
     Command("compare", "say how alike a network finds two photographs of faces", _RENDERED),
     Command("runs", "list the runs of the store with their accuracy"),
-    Command("completion", 'complete words in bash and zsh: eval "$(lrkd completion)"'),
+    Command("completion", "complete words: source what it prints, from a file, in bash or zsh"),
 )
 
 

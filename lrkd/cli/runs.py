@@ -59,7 +59,8 @@ def _show_runs(found: Sequence[store.Run], wanted: Sequence[str]) -> None:
         chosen = [one for one in found if _hash(one).startswith(first)]
         if not chosen:
             raise MissingError(
-                f"{first}: no run of this store has a configuration hash that begins so; --runs names another"
+                f"{first}: no run of this store has a configuration hash that begins so; --runs names another "
+                "store, and book/results/runs.csv has the configurations of the committed tables"
             )
         for one in chosen:
             told = {"run": str(one.path), "config": one.config, "result": one.result if one.finished else None}

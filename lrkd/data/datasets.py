@@ -31,7 +31,8 @@ class DatasetFaces:
         base: Any = data.dataset if isinstance(data, DataLoader) else data
         self.data = base
         if not hasattr(self.data, "__getitem__") or not hasattr(self.data, "__len__") or not len(self.data):
-            raise DataError(f"expected a dataset with a length and numbered images, got {type(self.data).__name__}")
+            got = type(self.data).__name__
+            raise DataError(f"expected a dataset with a length and numbered images, got {got} without")
         self.shape = (len(self.data), *self._image(0).shape)
 
     @property
@@ -44,9 +45,14 @@ class DatasetFaces:
         if found is None:
             found = [self._entry(row)[1] for row in range(len(self))]
         try:
-            return np.asarray(found, dtype=np.int64).reshape(len(self))
+            labels = np.asarray(found).reshape(len(self))
+            whole = labels.astype(np.int64)
         except (TypeError, ValueError) as error:
             raise DataError(f"labels: expected {len(self)} whole numbers, as `fit` needs, got {error}") from error
+        if labels.dtype == object or (whole != labels).any():
+            odd = labels[whole != labels].tolist() or [labels[0]]
+            raise DataError(f"labels: expected {len(self)} whole numbers, as `fit` needs, got {odd[0]!r}")
+        return whole
 
     @property
     def digest(self) -> str:
@@ -66,7 +72,7 @@ class DatasetFaces:
         return entry, None
 
     def _image(self, row: int) -> np.ndarray:
-        image = self._entry(row)[0]
+        given = image = self._entry(row)[0]
         if isinstance(image, torch.Tensor) and image.ndim == 3:
             image = image.detach().cpu().permute(1, 2, 0).numpy()
         elif hasattr(image, "convert"):
@@ -76,14 +82,16 @@ class DatasetFaces:
             found = np.rint(found * 255).astype(np.uint8)
         wanted = getattr(self, "shape", (0, *found.shape))[1:]
         if found.dtype != np.uint8 or found.shape != wanted or found.ndim != 3 or found.shape[2] != 3:
+            raw = np.asarray(given) if isinstance(given, np.ndarray | torch.Tensor) else found
             said = f" from {found.min():g} to {found.max():g}" if found.dtype.kind == "f" and found.size else ""
+            what = f"{raw.dtype} {raw.shape}{said}" if raw.dtype != object else f"a {type(given).__name__}"
             raise DataError(
-                f"image {row}: expected RGB of one size, uint8 or in [0,1] and not normalised, got {found.dtype} "
-                f"{found.shape}{said}"
+                f"image {row}: expected RGB of one size, a tensor (3,H,W), an array (H,W,3) or PIL's, uint8 or in "
+                f"[0,1] and not normalised, in a pair (image, label), got {what}"
             )
         return found
 
 
 def as_faces(data: Any) -> Any:
-    """Return a dataset or a loader as `DatasetFaces`, and anything else as it is."""
-    return DatasetFaces(data) if isinstance(data, Dataset | DataLoader) else data
+    """Return a dataset, a loader or a list of (image, label) as `DatasetFaces`, and anything else as it is."""
+    return DatasetFaces(data) if isinstance(data, Dataset | DataLoader | list) else data

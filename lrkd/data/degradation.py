@@ -354,6 +354,8 @@ def _spec(preset: str | Degradation) -> Degradation:
 
 
 def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise ConfigError(f"images: expected a tensor (B,C,H,H), got {type(images).__name__}")
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ConfigError(f"images: shape {tuple(images.shape)} is not (B,C,H,H), a batch of square images")
     if images.dtype != torch.uint8 and not images.is_floating_point():

@@ -204,9 +204,10 @@ def check_same(same: ArrayLike, count: int) -> np.ndarray:
     """Return `same` as (count,) bool; DataError where it is neither that nor 0 and 1."""
     found = np.asarray(same)
     if found.shape != (count,) or not (found.dtype == np.bool_ or np.isin(found, (0, 1)).all()):
+        swapped = ": the scores come before the labels" if found.dtype.kind == "f" else ""
         raise DataError(
             f"same: expected bool or 0 and 1 ({count},), one a pair, true for genuine ones, got {found.dtype} "
-            f"{found.shape}: the scores come before the labels"
+            f"{found.shape}{swapped}"
         )
     return found.astype(bool)
 

@@ -196,6 +196,9 @@ def check_input(x: Tensor, size: int) -> None:
     Raises:
         ConfigError: It is not.
     """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ConfigError(f"images: expected a tensor of floating point numbers in [-1,1], got {got}")
     if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
         raise ConfigError(
             f"images: expected shape (B,3,{size},{size}), got {tuple(x.shape)}: resize them, or build the network with "

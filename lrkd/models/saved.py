@@ -102,6 +102,8 @@ def from_pretrained(
         RunError: The file in it is none of lrkd's.
     """
     folder = Path(source)
+    if folder.is_file() or (not folder.is_dir() and len(folder.parts) > 2):
+        raise ConfigError(f"{source}: expected a folder that has {FILE}, or a repository OWNER/NAME")
     if not folder.is_dir():
         with needed(f"{source}: there is no such folder, and a repository", "hub"):
             from huggingface_hub import hf_hub_download
@@ -130,7 +132,10 @@ def save_pretrained(network: Network, folder: str | os.PathLike[str]) -> None:
     place = Path(folder)
     if (place / "result.json").exists():
         raise ConfigError(f"{place}: is a run's folder, which can be shared as it is: expected another folder")
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{place}: expected a folder, or a name for one ({error.strerror})") from error
     save_model(place / FILE, network, None, network.origin)
     write_json(place / "config.json", network.origin)
     write_whole(place / "README.md", card(network).encode())

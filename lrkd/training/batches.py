@@ -92,10 +92,11 @@ def checked_labels(faces: Images, head: Head) -> Tensor:
         DataError: The head has no class for one of them, which a GPU would not say.
     """
     labels = torch.from_numpy(np.asarray(faces.labels))
-    if (largest := int(labels.max())) >= head.classes:
-        raise DataError(
-            f"labels: expected 0 to {head.classes - 1}, as the head has {head.classes} classes, got {largest}"
-        )
+    for label in map(int, labels.aminmax()):
+        if not 0 <= label < head.classes:
+            raise DataError(
+                f"labels: expected 0 to {head.classes - 1}, as the head has {head.classes} classes, got {label}"
+            )
     return labels
 
 

@@ -139,6 +139,18 @@ def _check(
     network: Network, head: Head, faces: Images, schedule: Schedule, teacher: Teacher | None, how: Execution
 ) -> None:
     """Raise ConfigError for what does not fit together, before anything is computed."""
+    if not hasattr(faces, "labels"):
+        raise ConfigError(
+            f"faces: expected a Dataset of (image, label) or a table of faces, got {type(faces).__name__}"
+        )
+    if not isinstance(network, Network):
+        kind = type(network).__name__
+        raise ConfigError(f"network: expected a Network, got {kind}: `lrkd.models.wrap.wrap` makes one of any module")
+    if head.weight.shape[1] != network.embedding:
+        raise ConfigError(
+            f"head: expected one for embeddings of {network.embedding} numbers, as the network's are, got one for "
+            f"{head.weight.shape[1]}"
+        )
     count = len(faces.labels)
     if count < schedule.batch:
         raise ConfigError(f"batch: expected at most {count}, the number of training images, got {schedule.batch}")

@@ -63,7 +63,10 @@ def test_it_is_read_as_an_array():
 @pytest.mark.parametrize(
     ("transform", "says"),
     [
-        (lambda x: torch.from_numpy(x).permute(2, 0, 1) / 127.5 - 1, r"not normalised, got float32 \(8, 8, 3\) from -"),
+        (
+            lambda x: torch.from_numpy(x).permute(2, 0, 1) / 127.5 - 1,
+            r"not normalised, .* got float32 \(3, 8, 8\) from -",
+        ),
         (lambda x: x[..., 0], r"image 0: expected RGB .*, got uint8 \(8, 8\)"),
         (lambda x: "face.jpg", r"image 0: expected RGB"),
     ],
@@ -80,5 +83,9 @@ def test_sizes_that_differ_and_labels_that_are_none_are_refused():
         faces.images[:2]
     with pytest.raises(DataError, match="labels: expected 64 whole numbers"):
         _ = DatasetFaces(list(FACES.images)).labels
+    with pytest.raises(DataError, match=r"labels: expected 64 whole numbers, .* got 1.5"):
+        _ = DatasetFaces([(image, 1.5) for image in FACES.images]).labels
+    with pytest.raises(DataError, match=r"image 0: expected .* got a dict"):
+        as_faces([{"image": image, "label": 0} for image in FACES.images])
     with pytest.raises(DataError, match="expected a dataset with a length"):
         DatasetFaces(TensorDataset(PIXELS[:0]))

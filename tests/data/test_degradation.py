@@ -399,6 +399,7 @@ def test_bad_degradation(change, message):
     [
         (torch.zeros(1, 3, 8, 9), {}, r"\(1, 3, 8, 9\)"),
         (torch.zeros(3, 8, 8), {}, "batch"),
+        (np.zeros((1, 3, 8, 8)), {}, "expected a tensor .* got ndarray"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), {}, "int64"),
         (torch.zeros(1, 3, 8, 8), {"preset": "cubic"}, "'cubic'.*area-bicubic"),
         (torch.zeros(1, 3, 8, 8), {"preset": "fskd"}, "generator.*kernel"),

@@ -228,6 +228,8 @@ def test_the_small_network_takes_other_sizes(size, last):
 def test_a_wrong_input_is_a_clear_error(shape):
     with pytest.raises(ConfigError, match=r"images: expected shape \(B,3,48,48\), got"):
         small()(torch.zeros(shape))
+    with pytest.raises(ConfigError, match=r"images: expected a tensor of floating point .*, got torch.uint8"):
+        small()(torch.zeros(shape, dtype=torch.uint8))
 
 
 def test_the_seed_decides_the_weights_and_the_global_generator_is_left_alone():

@@ -129,6 +129,11 @@ def test_other_files_and_other_networks_are_refused(tmp_path):
     other = wrap.wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)), 4)
     with pytest.raises(ConfigError, match="built, got Wrapped"):
         other.save_pretrained(tmp_path)
+    for missing in (tmp_path / "model.safetensors", "no/such/folder"):
+        with pytest.raises(ConfigError, match=r"expected a folder that has model\.safetensors, or"):
+            Network.from_pretrained(missing)
+    with pytest.raises(RunError, match="expected a folder, or a name for one"):
+        trained().save_pretrained(tmp_path / "model.safetensors")
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(ConfigError, match="is a run's folder"):
         trained().save_pretrained(tmp_path)

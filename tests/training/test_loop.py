@@ -28,7 +28,7 @@ from lrkd.distill.terms import Term, feature
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
 from lrkd.models import backbones, heads
 from lrkd.models.saved import load_model, safetensors_bytes, save_model
-from lrkd.training import batches
+from lrkd.training import batches, loop
 from lrkd.training import step as step_
 from lrkd.training.batches import augment, draw_augmentation, image_reader
 from lrkd.training.schedule import ASKD_SCHEDULE, FSKD_SCHEDULE, Options, Schedule
@@ -630,6 +630,25 @@ def test_a_label_that_the_head_does_not_have():
     wrong = replace(toys.faces(classes=5), digest="five")
     with pytest.raises(DataError, match=r"labels: expected 0 to 3, as the head has 4 classes, got 4"):
         toys.train(faces=wrong)
+    below = replace(toys.faces(), labels=toys.faces().labels, digest="below")
+    below.labels[0] = -1  # as some data sets mark what has no class
+    with pytest.raises(DataError, match=r"labels: expected 0 to 3, .* got -1"):
+        toys.train(faces=below)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"faces": np.zeros((64, 8, 8, 3), np.uint8)}, "faces: expected a Dataset of .* got ndarray"),
+        ({"network": torch.nn.Flatten()}, "network: expected a Network, got Flatten: .*lrkd.models.wrap.wrap"),
+        ({"head": heads.build("cosface", 4, 6)}, "head: expected one for embeddings of 8 numbers, .* got one for 6"),
+    ],
+)
+def test_what_does_not_fit_together(more, match):
+    network, head = toys.pair()
+    given = {"network": network, "head": head, "faces": toys.faces(), "schedule": Schedule(1, 16)} | more
+    with pytest.raises(ConfigError, match=match):
+        loop.fit(**given)
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
