@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import yaml
+from _ext.local_kernels import local
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
 
@@ -21,6 +22,7 @@ def main() -> None:
         cache.add_nb_to_project(page)
     # More threads than cores wait for each other: a page would take many times longer than with one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    local()
     logging.basicConfig(format="%(message)s")
     log = logging.getLogger("pages")
     log.setLevel(logging.INFO)

@@ -63,7 +63,17 @@ def buttons(app: Any, config: Any) -> None:
             "repository_branch": BRANCH,
             "path_to_docs": "book",
             "launch_buttons": {**services, "notebook_interface": "jupyterlab"},
+            "use_issues_button": True,
+            "use_edit_page_button": True,
         }
+
+
+def edit_at_home(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """A change to a page is suggested where pages are written, and not on the branch with one more cell."""
+    for group in context.get("header_buttons", []):
+        for button in group.get("buttons", []):
+            if "url" in button:
+                button["url"] = button["url"].replace(f"/edit/{BRANCH}/", "/edit/main/")
 
 
 def downloads(app: Any, exception: Exception | None) -> None:
@@ -74,6 +84,7 @@ def downloads(app: Any, exception: Exception | None) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     app.connect("config-inited", buttons, priority=900)
+    app.connect("html-page-context", edit_at_home, priority=950)
     app.connect("build-finished", downloads)
     return {"parallel_read_safe": True}
 

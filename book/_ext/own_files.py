@@ -6,11 +6,13 @@ items: a screen reader would announce both as what they are not. The theme bring
 script of 1.5 MB on each page; what draws them is the font. The first page would load MathJax for formulas of others.
 """
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
 
 OPEN, CLOSE = r'<span class="sig-paren">\(</span>', r'<span class="sig-paren">\)</span>'
+LINK = re.compile(r'(<a href="#(fig-[\w-]+)">)(.*?)</a>')
 SIGNATURE = re.compile(rf"({OPEN}\s*)<dl>(.*?)</dl>(?=\s*{CLOSE})", re.DOTALL)
 
 
@@ -22,6 +24,22 @@ def told(body: str) -> str:
         return f'{found[1]}<div class="sig-lines">{inner}</div>'
 
     return SIGNATURE.sub(blocks, body).replace('role="list" class="citation-list"', 'class="citation-list"')
+
+
+def numbered(body: str, page: tuple[int, ...]) -> str:
+    """Number the figures of a page that have a caption, and say the number where text links to one."""
+    count, named, parts = itertools.count(1), {}, re.split(r"(?=<figure\b)", body)
+    name = ""
+    for k, part in enumerate(parts[1:], 1):
+        own = re.match(r'[^>]* id="(fig-[\w-]+)"', part)
+        name = own[1] if own else name
+        if "<figcaption>" in part:
+            number = "Figure " + ".".join(map(str, (*page, next(count))))
+            parts[k] = part.replace("<figcaption>", f'<figcaption><span class="caption-number">{number}.</span> ', 1)
+            named[name] = number
+        if "</figcaption></figure>" in part or not own:  # what moves has its still picture within, and then its caption
+            name = ""
+    return LINK.sub(lambda found: f"{found[1]}{named.get(found[2], found[3])}</a>", "".join(parts))
 
 
 OWN = "try-it"  # the page whose script and style sheet no other page loads
@@ -39,7 +57,8 @@ def process(app: Any, page: str, template: str, context: dict[str, Any], doctree
     for kind in ("script_files", "css_files"):
         context[kind] = list(filter(wanted, context.get(kind, [])))
     if "body" in context:
-        context["body"] = told(context["body"])
+        number = app.env.toc_secnumbers.get(page, {}).get("") or ()
+        context["body"] = numbered(told(context["body"]), number)
 
 
 def lighten(app: Any, exception: Exception | None) -> None:

@@ -14,9 +14,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
+from lrkd.distill import methods
 from lrkd.errors import DataError
 from lrkd.evaluation.statistics import check_columns
 
@@ -74,6 +78,18 @@ LOOKS: dict[str, Look] = {
     "skd-none": Look(BLACK, "X"),
 }
 
+# Names that are no method's title without what its brackets say.
+_SHORT = {
+    "none": "no teacher",
+    "rkd": "RKD",
+    **{f"lp({p:g})": f"L{p:g}" for p in (1, 1.5, 2, 3, 4)},
+    "smooth_l1": "smooth L1",
+    "on_unit(euclidean)": "L2 of unit vectors",
+}
+NAMES = {name: method.title.partition(" (")[0] for name, method in methods.METHODS.items()} | _SHORT
+# At the head of a label, behind a claim's number, and behind a minus; what follows is kept: "askd, 6 px", "fskd †".
+_NAMED = re.compile(rf"(^|^\w+: | − )({'|'.join(map(re.escape, sorted(NAMES, key=len, reverse=True)))})(?=$|,| [−†+])")
+
 STYLE: dict[str, Any] = {
     "figure.constrained_layout.use": True,
     "figure.facecolor": "white",
@@ -111,10 +127,21 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
     return {label: LOOKS[label] if label in LOOKS else Look(*next(spare)) for label in labels}
 
 
+def named(label: str) -> str:
+    """Put display names in the place of methods' and distances' own: "fskd − lp(2)" is "F-SKD − L2"."""
+    return _NAMED.sub(lambda found: found[1] + NAMES[found[2]], label)
+
+
 def linked(caption: str) -> str:
     """A caption as HTML: `x` is code, and a file of results a link to it, as the book carries them beside its pages."""
     said = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(caption))
     return re.sub(r"book/results/([\w-]+\.\w+)", r'<a href="results/\1">\g<0></a>', said)
+
+
+def opened(name: str = "") -> str:
+    """The first tag of a figure; text may link to the one that has a name."""
+    own = f' id="fig-{name}"' if name else ""
+    return f'<figure style="margin:0"{own}>'
 
 
 def figcaption(caption: str) -> str:
@@ -128,7 +155,7 @@ def embedded(data: Mapping[str, Any]) -> str:
     return f'<script type="application/json">{text}</script>'
 
 
-def moving(script: str, data: Mapping[str, Any], before: str, caption: str) -> str:
+def moving(script: str, data: Mapping[str, Any], before: str, caption: str, name: str = "") -> str:
     """Write the HTML of a figure that a script of `book/_static` moves.
 
     Args:
@@ -136,9 +163,10 @@ def moving(script: str, data: Mapping[str, Any], before: str, caption: str) -> s
         data: What it is given, as JSON.
         before: The figure's own HTML, whole without the script.
         caption: Shown below.
+        name: As that of `show`.
     """
     code = (_STATIC / script).read_text(encoding="utf-8")
-    return f'<figure style="margin:0">{before}{figcaption(caption)}{embedded(data)}<script>{code}</script></figure>'
+    return f"{opened(name)}{before}{figcaption(caption)}{embedded(data)}<script>{code}</script></figure>"
 
 
 class Drawing(NamedTuple):
@@ -146,9 +174,10 @@ class Drawing(NamedTuple):
 
     svg: str
     caption: str
+    name: str = ""
 
     def _repr_html_(self) -> str:
-        return f'<figure style="margin:0">{self.svg}{figcaption(self.caption)}</figure>'
+        return f"{opened(self.name)}{self.svg}{figcaption(self.caption)}</figure>"
 
     def __repr__(self) -> str:
         return (
@@ -158,33 +187,44 @@ class Drawing(NamedTuple):
 
 def drawing(name: str, caption: str = "") -> Drawing:
     """Show `book/_static/<name>.svg`, whose title and description tell it to a reader who cannot see it."""
-    return Drawing((_STATIC / f"{name}.svg").read_text(encoding="utf-8"), caption)
+    return Drawing((_STATIC / f"{name}.svg").read_text(encoding="utf-8"), caption, name)
 
 
 _READABLE = 540  # pixels: narrower, the text in a figure of a page's width cannot be read
+_DARK, _LIGHT = 0.35, "#e8e8e8"  # what is darker is text or an axis, and has this colour in the dark
 
 
 class Shown:
-    """A figure as a page or JupyterLab shows it: a WebP image with alt text, and its caption."""
+    """A figure as a page or JupyterLab shows it: a WebP image with alt text, and its caption.
 
-    def __init__(self, image: bytes, alt: str, caption: str, width: int) -> None:
-        self.image, self.alt, self.caption, self.width = image, alt, caption, width
+    In the dark the page inverts lines and text; a figure with pictures has a second image, as faces must stay faces.
+    """
+
+    def __init__(
+        self, image: bytes, alt: str, caption: str, width: int, *, dark: bytes = b"", name: str = "", least: int = 0
+    ) -> None:
+        self.image, self.alt, self.caption, self.width, self.dark, self.name = image, alt, caption, width, dark, name
+        self.least = min(width, least or _READABLE)  # on a phone a wide figure scrolls in its own box, by keys too
 
     def _repr_html_(self) -> str:
-        below = figcaption(self.caption)
-        least = min(self.width, _READABLE)  # on a phone a wide figure scrolls in its own box, by keys too
-        return (
-            '<figure style="margin:0"><div style="overflow-x:auto" tabindex="0">'
-            f'<img alt="{html.escape(self.alt)}" '
-            f'src="data:image/webp;base64,{base64.b64encode(self.image).decode()}" '
-            f'style="width:100%;min-width:{least}px;max-width:{self.width}px;height:auto"></div>{below}</figure>'
-        )
+        def img(image: bytes, kind: str, more: str = "") -> str:
+            return (
+                f'<img class="{kind}" alt="{html.escape(self.alt)}" '
+                f'src="data:image/webp;base64,{base64.b64encode(image).decode()}" '
+                f'style="width:100%;min-width:{self.least}px;max-width:{self.width}px;height:auto{more}">'
+            )
+
+        both = img(self.image, "only-light") + img(self.dark, "only-dark", ";display:none") if self.dark else ""
+        shown = f'<div style="overflow-x:auto" tabindex="0">{both or img(self.image, "dark-light plot")}</div>'
+        return f"{opened(self.name)}{shown}{figcaption(self.caption)}</figure>"
 
     def __repr__(self) -> str:
         return f"Figure: {self.alt}"
 
 
-def show(figure: Figure | Axes, alt: str, caption: str = "", dpi: int = 160) -> Shown:
+def show(
+    figure: Figure | Axes, alt: str, caption: str = "", *, dpi: int = 160, name: str = "", least: int = 0
+) -> Shown:
     """Show a figure on a page, as the last line of a cell; the figure is closed.
 
     Args:
@@ -192,6 +232,8 @@ def show(figure: Figure | Axes, alt: str, caption: str = "", dpi: int = 160) -> 
         alt: What a reader who cannot see it has to know.
         caption: Shown below (scale, n, interval).
         dpi: Pixels an inch; an inch is 100 CSS pixels wide, or less where the page is narrower.
+        name: Text links to it as `<a href="#fig-NAME">Figure</a>`, which becomes its number.
+        least: CSS pixels below which it scrolls instead of shrinking; 0: as a figure of a page's width does.
 
     Raises:
         DataError: The alt text is empty.
@@ -200,12 +242,44 @@ def show(figure: Figure | Axes, alt: str, caption: str = "", dpi: int = 160) -> 
         raise DataError("alt is empty: say what the figure shows to a reader who cannot see it")
     fig = figure if isinstance(figure, Figure) else figure.get_figure(root=True)
     assert fig is not None
-    file = io.BytesIO()
-    fig.savefig(file, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.05)
+    drawn = _drawn(fig, dpi).convert("RGB")
+    coloured = any(ax.images or ax.findobj(QuadMesh) for ax in fig.axes)
+    dark = _webp(_drawn(_in_the_dark(fig), dpi)) if coloured else b""
     plt.close(fig)
-    with Image.open(file) as drawn:  # what lies beyond the figure's edge is kept
-        width, image = drawn.width, _webp(drawn.convert("RGB"))
-    return Shown(image, " ".join(alt.split()), caption, round(100 * width / dpi))
+    said = " ".join(alt.split())
+    return Shown(_webp(drawn), said, caption, round(100 * drawn.width / dpi), dark=dark, name=name, least=least)
+
+
+def _drawn(fig: Figure, dpi: int) -> Image.Image:
+    """The figure's pixels; what lies beyond its edge is kept."""
+    file = io.BytesIO()
+    fig.savefig(file, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.05, facecolor=fig.get_facecolor())
+    with Image.open(file) as image:
+        image.load()
+        return image
+
+
+def _in_the_dark(fig: Figure) -> Figure:
+    """Change a figure of pictures for a dark page: no ground, and light text but for that within a matrix."""
+    fig.patch.set_alpha(0)
+    for ax in fig.axes:
+        ax.patch.set_alpha(0)
+        inside = set(ax.texts) if ax.findobj(QuadMesh) else set()
+        for one in set(ax.findobj(Text)) - inside:
+            if sum(to_rgb(one.get_color())) < 3 * _DARK:
+                one.set_color(_LIGHT)
+        for line in ax.lines:
+            if sum(to_rgb(line.get_color())) < 3 * _DARK:
+                line.set_color(_LIGHT)
+        for spine in ax.spines.values():
+            spine.set_edgecolor(_LIGHT)
+        ax.tick_params(color=_LIGHT, labelcolor=_LIGHT)
+    for text in (*fig.texts, *(text for box in fig.legends for text in box.get_texts())):
+        text.set_color(_LIGHT)
+    for text in (fig._supxlabel, fig._supylabel, fig._suptitle):  # type: ignore[attr-defined]
+        if text is not None:
+            text.set_color(_LIGHT)
+    return fig
 
 
 def _webp(image: Image.Image) -> bytes:
@@ -258,6 +332,8 @@ def table(frame: pd.DataFrame, formats: Mapping[str, str] | str = "{:.1f}", capt
     shown = frame.reset_index() if any(name is not None for name in frame.index.names) else frame.copy()
     sides = tuple("right" if pd.api.types.is_numeric_dtype(kind) else "left" for kind in shown.dtypes)
     for name in shown.columns:
+        if name in ("method", "student", "baseline", "network", "distance"):
+            shown[name] = [named(value) if isinstance(value, str) else value for value in shown[name]]
         if pd.api.types.is_float_dtype(shown[name]):
             form = formats if isinstance(formats, str) else formats.get(name, "{:.1f}")
             shown[name] = [("–" if pd.isna(v) else form.format(v).replace("-", "−")) for v in shown[name]]

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from kit.display import BLACK, BLUE, ORANGE, SEQUENTIAL, Look, look, looks
+from kit.display import BLACK, BLUE, ORANGE, SEQUENTIAL, Look, look, looks, named
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter, StrMethodFormatter
@@ -35,7 +35,7 @@ def image_grid(
         images: (R,C,H,W,3), uint8 or float in [0,1].
         rows: R labels.
         columns: C labels.
-        gap: Pixels of white between images; None: a twentieth of an image.
+        gap: Pixels between images; None: a twentieth of an image.
 
     Raises:
         DataError: The images have another shape, or there are more or fewer labels.
@@ -49,15 +49,27 @@ def image_grid(
         if labels is not None and len(labels) != count:
             raise DataError(f"{name}: {len(labels)} labels for {count} {name} of images")
     gap = max(1, h // 20) if gap is None else gap
-    sheet = np.ones((r, h + gap, c, w + gap, 3))
-    sheet[:, :h, :, :w] = x.transpose(0, 2, 1, 3, 4)
-    ax.imshow(sheet.reshape(r * (h + gap), c * (w + gap), 3)[: -gap or None, : -gap or None])
+    sheet = np.zeros((r, h + gap, c, w + gap, 4))  # between images the page is seen
+    sheet[:, :h, :, :w, :3], sheet[:, :h, :, :w, 3] = x.transpose(0, 2, 1, 3, 4), 1
+    ax.imshow(sheet.reshape(r * (h + gap), c * (w + gap), 4)[: -gap or None, : -gap or None])
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
-    ax.set_yticks(np.arange(r) * (h + gap) + (h - 1) / 2 if rows else [], rows or [])
-    ax.set_xticks(np.arange(c) * (w + gap) + (w - 1) / 2 if columns else [], columns or [])
+    ax.set_yticks(np.arange(r) * (h + gap) + (h - 1) / 2 if rows else [], list(map(named, rows or [])))
+    ax.set_xticks(np.arange(c) * (w + gap) + (w - 1) / 2 if columns else [], list(map(named, columns or [])))
     return ax
+
+
+def legend(ax: Axes, columns: int = 3) -> None:
+    """Name the lines of all axes of a figure above them, each label once: no legend lies over data."""
+    figure = ax.figure
+    for old in figure.legends[:]:
+        old.remove()
+    found = {}
+    for one in figure.axes:
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found, loc="outside upper left", ncols=columns, fontsize=9)
 
 
 def curves(
@@ -86,7 +98,7 @@ def curves(
     for label, y in lines.items():
         at = np.asarray(x[label] if isinstance(x, Mapping) else x)
         marker = own[label].marker if len(at) <= 20 else ""
-        ax.plot(at, np.asarray(y), color=own[label].colour, marker=marker, label=label)
+        ax.plot(at, np.asarray(y), color=own[label].colour, marker=marker, label=named(label))
         if bands and label in bands:
             low, high = bands[label]
             ax.fill_between(at, np.asarray(low), np.asarray(high), color=own[label].colour, alpha=0.18, linewidth=0)
@@ -94,7 +106,7 @@ def curves(
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     if len(lines) > 1:
-        ax.legend()
+        legend(ax)
     return ax
 
 
@@ -112,7 +124,7 @@ def roc(ax: Axes, lines: Mapping[str, tuple[ArrayLike, ArrayLike]], styles: Mapp
         false, true = np.asarray(far, dtype=np.float64), np.asarray(tar, dtype=np.float64)
         seen = false > 0
         least = min(least, false[seen].min(initial=1.0))
-        ax.step(false[seen], true[seen], where="post", color=own[label].colour, label=label)
+        ax.step(false[seen], true[seen], where="post", color=own[label].colour, label=named(label))
     ax.set_xscale("log")
     ax.set(
         xlim=(least, 1),
@@ -123,7 +135,8 @@ def roc(ax: Axes, lines: Mapping[str, tuple[ArrayLike, ArrayLike]], styles: Mapp
     ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    ax.legend(loc="lower right")
+    if len(lines) > 1:
+        legend(ax)
     return ax
 
 
@@ -154,7 +167,7 @@ def score_histogram(
     if threshold is not None:
         ax.axvline(threshold, color=BLACK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.2f}")
     ax.set(xlabel=xlabel, ylabel="% of the pairs of a kind", ylim=(0, None))
-    ax.legend()
+    legend(ax)
     return ax
 
 
@@ -195,7 +208,7 @@ def forest(
         ax.annotate(text, (1.02, i), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9)
     if reference is not None:
         ax.axvline(reference, color=BLACK, linestyle="--", linewidth=1)
-    ax.set_yticks(range(len(labels)), labels)
+    ax.set_yticks(range(len(labels)), list(map(named, labels)))
     ax.set(xlabel=xlabel, ylim=(len(labels) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
@@ -292,7 +305,7 @@ def by_side(
         x = at[seen] * 2 ** (0.04 * (i - (len(lines) - 1) / 2))
         reach = np.nan_to_num(np.stack([mean - low, high - mean])[:, seen]).clip(0)
         colour, marker = own[label]
-        ax.errorbar(x, mean[seen], reach, color=colour, marker=marker, capsize=2.5, linewidth=1.5, label=label)
+        ax.errorbar(x, mean[seen], reach, color=colour, marker=marker, capsize=2.5, linewidth=1.5, label=named(label))
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_locator(FixedLocator(sorted(set(at.tolist()))))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -300,7 +313,8 @@ def by_side(
     if percent:
         ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.legend()
+    if len(lines) > 1:
+        legend(ax)
     return ax
 
 
@@ -338,7 +352,7 @@ def seeds(
             )
         ax.plot([x.mean()] * 2, [i - 0.25, i + 0.25], color=colour, linewidth=2)
         ax.plot(x, np.full(len(x), i), marker, color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.5)
-    ax.set_yticks(range(len(values)), list(values))
+    ax.set_yticks(range(len(values)), list(map(named, values)))
     ax.set(xlabel=xlabel, ylim=(len(values) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
@@ -386,8 +400,8 @@ def matrix(
         vmax=high,
         cbar=bool(label),
         cbar_kws={"label": label},
-        xticklabels=columns,
-        yticklabels=rows,
+        xticklabels=list(map(named, columns)),
+        yticklabels=list(map(named, rows)),
         ax=ax,
     )
     ax.tick_params(length=0, rotation=0)

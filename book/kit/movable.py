@@ -33,6 +33,7 @@ class Interactive(NamedTuple):
     alt: str
     caption: str
     still: display.Shown | None
+    name: str = ""
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         still = f'<div class="static">{self.still._repr_html_()}</div>' if self.still else ""
@@ -41,7 +42,7 @@ class Interactive(NamedTuple):
             '<div class="controls" role="group" aria-label="Move the figure" hidden></div>'
             f'<div class="drawing" role="img" aria-label="{html.escape(self.alt)}" hidden></div>{still}'
         )
-        page = display.moving("moving.js", {"figure": figure}, before, self.caption)
+        page = display.moving("moving.js", {"figure": figure}, before, self.caption, self.name)
         # JupyterLab has a renderer of its own for the second; a built page takes the first.
         return {"text/html": page, "application/vnd.plotly.v1+json": figure, "text/plain": repr(self)}
 
@@ -49,7 +50,7 @@ class Interactive(NamedTuple):
         return f"Figure: {self.alt}"
 
 
-def show(figure: Any, alt: str, caption: str = "", static: Figure | Axes | None = None) -> Interactive:
+def show(figure: Any, alt: str, caption: str = "", static: Figure | Axes | None = None, name: str = "") -> Interactive:
     """Show a plotly figure that a reader can move with no kernel, as the last line of a cell.
 
     Sliders and drop-down menus of the figure become the browser's own, which keys move too; their steps may restyle,
@@ -61,6 +62,7 @@ def show(figure: Any, alt: str, caption: str = "", static: Figure | Axes | None 
         caption: Shown below.
         static: A matplotlib figure of its first state, shown until the script has drawn, and for good without scripts;
             it is closed.
+        name: As that of `display.show`.
 
     Raises:
         DataError: The alt text is empty.
@@ -68,7 +70,7 @@ def show(figure: Any, alt: str, caption: str = "", static: Figure | Axes | None 
     if not alt.strip():
         raise DataError("alt is empty: say what the figure shows to a reader who cannot see it")
     said = " ".join(alt.split())
-    return Interactive(figure.to_json(), said, caption, None if static is None else display.show(static, said))
+    return Interactive(figure.to_json(), said, caption, None if static is None else display.show(static, said), name)
 
 
 def forest(
@@ -146,7 +148,7 @@ def _slid(
     traces = [
         go.Scatter(
             x=x,
-            y=list(labels),
+            y=list(map(display.named, labels)),
             error_x={"type": "data", "array": half, "thickness": 3, "color": BLUE},
             mode="markers",
             marker={"size": 9, "color": BLUE},

@@ -37,6 +37,7 @@ def chooser(
     width: int = 384,
     quality: int = 80,
     sliders: Collection[str] = (),
+    name: str = "",
 ) -> Chooser:
     """Show one picture at a time, chosen by a labelled list for each part of its key, with no kernel and by keys too.
 
@@ -51,6 +52,7 @@ def chooser(
         width: Of the picture in CSS pixels.
         quality: Of the lossy WebP.
         sliders: Those of `names` that are a slider instead of a list.
+        name: As that of `display.show`.
 
     Raises:
         DataError: A combination is missing, a key has another length, or a picture another shape than the first.
@@ -80,8 +82,8 @@ def chooser(
     texts = list(alts)
     data = {
         "controls": [
-            {"name": name, "options": options, "range": name in sliders}
-            for name, options in zip(names, choices, strict=True)
+            {"name": label, "options": options, "range": label in sliders}
+            for label, options in zip(names, choices, strict=True)
         ],
         "uris": [uri for _, uri in uris.values()],
         "alts": texts,
@@ -92,7 +94,7 @@ def chooser(
         f'<img src="{data["uris"][first_uri]}" alt="{html.escape(texts[first_alt])}" '
         f'style="width:100%;max-width:{width}px;height:auto;image-rendering:auto">'
     )
-    return Chooser(display.moving("moving.js", data, before, caption), texts[0])
+    return Chooser(display.moving("moving.js", data, before, caption, name), texts[0])
 
 
 def picture(figure: Any) -> np.ndarray:

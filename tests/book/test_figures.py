@@ -82,7 +82,31 @@ def test_colours_are_told_apart_without_red_or_green_cones(kind):
     assert np.linalg.norm(seen("#d62728", "deutan") - seen("#2ca02c", "deutan")) < 12, "red and green must fail"
 
 
+def test_a_method_has_one_name_wherever_a_label_has_it():
+    labels = ("fskd", "askd, 6 px", "H1: cosine − lp(2) †", "none", "a method of none", "fskd-unit-l2")
+    wanted = [
+        "F-SKD",
+        "A-SKD, 6 px",
+        "H1: cosine − L2 †",
+        "no teacher",
+        "a method of none",
+        "features, L2 on unit vectors",
+    ]
+    assert list(map(display_.named, labels)) == wanted
+    assert len(set(display_.NAMES.values())) == len(display_.NAMES)
+
+
 # Showing
+
+
+def test_a_figure_of_pictures_has_another_image_in_the_dark():
+    images = np.random.default_rng(0).random((1, 2, 8, 8, 3))
+    page = show(figures.image_grid(plt.subplots()[1], images, ["row"]), "Faces.", name="faces")._repr_html_()
+    assert re.findall(r'<img class="([\w-]+)" alt="Faces\."', page) == ["only-light", "only-dark"]
+    assert page.startswith('<figure style="margin:0" id="fig-faces">')
+    assert ";display:none" in page, "in JupyterLab, which knows neither class"
+    lines = show(plt.subplots()[1], "Lines.")._repr_html_()
+    assert re.findall(r'<img class="([\w -]+)"', lines) == ["dark-light plot"]
 
 
 def test_a_shown_figure_says_what_it_shows_and_is_closed(ax):
@@ -165,12 +189,12 @@ def test_image_grid_puts_each_image_at_its_label(ax, dtype):
     given = values if dtype == np.uint8 else (values / 255).astype(dtype)
     drawn(figures.image_grid(ax, given, ["r0", "r1"], ["c0", "c1", "c2"], gap=2))
     sheet = ax.images[0].get_array()
-    assert sheet.shape == (2 * 8 + 2, 3 * 6 + 2 * 2, 3)
+    assert sheet.shape == (2 * 8 + 2, 3 * 6 + 2 * 2, 4)
     for (i, y), (j, x) in itertools.product(enumerate(ax.get_yticks()), enumerate(ax.get_xticks())):
         top, left = round(y - 3.5), round(x - 2.5)
-        np.testing.assert_allclose(sheet[top : top + 8, left : left + 6], values[i, j] / 255, atol=1e-6)
+        np.testing.assert_allclose(sheet[top : top + 8, left : left + 6, :3], values[i, j] / 255, atol=1e-6)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["r0", "r1"]
-    assert (sheet[8:10] == 1).all()
+    assert (sheet[8:10, :, 3] == 0).all(), "between images the page is seen"
 
 
 def test_image_grid_errors(ax):
@@ -192,7 +216,9 @@ def test_curves_draw_lines_bands_and_a_legend(ax):
     low, high = ax.collections[0].get_datalim(ax.transData).intervaly
     assert (low, high) == (0, 4)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["none", "fskd"]
+    (names,) = ax.figure.legends
+    assert [t.get_text() for t in names.get_texts()] == ["no teacher", "F-SKD"]
+    assert not names.get_window_extent().overlaps(ax.get_window_extent()), "no legend lies over data"
 
 
 def test_roc_leaves_out_what_a_log_axis_cannot_show(ax):
@@ -215,7 +241,7 @@ def test_score_histogram_is_in_percent_of_its_own_kind(ax):
 def test_forest_writes_what_it_draws(ax):
     drawn(figures.forest(ax, ["fskd", "askd"], [4.0, -0.26], [3.0, np.nan], [5.0, np.nan], n=[6, 1], xlabel="points"))
     assert [t.get_text() for t in ax.texts] == ["+4.0 [+3.0, +5.0]  n=6", "−0.3  n=1"]
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["fskd", "askd"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["F-SKD", "A-SKD"]
     assert ax.lines[0].get_xdata().tolist() == [3, 5]
     assert ax.lines[1].get_marker() == display_.look("fskd").marker
     bottom, top = ax.get_ylim()
@@ -247,7 +273,7 @@ def test_verdict_is_the_paired_differences_in_points_greatest_first(ax):
         ]
     )
     drawn(figures.verdict(ax, paired_differences(frame), {"fskd": "F-SKD"}))
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["F-SKD", "askd"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["F-SKD", "A-SKD"]
     values = {name: part["accuracy"].to_numpy() for name, part in frame.groupby("method")}
     wanted = oracle.ttest_rel(values["fskd"], values["none"]).confidence_interval(0.95)
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [100 * wanted.low, 100 * wanted.high])

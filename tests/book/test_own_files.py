@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "book" / "_ext"))
 import launch
-from own_files import lighten, process, told
+from own_files import lighten, numbered, process, told
 
 SIGNATURE = (
     '<dl class="py"><dt>f<span class="sig-paren">(</span>\n\n<dl>\n<dd><em>a</em>,</dd>\n<dd><em>b</em></dd>\n</dl>\n\n'
@@ -28,7 +28,23 @@ def test_a_signature_is_no_list_and_lists_stay():
 
 
 def build(formulas=False):
-    return SimpleNamespace(env=SimpleNamespace(domaindata={"math": {"has_equations": {"index": formulas}}}))
+    known = {"math": {"has_equations": {"index": formulas}}}
+    return SimpleNamespace(env=SimpleNamespace(domaindata=known, toc_secnumbers={}))
+
+
+def test_figures_have_numbers_and_text_says_them():
+    body = (
+        '<p>See <a href="#fig-two">Figure</a> and <a href="#fig-none">another</a>.</p>'
+        '<figure style="margin:0"><img></figure><figure><img><figcaption>One</figcaption></figure>'
+        '<figure style="margin:0" id="fig-two"><figure><img></figure><figcaption>Two</figcaption></figure>'
+        "<figure><img><figcaption>Three</figcaption></figure>"
+    )
+    shown = numbered(body, (3,))
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", shown) == [
+        f'<span class="caption-number">Figure {n}.</span> {said}'
+        for n, said in (("3.1", "One"), ("3.2", "Two"), ("3.3", "Three"))
+    ]
+    assert '<a href="#fig-two">Figure 3.2</a> and <a href="#fig-none">another</a>' in shown
 
 
 @pytest.mark.parametrize("formulas", [True, False])
