@@ -5,6 +5,7 @@ import re
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,9 +16,17 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "book" / "results"
 MOST = 64 * 2**20  # bytes of a table
 NAME = re.compile(r"(gpu|answer)-[a-z0-9-]+\.csv")
+RUNS = "-runs.csv"  # whose columns are what the configurations have
+OTHERS = ("log.txt", "claims.csv")  # which a stage had to have
 # What a table must have; of one whose rows are runs, what tells a run from others, and the hash of its configuration.
 STAMP = ("device", "torch", "commit")
 RUN = ("data", "scale", "role", "method", "side", "seed", "teacher_seed")
+
+
+def read(source: Any, name: str) -> pd.DataFrame:
+    """A table; configurations are kept as they are written."""
+    text: Any = str if name.endswith(RUNS) else {"config": str, "commit": str}
+    return pd.read_csv(source, dtype=text)
 
 
 def tables(folder: Path) -> dict[str, pd.DataFrame]:
@@ -32,15 +41,14 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
                 if archive.comment:
                     raise DataError(f"{path}: is of {archive.comment.decode(errors='replace')}: expected a GPU's")
                 for item in archive.infolist():
-                    if item.filename == "log.txt":
+                    if item.filename in OTHERS:
                         continue
                     if not NAME.fullmatch(item.filename) or item.file_size > MOST:
                         raise DataError(f"{path}: expected tables gpu-*.csv and answer-*.csv, got {item.filename!r}")
                     content = archive.read(item)
                     if not content.endswith(b"\n"):
                         raise DataError(f"{path}: {item.filename} does not end with a whole line")
-                    text = {"config": str, "commit": str}
-                    table = pd.read_csv(io.BytesIO(content), dtype=text)  # type: ignore[arg-type]
+                    table = read(io.BytesIO(content), item.filename)
                     if (before := found.get(item.filename)) is not None:
                         if list(before.columns) != list(table.columns):
                             raise DataError(f"{path}: {item.filename} has other columns in another archive")
@@ -65,13 +73,13 @@ def check(name: str, new: pd.DataFrame, old: pd.DataFrame | None) -> None:
     """DataError where a table does not fit what is there: other columns, an unknown commit, another configuration."""
     if new.empty:
         raise DataError(f"{name}: has no row")
-    needed = () if name.endswith(("-right.csv", "-people.csv")) else STAMP
+    needed = () if name.endswith(("-right.csv", "-people.csv", RUNS)) else STAMP
     if missing := [column for column in needed if column not in new]:
         raise DataError(f"{name}: has no column {', '.join(missing)}")
-    if old is not None and list(old.columns) != list(new.columns):
+    if old is not None and not name.endswith(RUNS) and list(old.columns) != list(new.columns):
         odd = sorted(set(old.columns) ^ set(new.columns)) or ["in another order"]
         raise DataError(f"{name}: expected the columns of book/results/{name}, got others: {', '.join(odd)}")
-    for commit in sorted(set(new["commit"].astype(str))) if needed else ():
+    for commit in sorted(set(new["commit"].astype(str))) if "commit" in new else ():
         if not known_commit(commit):
             raise DataError(f"{name}: expected rows of commits before this one, without changes, got {commit!r}")
     if "config" not in new:
@@ -91,10 +99,18 @@ def check(name: str, new: pd.DataFrame, old: pd.DataFrame | None) -> None:
 
 
 def joined(new: pd.DataFrame, old: pd.DataFrame | None) -> pd.DataFrame:
-    """Of tables of runs, the old rows and those of runs that they lack; any other table is replaced by the new one."""
-    if old is None or "config" not in new:
+    """The old rows and, of tables of runs, those of runs that they lack; of others, the new ones in place of the same.
+
+    The same measurement is one whose words are the same, but for where it comes from.
+    """
+    if old is None:
         return new
-    return pd.concat([old, new[~new["config"].isin(old["config"])]], ignore_index=True)
+    if "config" in new:
+        columns = old.columns if set(new) <= set(old) else new.columns.append(old.columns.difference(new.columns))
+        return pd.concat([old, new[~new["config"].isin(old["config"])]], ignore_index=True)[columns]
+    words = [name for name in new if name not in STAMP and not pd.api.types.is_numeric_dtype(new[name])]
+    named, again = (table[words].astype(str).agg("|".join, axis=1) for table in (old, new))
+    return pd.concat([old[~named.isin(again)], new], ignore_index=True)
 
 
 def merge(folder: Path, results: Path = RESULTS) -> int:
@@ -103,7 +119,7 @@ def merge(folder: Path, results: Path = RESULTS) -> int:
         found, whole = tables(folder), {}
         for name, new in found.items():
             path = results / name
-            old = pd.read_csv(path, dtype={"config": str, "commit": str}) if path.exists() else None
+            old = read(path, name) if path.exists() else None
             check(name, new, old)
             whole[path] = joined(new, old)
     except LrkdError as error:

@@ -134,6 +134,7 @@ def beside(stage: Stage, what: str) -> None:
 
 def warm(stage: Stage) -> None:
     """Compile what is to be measured, so that torch's cache on the disk has it when it is."""
+    os.nice(5)  # what else goes on comes first
     for name, (options, speed) in (("askd", COMPILED["teacher each time"]), ("teacher", COMPILED["all on"])):
         options = replace(options, side=train_step.options_of(name).side)
         train_step.step(name, "iresnet50", 128, options, speed, stage.device)()
@@ -178,17 +179,19 @@ def compiled(stage: Stage) -> Parts:
     if stage.rehearse:
         return {"compiled": lambda: steps.add("askd", "rehearsed", *COMPILED["teacher each time"])}
     return {
-        "compiled": lambda: steps.of(COMPILED, NAMES),
         "peer, default": lambda: beside(stage, "default"),
+        "compiled": lambda: steps.of(COMPILED, NAMES),
         "profile, compiled": watch(steps, "teacher each time", COMPILED["teacher each time"]),
         "batch 512": lambda: steps.add("askd", "teacher each time", *COMPILED["teacher each time"], batch=512),
     }
 
 
 def run(stage: Stage, parts: Parts) -> int:
-    """Run the parts in their order, each as long as there is time; -> how many failed."""
-    failed = 0
+    """Run the parts in their order, each as long as there is time; $LRKD_PARTS names some. -> how many failed."""
+    failed, some = 0, os.environ.get("LRKD_PARTS")
     for name, part in parts.items():
+        if some and name not in some.split(","):
+            continue
         if stage.left < 2:
             print(f"{name}: no time was left", flush=True)
             continue

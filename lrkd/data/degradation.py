@@ -346,18 +346,15 @@ def _draw_quality(x: Tensor, spec: Degradation, generator: torch.Generator | Non
 
 
 def _spec(preset: str | Degradation) -> Degradation:
-    if isinstance(preset, Degradation):
-        return preset
-    if preset not in PRESETS:
+    if isinstance(preset, str) and preset not in PRESETS:
         raise ConfigError(f"preset: unknown degradation {preset!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[preset]
+    return PRESETS[preset] if isinstance(preset, str) else preset
 
 
 def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor):
-        raise ConfigError(f"images: expected a tensor (B,C,H,H), got {type(images).__name__}")
-    if images.ndim != 4 or images.shape[2] != images.shape[3]:
-        raise ConfigError(f"images: shape {tuple(images.shape)} is not (B,C,H,H), a batch of square images")
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[2] != images.shape[3]:
+        got = f"{type(images).__name__} {tuple(getattr(images, 'shape', ()))}"
+        raise ConfigError(f"images: expected a tensor (B,C,H,H), a batch of square images, got {got}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ConfigError(f"images: {images.dtype} is neither float in [0,1] nor uint8")
 

@@ -143,7 +143,7 @@ def _check(
         raise ConfigError(
             f"faces: expected a Dataset of (image, label) or a table of faces, got {type(faces).__name__}"
         )
-    if not isinstance(network, Network):
+    if not hasattr(network, "embedding"):  # a backbone of one's own need be no class of ours
         kind = type(network).__name__
         raise ConfigError(f"network: expected a Network, got {kind}: `lrkd.models.wrap.wrap` makes one of any module")
     if head.weight.shape[1] != network.embedding:

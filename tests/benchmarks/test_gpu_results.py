@@ -264,6 +264,16 @@ def test_a_table_of_two_stages_is_joined(back, tmp_path):
     assert back({"gpu-steps.csv": [ROW | {"step": "a"}]})[0] == 2, "other columns"
 
 
+def test_what_was_measured_before_stays_unless_it_is_measured_again(back):
+    step = {key: value for key, value in ROW.items() if key != "config"}
+    assert back({"gpu-steps.csv": [step | {"step": "a", "ms": 1}, step | {"step": "b", "ms": 2}]})[0] == 0
+    status, results = back({"gpu-steps.csv": [step | {"step": "b", "ms": 3}], "claims.csv": [ROW]})
+    assert status == 0
+    table = read_table(results / "gpu-steps.csv", ("step",))
+    assert dict(zip(table["step"], table["ms"], strict=True)) == {"a": 1, "b": 3}
+    assert not (results / "claims.csv").exists()
+
+
 def _folder(path):
     path.mkdir(exist_ok=True)
     return path
