@@ -3,13 +3,13 @@
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from kit import figures
-from kit.display import BLACK, GREY, look
+from kit.display import BLACK, GREY, Look, look, named
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -77,7 +77,7 @@ def title(entrant: str) -> str:
     """An entrant's name on pages: its method's title, and how it was trained."""
     name, _, how = entrant.partition(" ")
     trained = {"mixed": ", mixed sides", "hr": ", sharp images"}.get(how, "")
-    return (methods.METHODS[name].title if name in methods.METHODS else name) + trained
+    return named(name) + trained
 
 
 # -------------------------------------------------------------------------------------------------------------- length
@@ -132,13 +132,13 @@ def by_length(found: pd.DataFrame, endpoints: Iterable[str] = ("lr-lr", "hr-lr",
             ax.set_xscale("log", base=2)
             ax.xaxis.set_minor_locator(NullLocator())
             ax.xaxis.set_major_formatter("{x:.0f}")
-        row[0].set(title=NAMES.get(endpoint, endpoint), ylabel="points over none")
+        row[0].set(title=NAMES.get(endpoint, endpoint), ylabel="points over no teacher")
     if len(found):
         axes[0, 0].xaxis.set_major_locator(FixedLocator(sorted(found["epochs"].unique())))
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
     axes[0, 1].set_title("… at the same cost")
-    axes[-1, 0].set_xlabel("epochs, the same for none")
-    axes[-1, 1].set_xlabel("seconds of training, the same for none")
+    axes[-1, 0].set_xlabel("epochs of training")
+    axes[-1, 1].set_xlabel("seconds of training")
     return figure
 
 
@@ -349,6 +349,51 @@ def by_claim(table: pd.DataFrame) -> pd.DataFrame:
     words = table.assign(said=[said(row) for row in table.to_dict("records")], endpoint=table["endpoint"].map(NAMES))
     wide = words.pivot_table(index="claim", columns="endpoint", values="said", aggfunc="first", sort=False)
     return wide.fillna("").reset_index().rename_axis(columns=None)
+
+
+def numbers(table: pd.DataFrame, ids: str) -> dict[str, str]:
+    """What text says of claims of `judged`, ids in a row: by each the mean in points, its range, verdict and worlds."""
+    found = {}
+    for row in table.set_index("id", drop=False).loc[ids.split()].to_dict("records"):
+        mean, low, high = (points(100 * float(row[name])) for name in ("mean", "low", "high"))
+        one = {"": mean, "_range": f"[{low}, {high}]", "_verdict": row["verdict"] if row["n"] > 1 else OPEN}
+        found |= {f"{row['id']}{end}": value for end, value in (one | {"_n": str(int(row["n"]))}).items()}
+    return found
+
+
+def level(tables: Tables, entrant: str, endpoint: str, setting: str = "T") -> float:
+    """The mean over judged worlds at the hardest side, in percent; of an entrant on sharp images, there."""
+    rows = inference.entrants(tables.judged)
+    shown = "hr" if entrant.endswith(" hr") else tables.claims["side"].iloc[0]
+    rows = rows[(rows["entrant"] == entrant) & (rows["endpoint"] == endpoint) & (rows["setting"] == setting)]
+    return 100 * float(rows.loc[rows["shown"] == shown, "value"].mean())
+
+
+def panels(table: pd.DataFrame, ids: Mapping[str, Mapping[str, str]], **how: Any) -> Figure:
+    """Draw chosen claims of `judged` with their t intervals over worlds, on one axis of points for all panels.
+
+    Args:
+        table: Of `judged`.
+        ids: {a panel's title: {a line's label: a claim's id}}; claims that were not judged are left out.
+        **how: As `figures.forests`.
+    """
+    rows, parts, styles = table[table["n"] > 1].set_index("id"), {}, {}
+    for name, lines in ids.items():
+        there = {label: one for label, one in lines.items() if one in rows.index}
+        parts[name] = rows.loc[list(there.values())].set_index(pd.Index(there))
+        styles |= {label: _look(rows.loc[one, "method"]) for label, one in there.items()}
+    margin = 100 * float(rows["margin"].min()) if len(rows) else 0
+    figure = figures.forests(parts, "difference in points", band=margin, styles=styles, **how)
+    ends = [100 * part[["low", "high"]].to_numpy(float) for part in parts.values() if len(part)]
+    reach = np.concatenate(ends) if ends else np.zeros((1, 2))
+    for ax in figure.axes:
+        ax.set_xlim(min(reach.min() - 1, -2), max(reach.max() + 1, 2))
+    return figure
+
+
+def _look(entrant: str) -> Look:
+    name, _, how = entrant.partition(" ")
+    return Look(look(name).colour, "D") if how else look(name)
 
 
 def counted(table: pd.DataFrame) -> str:

@@ -123,7 +123,7 @@ def test_ladders_show_their_rungs_and_what_was_chosen(folder):
     assert len(found.rungs) == 2 * 5 * 3
     figure = answer.climbed(found)
     stars = [ax.get_title(loc="left") for ax in figure.axes if any(line.get_marker() == "*" for line in ax.lines)]
-    assert stars == ["no distillation", "F-SKD (feature cosine)", "A-SKD (attention cosine)\nmixed sides"]
+    assert stars == ["no teacher", "F-SKD", "A-SKD\nmixed sides"]
     assert display.show(figure, "three ladders").width > 0
 
 
@@ -166,6 +166,15 @@ def test_the_forest_has_the_t_interval_over_worlds_and_the_bootstrap_beside_it(f
     assert set(wide["claim"]) == set(known.loc[known["method"] == "fskd", "claim"])
     assert wide.notna().all(axis=None)
     assert "of these" in answer.counted(known)
+    said = answer.numbers(known.reset_index(), "embedding-cos-lr-lr")
+    one = known.loc["embedding-cos-lr-lr"]
+    assert said["embedding-cos-lr-lr"] == answer.points(100 * one["mean"])
+    assert (said["embedding-cos-lr-lr_verdict"], said["embedding-cos-lr-lr_n"]) == (one["verdict"], "3")
+    figure = answer.panels(known.reset_index(), {"a": {"cosine": "embedding-cos-lr-lr"}, "b": {"none yet": "no-such"}})
+    assert [[label.get_text() for label in ax.get_yticklabels()] for ax in figure.axes] == [["cosine"], []]
+    assert len({ax.get_xlim() for ax in figure.axes}) == 1
+    plain = tables.judged[(tables.judged["method"] == "none") & (tables.judged["endpoint"] == "lr-lr")]
+    assert answer.level(tables, "none", "lr-lr") == pytest.approx(100 * plain["value"].mean())
     assert answer.said(found.iloc[0]).endswith(" points, 3 worlds")
 
 
