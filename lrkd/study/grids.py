@@ -64,12 +64,9 @@ def _core(scale: Scale, source: str) -> list[Spec]:
 
 
 def _book(scale: Scale, source: str) -> list[Spec]:
-    """What the book trains while it is built: five methods at the hardest side, no distillation at the others."""
-    grid = _grid(LIVE_METHODS, scale.sides[-1:], 3) + _grid(("none",), (None, *scale.sides[:-1]), 1)
-    return [
-        teacher_spec(scale, 0, source),
-        *(Spec(methods.get(name), side, seed, scale, source) for name, side, seed in grid),
-    ]
+    """What the book trains while it is built: a teacher, and five students at the hardest side."""
+    students = [Spec(methods.get(name), scale.sides[-1], 0, scale, source) for name in LIVE_METHODS]
+    return [teacher_spec(scale, 0, source), *students]
 
 
 def _deep(scale: Scale, source: str) -> list[Spec]:

@@ -152,8 +152,7 @@ def test_airds_weights_are_chosen_on_other_seeds_than_it_is_compared_on():
 def test_book_is_what_is_trained_live():
     grid = specs("book", SCALES["cpu"])
     assert [s.role for s in grid].count("teacher") == 1
-    live = {("none", side, 0) for side in (None, 24, 12)}
-    live |= set(itertools.product(("none", "fskd", "fskd-l2", "askd", "embedding-cos"), (6,), range(3)))
+    live = [(name, 6, 0) for name in ("none", "fskd", "fskd-l2", "askd", "embedding-cos")]
     assert Counter((s.method.name, s.side, s.seed) for s in grid[1:]) == Counter(live)
 
 
