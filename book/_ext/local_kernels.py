@@ -1,19 +1,28 @@
 """Kernels talk to what executes a page through sockets in a folder of this user alone, and not over TCP.
 
-nbclient takes no configuration, so the default of its kernel managers is changed, by `book/execute.py` and by Sphinx,
-which executes what failed there.
+nbclient takes no configuration, but the kernel manager that jupyter_client offers. `book/execute.py` changes that one,
+and so does Sphinx, which executes what failed there.
 """
 
 import os
 import tempfile
 from typing import Any
 
-from jupyter_client.manager import KernelManager
+import jupyter_client
+from traitlets import default
+
+
+class LocalKernelManager(jupyter_client.AsyncKernelManager):
+    """A manager of kernels that have no port."""
+
+    @default("transport")
+    def _no_port(self) -> str:
+        return "ipc"
 
 
 def local() -> None:
     """From now on, kernels of this process and of those that it forks have no port."""
-    KernelManager._transport_default = lambda self: "ipc"  # type: ignore[attr-defined]
+    jupyter_client.AsyncKernelManager = LocalKernelManager  # type: ignore[misc]
     # A socket's whole path has at most 107 characters.
     os.environ.setdefault("JUPYTER_RUNTIME_DIR", tempfile.mkdtemp(prefix="lrkd-"))
 

@@ -126,7 +126,7 @@ def test_every_figure_is_visible_and_told(opened):
     _, page, _ = opened
     pictures = page.locator("main article img").evaluate_all(
         "all => all.map(img => ({src: img.src.slice(0, 60), wide: img.naturalWidth, alt: img.alt.trim(),"
-        " shown: img.getClientRects().length || !!img.closest('details:not([open]), .static[hidden]')}))"
+        " shown: img.getClientRects().length || !!img.closest('details:not([open]), .static[hidden], .only-dark')}))"
     )
     assert [one for one in pictures if not (one["wide"] and one["alt"] and one["shown"])] == []
     drawn = page.locator("main figure .drawing").evaluate_all(
@@ -190,7 +190,7 @@ def test_on_paper_a_drawing_is_a_picture_and_folded_code_is_left_out(opened):
     page.emulate_media(media="print")
     seen = "all => all.map(one => one.getClientRects().length > 0)"
     assert not any(page.locator("main figure:has(.static) .drawing").evaluate_all(seen))
-    assert all(page.locator("main figure .static img").evaluate_all(seen))
+    assert all(page.locator("main figure .static img:not(.only-dark)").evaluate_all(seen))
     assert not any(page.locator("main details.hide:not([open])").evaluate_all(seen))
 
 
@@ -291,6 +291,16 @@ def test_the_book_opens_from_a_file(browser):
         page.evaluate(DRAWN)
         assert page.locator("main .drawing:visible").count()
     assert faults == []
+
+
+def test_pages_and_figures_are_numbered(opened):
+    """Those of the main part by the toolchain, and each figure that text cites."""
+    name, page, _ = opened
+    numbered = [chapter["file"] for part in TOC["parts"] if part.get("numbered") for chapter in part["chapters"]]
+    if name in numbered:
+        assert page.locator("main h1").first.text_content().startswith(f"{1 + numbered.index(name)}. ")
+    cited = page.locator("main a[href^='#fig-']").all_text_contents()
+    assert all(re.fullmatch(r"Figure [\d.]+", text) for text in cited)
 
 
 # Links

@@ -11,7 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "book" / "_ext"))
+import jupyter_client
 import launch
+import local_kernels
+from nbclient import NotebookClient
+from nbformat.v4 import new_notebook
 from own_files import lighten, numbered, process, told
 
 SIGNATURE = (
@@ -81,6 +85,13 @@ def test_what_nobody_asks_for_is_not_in_the_book(tmp_path):
     lighten(SimpleNamespace(outdir=tmp_path), None)
     left = {path.relative_to(tmp_path / "_static").as_posix(): path.read_text() for path in tmp_path.rglob("*.*")}
     assert left == {**dict.fromkeys(kept, "text"), "scripts/fontawesome.js": ""}
+
+
+def test_kernels_have_no_port(monkeypatch, tmp_path):
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(jupyter_client, "AsyncKernelManager", jupyter_client.AsyncKernelManager)
+    local_kernels.local()
+    assert NotebookClient(new_notebook()).create_kernel_manager().transport == "ipc"
 
 
 # Binder and Colab
