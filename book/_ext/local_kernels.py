@@ -4,8 +4,9 @@ nbclient takes no configuration, but the kernel manager that jupyter_client offe
 and so does Sphinx, which executes what failed there.
 """
 
-import os
 import tempfile
+import uuid
+from pathlib import Path
 from typing import Any
 
 import jupyter_client
@@ -15,16 +16,20 @@ from traitlets import default
 class LocalKernelManager(jupyter_client.AsyncKernelManager):
     """A manager of kernels that have no port."""
 
+    folder = tempfile.TemporaryDirectory(prefix="lrkd-")  # short: a socket has at most 107 characters
+
     @default("transport")
     def _no_port(self) -> str:
         return "ipc"
+
+    @default("ip")
+    def _own_sockets(self) -> str:
+        return str(Path(self.folder.name, uuid.uuid4().hex[:8]))
 
 
 def local() -> None:
     """From now on, kernels of this process and of those that it forks have no port."""
     jupyter_client.AsyncKernelManager = LocalKernelManager  # type: ignore[misc]
-    # A socket's whole path has at most 107 characters.
-    os.environ.setdefault("JUPYTER_RUNTIME_DIR", tempfile.mkdtemp(prefix="lrkd-"))
 
 
 def setup(app: Any) -> dict[str, bool]:

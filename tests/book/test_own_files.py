@@ -15,7 +15,7 @@ import jupyter_client
 import launch
 import local_kernels
 from nbclient import NotebookClient
-from nbformat.v4 import new_notebook
+from nbformat.v4 import new_code_cell, new_notebook
 from own_files import lighten, numbered, process, told
 
 SIGNATURE = (
@@ -87,11 +87,14 @@ def test_what_nobody_asks_for_is_not_in_the_book(tmp_path):
     assert left == {**dict.fromkeys(kept, "text"), "scripts/fontawesome.js": ""}
 
 
-def test_kernels_have_no_port(monkeypatch, tmp_path):
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+def test_kernels_have_no_port_and_each_its_own_sockets(monkeypatch):
     monkeypatch.setattr(jupyter_client, "AsyncKernelManager", jupyter_client.AsyncKernelManager)
     local_kernels.local()
-    assert NotebookClient(new_notebook()).create_kernel_manager().transport == "ipc"
+    pages = [NotebookClient(new_notebook(cells=[new_code_cell(f"print({k})")])) for k in range(2)]
+    managers = [page.create_kernel_manager() for page in pages]
+    assert {manager.transport for manager in managers} == {"ipc"}
+    assert len({manager.ip for manager in managers}) == 2
+    assert pages[0].execute()["cells"][0]["outputs"][0]["text"] == "0\n"
 
 
 # Binder and Colab
