@@ -150,4 +150,5 @@ def test_the_page_runs_on_the_committed_tables(smoke, tmp_path, monkeypatch):
     names, said = run("why", tmp_path, monkeypatch)
     assert 50 < said["reached"] < said["ideal"] <= 100
     assert 0 < said["share_none"] <= said["share_top"] < 100
-    assert names["means"].loc["the pixels' bound", "identity"] < names["means"].loc["bound of sharp images", "identity"]
+    bound = names["bound"].groupby(["side", "kind"]).mean()
+    assert bound[names["hard"], "identity"] < bound[names["scale"].size, "identity"]
