@@ -381,7 +381,7 @@ def panels(table: pd.DataFrame, ids: Mapping[str, Mapping[str, str]], **how: Any
     for name, lines in ids.items():
         there = {label: one for label, one in lines.items() if one in rows.index}
         parts[name] = rows.loc[list(there.values())].set_index(pd.Index(there))
-        styles |= {label: _look(rows.loc[one, "method"]) for label, one in there.items()}
+        styles |= {label: entrant_look(rows.loc[one, "method"]) for label, one in there.items()}
     margin = 100 * float(rows["margin"].min()) if len(rows) else 0
     figure = figures.forests(parts, "difference in points", band=margin, styles=styles, **how)
     ends = [100 * part[["low", "high"]].to_numpy(float) for part in parts.values() if len(part)]
@@ -391,7 +391,8 @@ def panels(table: pd.DataFrame, ids: Mapping[str, Mapping[str, str]], **how: Any
     return figure
 
 
-def _look(entrant: str) -> Look:
+def entrant_look(entrant: str) -> Look:
+    """How an entrant is drawn: as its method, with a diamond where it was trained otherwise."""
     name, _, how = entrant.partition(" ")
     return Look(look(name).colour, "D") if how else look(name)
 

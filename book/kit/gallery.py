@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from kit import viewers
+from kit.display import named
 
 from lrkd.data.degradation import degrade
 from lrkd.errors import DataError
@@ -99,7 +100,7 @@ class Gallery:
             at: layers(*at) | {"where the information is": truth[at[1]], "the image": plain[at[1]]} for at in networks
         }
         return {
-            (f"face {face + 1}", name, f"{side} px", label): pictures[face]
+            (f"face {face + 1}", named(name), f"{side} px", label): pictures[face]
             for face in range(min(faces, len(self.examples)))
             for name in (*names, "teacher")  # the first is shown first, and a resolution matters to students alone
             for side in self.sides[::-1]

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from kit import viewers
-from kit.display import BLACK, GREY, look
+from kit.display import BLACK, GREY, look, named
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, PercentFormatter, StrMethodFormatter
@@ -62,8 +62,10 @@ def against(rows: pd.DataFrame, networks: Sequence[str]) -> dict[tuple[str, str,
                 here = rows[(rows["side"] == side) & (rows["endpoint"] == endpoint)]
                 own = here[here["network"] == name]
                 where = f"{side} px, {title}"
-                drawn = _empty(f"{name}: not measured at {where}") if own.empty else _curve(here, own, name, where)
-                found[f"{side} px", name, title] = viewers.picture(drawn)
+                drawn = (
+                    _empty(f"{named(name)}: not measured at {where}") if own.empty else _curve(here, own, name, where)
+                )
+                found[f"{side} px", named(name), title] = viewers.picture(drawn)
     return found
 
 
@@ -89,7 +91,9 @@ def _curve(here: pd.DataFrame, own: pd.DataFrame, name: str, title: str) -> plt.
     ax.axhline(best, color=BLACK, linestyle="--", linewidth=1.2)
     ax.text(1, best, f"ceiling {100 * best:.1f}", transform=ax.get_yaxis_transform(), ha="right", va="bottom")
     longest = own[own["epochs"] == own["epochs"].max()]
-    ax.set_title(f"{name}, {title}: {longest['share'].mean():.0%} of the way from chance to the ceiling", fontsize=9)
+    ax.set_title(
+        f"{named(name)}, {title}: {longest['share'].mean():.0%} of the way from chance to the ceiling", fontsize=9
+    )
     ax.set_xscale("log", base=2)
     ax.set_xticks(sorted(here["epochs"].unique()))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -189,7 +193,7 @@ def numbers(ax: Axes, bound: pd.Series, lines: Mapping[str, pd.Series], count: i
     ax.barh(range(len(names)), bound[names], color="#dcdcdc", label="the pixels' bound")
     for label, values in lines.items():
         colour, marker = look(label)
-        ax.plot(values[names].clip(lower=0), range(len(names)), marker, color=colour, label=label, markersize=5)
+        ax.plot(values[names].clip(lower=0), range(len(names)), marker, color=colour, label=named(label), markersize=5)
     ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=8)
     ax.set(xlabel="R²", xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
     ax.grid(False, axis="y")

@@ -31,6 +31,11 @@ def test_a_signature_is_no_list_and_lists_stay():
     assert "<dl>\n<dt>term</dt><dd>meaning</dd></dl>" in shown
 
 
+def test_numbers_of_the_text_have_a_minus_sign():
+    text = '<span class="pasted-text">-0.5</span> and <span class="pasted-text">A-SKD</span>'
+    assert told(text) == '<span class="pasted-text">−0.5</span> and <span class="pasted-text">A-SKD</span>'
+
+
 def build(formulas=False):
     known = {"math": {"has_equations": {"index": formulas}}}
     return SimpleNamespace(env=SimpleNamespace(domaindata=known, toc_secnumbers={}))

@@ -34,7 +34,9 @@ def test_a_share_is_of_the_way_from_chance_to_the_ceiling():
 def test_every_choice_has_a_picture():
     found = why.against(rows(), ["none", "teacher"])
     assert len(found) == 2 * 2 * len(why.PROTOCOLS)
-    assert (found["12 px", "none", "small against small"] != found["12 px", "none", "sharp against small"]).any()
+    assert (
+        found["12 px", "no teacher", "small against small"] != found["12 px", "no teacher", "sharp against small"]
+    ).any()
     assert len({picture.shape for picture in found.values()}) == 1
 
 
