@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.gpu.photographs import photographs
 from benchmarks.gpu.stage import Stage, begin, shared_gpu
 from lrkd.data.tables import Faces
 from lrkd.distill import methods
@@ -25,7 +26,7 @@ from lrkd.study import answer, worlds
 from lrkd.study.answer_plan import ENTRANTS, MAIN, Entrant, Place
 from lrkd.study.presets import SCALES
 from lrkd.study.runner import Workers
-from lrkd.study.spec import faces_of
+from lrkd.study.spec import PROCEDURAL, faces_of
 from lrkd.training import loop
 from lrkd.training.acceleration import Speed
 from lrkd.training.execution import Execution
@@ -34,15 +35,13 @@ from lrkd.training.step import Teacher
 
 RESULTS = Path(__file__).parent.parent.parent / "book" / "results"
 EVERYBODY = tuple(ENTRANTS.values())
-# The main entrants, and those without a ladder of their own: the controls, and the students of other images.
-FIRST = tuple(each for each in EVERYBODY if each in MAIN or each.weighed_as or each.method == "none")
-# Whatever is stopped has the main entrants judged, at weights as well chosen as each other's.
+# Whatever is stopped has ladders of the same length for all that it judges: photographs have their own.
 ORDER = (
     ("ladders", MAIN),
-    ("worlds", FIRST),
-    ("length", EVERYBODY),
+    ("photographs", MAIN),
     ("ladders", EVERYBODY),
     ("worlds", EVERYBODY),
+    ("length", EVERYBODY),
 )
 PROCESSES = (1, 4, 8, 14)
 GIB = 4.5  # of the GPU's memory, that a process was seen to take
@@ -127,7 +126,18 @@ def train(stage: Stage, workers: Workers, parts: list[tuple[str, tuple[Entrant, 
     many, speed = (1, None) if stage.rehearse else (workers, SPEED)
     while parts:
         (part, entrants), began = parts[0], time.monotonic()
-        how = {"entrants": entrants, "workers": many, "device": stage.device.type, "progress": False, "speed": speed}
+        source = (photographs(stage) or "") if part == "photographs" else PROCEDURAL
+        if not source:
+            del parts[0]
+            continue
+        how = {
+            "source": source,
+            "entrants": entrants,
+            "workers": many,
+            "device": stage.device.type,
+            "progress": False,
+            "speed": speed,
+        }
         table = answer.run(part, scale, stage.out, stop=lambda: time.monotonic() > end, **how)
         print(f"part {part}: {table['config'].nunique()} runs, {time.monotonic() - began:.0f} s", flush=True)
         del parts[0]
@@ -139,7 +149,7 @@ def measure(stage: Stage) -> int:
     for path in (*RESULTS.glob("answer-*.csv"), RESULTS / "claims.csv"):
         if path.is_file() and not stage.rehearse:
             shutil.copyfile(path, stage.out / path.name)
-    parts = list(ORDER[2:3] if stage.rehearse else ORDER)
+    parts = list(ORDER[-1:] if stage.rehearse else ORDER)
     with shared_gpu(stage) as service:
         best, end = processes(stage, service), time.monotonic() + (2 if stage.rehearse else stage.left - 8)
         while parts and best:
