@@ -346,7 +346,7 @@ def test_every_run_of_a_results_table_has_its_configuration_beside_it():
     known = set(pd.concat(described)["config"])
     for file in sorted(folder.glob("*.csv")):
         table = pd.read_csv(file, dtype=str)
-        if "config" in table:
+        if "config" in table and not file.stem.endswith("-people"):  # whose rows are of faces
             lacking = sorted(set(table["config"].dropna()) - known)
             assert not lacking, f"{file.name}: `make results` ends with the command that adds {', '.join(lacking[:5])}"
 

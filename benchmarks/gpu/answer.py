@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.gpu.photographs import photographs
 from benchmarks.gpu.stage import Stage, begin, shared_gpu
 from lrkd.data.tables import Faces
 from lrkd.distill import methods
-from lrkd.errors import LrkdError
+from lrkd.errors import LrkdError, RunError
 from lrkd.models import backbones, heads
 from lrkd.study import answer, worlds
-from lrkd.study.answer_plan import ENTRANTS, MAIN, Place
+from lrkd.study.answer_plan import ENTRANTS, MAIN, Entrant, Place
 from lrkd.study.presets import SCALES
 from lrkd.study.runner import Workers
-from lrkd.study.spec import faces_of
+from lrkd.study.spec import PROCEDURAL, faces_of
 from lrkd.training import loop
 from lrkd.training.acceleration import Speed
 from lrkd.training.execution import Execution
@@ -34,17 +35,16 @@ from lrkd.training.step import Teacher
 
 RESULTS = Path(__file__).parent.parent.parent / "book" / "results"
 EVERYBODY = tuple(ENTRANTS.values())
-# The main entrants, and those without a ladder of their own: the controls, and the students of other images.
-FIRST = tuple(each for each in EVERYBODY if each in MAIN or each.weighed_as or each.method == "none")
-# Whatever is stopped has the main entrants judged, at weights as well chosen as each other's.
+# Whatever is stopped has ladders of the same length for all that it judges: photographs have their own.
 ORDER = (
     ("ladders", MAIN),
-    ("worlds", FIRST),
-    ("length", EVERYBODY),
+    ("photographs", MAIN),
     ("ladders", EVERYBODY),
     ("worlds", EVERYBODY),
+    ("length", EVERYBODY),
 )
 PROCESSES = (1, 4, 8, 14)
+GIB = 4.5  # of the GPU's memory, that a process was seen to take
 SPEED = Speed(cache_teacher=True, compile=False)  # compiling takes longer than it saves; steps are recorded
 BATCH = 64
 
@@ -110,6 +110,9 @@ def processes(stage: Stage, service: bool) -> int:
     if (given := os.environ.get("LRKD_PROCESSES")) and not stage.rehearse:
         return int(given)
     counts, steps = ((1,), 20) if stage.rehearse else (PROCESSES, 400)
+    if stage.gpu:
+        free = torch.cuda.mem_get_info()[0] / 2**30
+        counts = tuple(n for n in counts if n * GIB < free) or (1,)
     found = rates(stage.device.type, counts, steps, 24 if stage.rehearse else 48)
     how = {"multi_process_service": service, **stage.stamp()}
     stage.write("gpu-processes", [{"processes": n, "images_per_s": round(rate), **how} for n, rate in found.items()])
@@ -117,28 +120,49 @@ def processes(stage: Stage, service: bool) -> int:
     return max(found, key=lambda count: found[count])
 
 
+def train(stage: Stage, workers: Workers, parts: list[tuple[str, tuple[Entrant, ...]]], end: float) -> None:
+    """Train part after part until the time is over; what has ended is taken from the list."""
+    scale = SCALES["smoke" if stage.rehearse else "cpu"]
+    many, speed = (1, None) if stage.rehearse else (workers, SPEED)
+    while parts:
+        (part, entrants), began = parts[0], time.monotonic()
+        source = (photographs(stage) or "") if part == "photographs" else PROCEDURAL
+        if not source:
+            del parts[0]
+            continue
+        how = {
+            "source": source,
+            "entrants": entrants,
+            "workers": many,
+            "device": stage.device.type,
+            "progress": False,
+            "speed": speed,
+        }
+        table = answer.run(part, scale, stage.out, stop=lambda: time.monotonic() > end, **how)
+        print(f"part {part}: {table['config'].nunique()} runs, {time.monotonic() - began:.0f} s", flush=True)
+        del parts[0]
+
+
 def measure(stage: Stage) -> int:
     """Measure, then train part after part; one that does not end in time is the last. -> how many failed."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of each of many processes
-    scale = SCALES["smoke" if stage.rehearse else "cpu"]
     for path in (*RESULTS.glob("answer-*.csv"), RESULTS / "claims.csv"):
         if path.is_file() and not stage.rehearse:
             shutil.copyfile(path, stage.out / path.name)
+    parts = list(ORDER[-1:] if stage.rehearse else ORDER)
     with shared_gpu(stage) as service:
         best, end = processes(stage, service), time.monotonic() + (2 if stage.rehearse else stage.left - 8)
-        with Workers(best) as workers:
-            for part, entrants in ORDER[2:3] if stage.rehearse else ORDER:
-                how = {"workers": 1 if stage.rehearse else workers, "device": stage.device.type, "progress": False}
-                fast = None if stage.rehearse else SPEED
-                over, began = (lambda: time.monotonic() > end), time.monotonic()
-                try:
-                    table = answer.run(part, scale, stage.out, entrants=entrants, stop=over, speed=fast, **how)
-                except LrkdError as error:
-                    print(f"part {part}: {error}", flush=True)
-                    return 1
-                spent = time.monotonic() - began
-                print(f"part {part}: {table['config'].nunique()} runs, {spent:.0f} s", flush=True)
-    return 0
+        while parts and best:
+            try:
+                with Workers(best) as workers:
+                    train(stage, workers, parts, end)
+            except RunError as error:  # perhaps for want of the GPU's memory, which others use as well
+                print(f"part {parts[0][0]}, {best} processes: {error}", flush=True)
+                best //= 2
+            except LrkdError as error:
+                print(f"part {parts[0][0]}: {error}", flush=True)
+                return 1
+    return int(bool(parts))
 
 
 if __name__ == "__main__":

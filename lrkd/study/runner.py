@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 
 from lrkd import userfile
 from lrkd.errors import ConfigError, RunError, TrainingError
@@ -203,7 +204,7 @@ def _trained_by(workers: Workers, missing: Sequence[Spec], how: _How) -> Iterato
                 else:
                     refused += 1
                     waiting.append(spec)
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, torch.OutOfMemoryError) as error:
         raise RunError(
             "a worker process died, perhaps for want of memory; the same command goes on (fewer workers need less)"
         ) from error

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks import gpu_results
-from benchmarks.gpu import merge, photographs
+from benchmarks.gpu import answer, merge, photographs
 from benchmarks.gpu.deep import DeepTaught
+from benchmarks.gpu.stage import Stage
+from lrkd.errors import RunError
 from lrkd.models import backbones
 from lrkd.study import gains, presets
 from lrkd.study import spec as study_spec
@@ -272,6 +275,24 @@ def test_what_was_measured_before_stays_unless_it_is_measured_again(back):
     table = read_table(results / "gpu-steps.csv", ("step",))
     assert dict(zip(table["step"], table["ms"], strict=True)) == {"a": 1, "b": 3}
     assert not (results / "claims.csv").exists()
+
+
+def test_a_gpu_without_memory_left_is_shared_by_fewer(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run(part, *_, workers, **how):
+        asked.append((part, workers.count))
+        if workers.count > 2:
+            raise RunError("a worker process died")
+        return pd.DataFrame({"config": ["a"]})
+
+    monkeypatch.setattr(answer.answer, "run", run)
+    monkeypatch.setattr(answer, "processes", lambda *_: 5)
+    monkeypatch.setattr(answer, "ORDER", (("ladders", ()), ("worlds", ())))
+    monkeypatch.setattr(answer, "RESULTS", tmp_path / "none")
+    assert answer.measure(Stage(tmp_path, time.monotonic() + 60, torch.device("cpu"), rehearse=False)) == 0
+    assert asked == [("ladders", 5), ("ladders", 2), ("worlds", 2)]
+    assert "part ladders, 5 processes: a worker process died" in capsys.readouterr().out
 
 
 def _folder(path):

@@ -170,3 +170,24 @@ def test_t_intervals_over_worlds_holm_and_verdicts(folder):
             else:
                 word = "no difference that matters" if max(-low, high) < margin else "unclear"
             assert row["verdict"] == word
+
+
+def test_the_answer_that_the_readme_gives():
+    """Its words, once more from the table: about a point, nothing or less, far more, and the cosine ahead in one."""
+    values = by_hand(RESULTS)
+
+    def gain(name: str, endpoint: str, over: str = "none", of: str | None = None, setting: str = "T") -> float:
+        a, b = values[(name, setting, "6", endpoint)], values[(over, setting, "6", of or endpoint)]
+        return 100 * float(np.mean([a[w] - b[w] for w in sorted(set(a) & set(b))]))
+
+    for name in TAUGHT:
+        assert 0.5 < gain(name, "lr-lr") < 1.5, "about one point where both images are small"
+        assert gain(name, "hr-lr") < 0.5, "nothing, or a loss, where a sharp one meets a small one"
+    assert gain("none mixed", "hr-lr") > 10, "far more: students of all sizes"
+    assert gain("embedding-cos", "rank1-teacher", of="rank1") > 5, "and a gallery that the teacher enrols"
+    for setting in "STD":
+        assert (
+            abs(gain("fskd", "lr-lr", "fskd-l2", setting=setting))
+            < 0.5
+            < gain("fskd", "hr-lr", "fskd-l2", setting=setting)
+        )

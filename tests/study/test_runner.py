@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -677,3 +678,23 @@ def test_a_run_that_has_begun_is_not_thrown_away(tmp_path, monkeypatch):
     with pytest.raises(DataError):
         experiment.train(spec("none"), tmp_path, progress=False)
     assert (experiment.find_run(spec("none"), tmp_path).path / "state.pt").read_bytes() == b"hours"
+
+
+class Poor(runner.Workers):
+    """Two processes whose GPU has no memory left."""
+
+    def __init__(self):
+        self.count = 2
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, spec, how):
+        failed = Future()
+        failed.set_exception(torch.OutOfMemoryError("CUDA out of memory"))
+        return failed
+
+
+def test_a_worker_without_memory_is_one_clear_error(tmp_path):
+    with pytest.raises(RunError, match="worker process died, perhaps for want of memory; the same command goes on"):
+        runner.run_study([spec()], tmp_path, workers=Poor(), device="cpu", progress=False)
