@@ -373,8 +373,8 @@
   /* One of the two pictures: a drawn face, a file, or the camera. look(crop, fault) finds the face in the reader's own. */
   function slot(box, data, start, changed, look) {
     const find = name => box.querySelector(".try-" + name), fault = find("fault"), live = find("live");
-    const video = live.querySelector("video"), one = {drawn: true, changed: false, crop: null, fault};
-    const crop = one.crop = cropper(find("crop"), data, changed);
+    const video = live.querySelector("video"), crop = cropper(find("crop"), data, changed);
+    const one = {crop, fault, drawn: true, looking: false, guess: null}; // guess: a frame that nobody has chosen
     let next = start;
 
     function draw() {
@@ -390,6 +390,7 @@
       fault.textContent = "";
       one.drawn = false;
       crop.open(canvas, "Your picture");
+      one.guess = crop.frame();
       look(one);
     }
     find("drawn").addEventListener("click", draw);
@@ -493,7 +494,7 @@
       try {
         const session = await opened(runtime);
         button.hidden = true;
-        state.textContent = "It runs in this page, and no picture leaves it.";
+        state.textContent = "No picture leaves this page.";
         // For the tests, and for curious readers.
         window.lrkdTryIt = {session, data, seen, embed, occlusion, framed, warp, ...ready(session)};
       } catch (error) {
@@ -531,15 +532,18 @@
         verdict.textContent = "The recogniser has yet to be loaded.";
         return histogram(find("scores"), found, null);
       }
+      if (slots.some(one => one.crop.frame() === one.guess)) {
+        verdict.textContent = slots.some(one => one.looking) ? "Looking for the face …" : "Frame the face by hand.";
+        return histogram(find("scores"), found, null);
+      }
       const mapped = where.open ? await occlusion(session, pair, data.patch, data.stride) : null;
       const [one, other] = mapped ? [] : await embed(session, pair), similarity = mapped ? mapped.similarity : dot(one, other);
-      const above = similarity > found.threshold, strange = slots.some(one => one.drawn);
-      const said = [
+      const above = similarity > found.threshold, drawn = slots.some(one => one.drawn);
+      verdict.replaceChildren(
         make("p", {}, make("strong", {className: "try-similarity"}, signed(similarity)), above ? " Rather the same person" : " Rather two people"),
-        make("p", {}, `${above ? "Above" : "Not above"} the threshold ${signed(found.threshold)}, which ${percent(found.false_match_rate)}`
-          + ` of the pairs of different people pass, too (${data.card.threshold_data}, ${found.side} px).`)];
-      if (strange) said.push(make("p", {}, "A face is drawn: this student knows photographs alone."));
-      verdict.replaceChildren(...said);
+        make("p", {}, `${above ? "Above" : "Not above"} the threshold ${signed(found.threshold)}`, drawn
+          ? ". A face is drawn, and this student knows photographs alone: that says little."
+          : `, which ${percent(found.false_match_rate)} of the pairs of different people pass (${data.card.threshold_data}).`));
       histogram(find("scores"), found, similarity);
       if (mapped) paint(pair, mapped.maps);
       box.dataset.similarity = similarity;
@@ -563,14 +567,16 @@
 
     /* Finds the face in a reader's picture, once the finder is there. */
     async function look(one) {
-      if (!session) { one.waits = true; return; }
-      const picture = one.crop.picture(), frame = one.crop.frame();
-      tell("Looking for the face …");
+      if (!session) return;
+      const picture = one.crop.picture();
+      one.looking = true;
       const found = (await faces(picture.canvas)).map(points => framed(points, data));
       if (one.crop.picture() !== picture) return; // another one by now
-      if (found.length && one.crop.frame() === frame) one.crop.put(central(found, picture)); // else the reader was faster
+      one.looking = false;
+      if (one.crop.frame() === one.guess && found.length) one.crop.put(central(found, picture)); // or the reader was faster
       tell(found.length === 1 ? "The face was found." : found.length ? `${found.length} faces: the largest central one is framed.` : "");
       if (!found.length) one.fault.textContent = "No face was found: bring its eyes into the rings and its mouth onto the line.";
+      update();
     }
 
     slider.max = data.scores.length - 1;
@@ -591,7 +597,7 @@
     return given => {
       session = given;
       update();
-      slots.filter(one => one.waits && !one.drawn).forEach(look);
+      slots.filter(one => one.crop.frame() === one.guess).forEach(look);
       return {slots};
     };
   }
