@@ -81,7 +81,7 @@ def test_scale_counts_the_tables_that_are_there(folder, measured, monkeypatch):
 
 
 # These show what lies in the folder, a command, the finished student, the answer of the past, what the pixels allow.
-OTHERS = {"results", "add-a-method", "try-it", "three-epochs", "why"}
+OTHERS = {"recogniser-detail", "results", "add-a-method", "try-it", "three-epochs", "why"}
 
 
 @pytest.mark.parametrize("page", sorted(path.stem for path in BOOK.glob("*.ipynb")))
