@@ -25,8 +25,8 @@
       <div class="try-answer">${SEEN("First")}<div class="try-verdict" role="status" aria-live="polite" aria-atomic="true"></div>
         ${SEEN("Second")}</div>
       <div class="try-scores" role="img"></div><p class="try-card"></p>
-      <details class="try-where"><summary>Where it looks</summary><div class="try-maps"><canvas role="img"></canvas>
-        <canvas role="img"></canvas></div><p></p></details>
+      <details class="try-where"><summary>Where it looks</summary><div class="try-maps"><canvas role="img" aria-label="First map"></canvas>
+        <canvas role="img" aria-label="Second map"></canvas></div><p></p></details>
     </div>`;
 
   // ---------------------------------------------------------------- pictures: {side, data: planes of red, green, blue}
@@ -260,13 +260,14 @@
   /* A picture under the frame, which the reader moves, turns and resizes; changed() hears of it. */
   function cropper(canvas, data, changed) {
     const pen = canvas.getContext("2d"), held = new Map(), wanted = places(data);
-    let picture = null, name = "", frame = null, waiting = 0;
+    let picture = null, name = "", frame = null, guess = null, waiting = 0;
 
-    function put(next, soon) {
+    function put(next, soon, guessed) {
       const {width, height} = picture, length = Math.hypot(...next.size);
       const bounded = Math.min(Math.max(length, LEAST), 3 * Math.max(width, height)) / length;
       frame = {at: [Math.min(Math.max(next.at[0], 0), width), Math.min(Math.max(next.at[1], 0), height)],
         size: next.size.map(value => value * bounded)};
+      if (guessed) guess = frame;
       show();
       clearTimeout(waiting);
       if (soon) changed(); else waiting = setTimeout(changed, 60);
@@ -361,11 +362,12 @@
         picture = {canvas: copy, width, height, data: ink.getImageData(0, 0, width, height).data};
         name = said;
         const length = 0.7 * Math.min(width, height);
-        put(points ? framed(points, data) : {at: [width / 2, height / 2], size: [length, 0]}, true);
+        put(points ? framed(points, data) : {at: [width / 2, height / 2], size: [length, 0]}, true, !points);
       },
       put: next => put(next, true),
       picture: () => picture,
       frame: () => frame,
+      guessed: () => frame === guess, // nobody has chosen this frame
       face: () => warp(picture, frame, data.aligned),
     };
   }
@@ -374,7 +376,7 @@
   function slot(box, data, start, changed, look) {
     const find = name => box.querySelector(".try-" + name), fault = find("fault"), live = find("live");
     const video = live.querySelector("video"), crop = cropper(find("crop"), data, changed);
-    const one = {crop, fault, drawn: true, looking: false, guess: null}; // guess: a frame that nobody has chosen
+    const one = {crop, fault, drawn: true, looking: false};
     let next = start;
 
     function draw() {
@@ -390,7 +392,6 @@
       fault.textContent = "";
       one.drawn = false;
       crop.open(canvas, "Your picture");
-      one.guess = crop.frame();
       look(one);
     }
     find("drawn").addEventListener("click", draw);
@@ -532,7 +533,7 @@
         verdict.textContent = "The recogniser has yet to be loaded.";
         return histogram(find("scores"), found, null);
       }
-      if (slots.some(one => one.crop.frame() === one.guess)) {
+      if (slots.some(one => one.crop.guessed())) {
         verdict.textContent = slots.some(one => one.looking) ? "Looking for the face …" : "Frame the face by hand.";
         return histogram(find("scores"), found, null);
       }
@@ -573,7 +574,7 @@
       const found = (await faces(picture.canvas)).map(points => framed(points, data));
       if (one.crop.picture() !== picture) return; // another one by now
       one.looking = false;
-      if (one.crop.frame() === one.guess && found.length) one.crop.put(central(found, picture)); // or the reader was faster
+      if (one.crop.guessed() && found.length) one.crop.put(central(found, picture)); // or the reader was faster
       tell(found.length === 1 ? "The face was found." : found.length ? `${found.length} faces: the largest central one is framed.` : "");
       if (!found.length) one.fault.textContent = "No face was found: bring its eyes into the rings and its mouth onto the line.";
       update();
@@ -597,7 +598,7 @@
     return given => {
       session = given;
       update();
-      slots.filter(one => one.crop.frame() === one.guess).forEach(look);
+      slots.filter(one => one.crop.guessed()).forEach(look);
       return {slots};
     };
   }
