@@ -571,7 +571,8 @@
       if (!session) return;
       const picture = one.crop.picture();
       one.looking = true;
-      const found = (await faces(picture.canvas)).map(points => framed(points, data));
+      const five = await faces(picture.canvas).catch(() => []); // as where a graphics card gives up
+      const found = five.map(points => framed(points, data));
       if (one.crop.picture() !== picture) return; // another one by now
       one.looking = false;
       if (one.crop.guessed() && found.length) one.crop.put(central(found, picture)); // or the reader was faster
