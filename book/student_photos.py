@@ -60,6 +60,7 @@ LADDER = {
     "four-60-axes": Rung(*FOUR, 60, "axes"),
     "four-60-bridge": Rung(*FOUR, 60, "bridge"),
     "four-120": Rung(*FOUR, 120),
+    "four-120-bridge": Rung(*FOUR, 120, "bridge"),
 }
 
 
