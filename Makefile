@@ -35,7 +35,7 @@ book: $(READY)  ## Train, measure and build the book: _build/html/index.html (fi
 	@echo
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"
 
-runtime: $(READY)  ## Bring onnxruntime-web for the page Try it, by npm: a download of 36 MB, of which 3.8 MB are kept
+runtime: $(READY)  ## Bring what the page Try it runs, by npm: downloads of 49 MB, of which 6 MB are kept
 	@$(BIN)/python book/runtime.py
 
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8

@@ -1,25 +1,32 @@
-/* The page "Try it": the student of the book in the reader's browser. book/kit/try_it.py has made its data, and says
+/* The page "Try it": the student for photographs in the reader's browser. book/kit/try_it.py has made its data, and says
    in Python what is computed here; book/runtime.py has brought the files that are loaded when the reader asks. */
 (function () {
   "use strict";
-  const BLUE = "#0072B2", ORANGE = "#E69F00", FALLS = [213, 94, 0], RISES = [0, 114, 178];
-  const MOST = 1024; // pixels of a picture's longer side, as it is kept for cropping
-  const LEAST = 24; // pixels of the square's side at least
+  const FALLS = [213, 94, 0], RISES = [0, 114, 178];
+  const MOST = 1024; // pixels of a picture's longer side, as it is kept
+  const LEAST = 24; // pixels of the framed square's side at least
+  const AROUND = 1.4, SHARP = 320; // what is shown of a picture, in framed squares, and on how many pixels a side
+  const LOW = -0.5; // the least similarity that is drawn
 
-  const SLOT = name => `<fieldset class="try-slot"><legend>${name} picture</legend><div class="try-faces"></div>
-    <div class="try-own"><label class="try-file">A picture of your own: <input type="file" accept="image/*"></label>
-      <button type="button" class="try-camera">Use the camera</button></div>
-    <div class="try-live" hidden><video muted playsinline aria-label="The camera's picture"></video>
-      <button type="button" class="try-take">Take the picture</button>
-      <button type="button" class="try-close">Close the camera</button></div>
-    <div class="try-crop" hidden><canvas tabindex="0" role="application"></canvas>
-      <p>Put the square around the face: drag it, or its lower right corner; by keys, arrows move it, + and − resize it.</p>
-    </div><p class="try-fault" role="alert"></p></fieldset>`;
+  const TURNS = [["↺", "Turn left"], ["↻", "Turn right"], ["−", "Make smaller"], ["+", "Make larger"]];
+  const SLOT = name => `<fieldset class="try-slot"><legend>${name} face</legend>
+    <div class="try-frame"><canvas class="try-crop" width="${SHARP}" height="${SHARP}" tabindex="0" role="application"></canvas>
+      ${TURNS.map(([sign, said]) => `<button type="button" class="try-turn" aria-label="${said}">${sign}</button>`).join("")}
+      <div class="try-live" hidden><video muted playsinline aria-label="The camera's picture"></video>
+        <button type="button" class="try-take">Take</button><button type="button" class="try-close">Close</button></div></div>
+    <div class="try-own"><label class="try-file"><input type="file" accept="image/*" aria-label="Picture of your own">Picture</label>
+      <button type="button" class="try-camera">Camera</button><button type="button" class="try-drawn">Drawn</button></div>
+    <p class="try-fault" role="alert"></p></fieldset>`;
+  const SEEN = name => `<div class="try-view"><canvas class="try-pixels" role="img" aria-label="${name}"></canvas></div>`;
   const TOOL = `<div class="try-load"><button type="button" class="try-start" hidden></button>
       <p class="try-state" role="status"></p></div>
     <div class="try-tool" hidden><div class="try-slots">${["First", "Second"].map(SLOT).join("")}</div>
       <label class="try-side">Resolution <input type="range" min="0" step="1"> <span></span></label>
-      <div class="try-seen"></div><div class="try-result" role="status"></div><div class="try-scores" role="img"></div>
+      <div class="try-answer">${SEEN("First")}<div class="try-verdict" role="status" aria-live="polite" aria-atomic="true"></div>
+        ${SEEN("Second")}</div>
+      <div class="try-scores" role="img"></div><p class="try-card"></p>
+      <details class="try-where"><summary>Where it looks</summary><div class="try-maps"><canvas role="img" aria-label="First map"></canvas>
+        <canvas role="img" aria-label="Second map"></canvas></div><p></p></details>
     </div>`;
 
   // ---------------------------------------------------------------- pictures: {side, data: planes of red, green, blue}
@@ -75,13 +82,6 @@
     return {side: picture.side, data: picture.data.map(value => Math.min(Math.max(value, 0), 1))};
   }
 
-  function fromBytes(rgb, side, step) {
-    const data = new Float64Array(3 * side * side);
-    for (let i = 0; i < side * side; i++)
-      for (let plane = 0; plane < 3; plane++) data[plane * side * side + i] = rgb[step * i + plane] / 255;
-    return {side, data};
-  }
-
   function bytes(text) {
     const raw = atob(text), out = new Uint8Array(raw.length);
     for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
@@ -97,6 +97,77 @@
     }
     canvas.width = canvas.height = side;
     canvas.getContext("2d").putImageData(image, 0, 0);
+  }
+
+  // ------------------------------------------------------- a face in a picture: complex numbers, since a frame has a turn
+
+  const add = (a, b) => [a[0] + b[0], a[1] + b[1]], sub = (a, b) => [a[0] - b[0], a[1] - b[1]];
+  const mul = (a, b) => [a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]];
+  const div = (a, b) => mul(a, [b[0] / (b[0] ** 2 + b[1] ** 2), -b[1] / (b[0] ** 2 + b[1] ** 2)]);
+  const mean = all => all.reduce(add).map(value => value / all.length);
+
+  /* lrkd.data.alignment.similarity: the frame {at, size} in which five landmarks come closest to those of the template.
+     A place z of the framed square, from -.5 to .5 from its middle, is at + size z in the picture. */
+  function framed(points, data) {
+    const wanted = places(data), seen = points.map(point => add(point, [0.5, 0.5])), middle = mean(seen);
+    const from = seen.map(point => sub(point, middle));
+    const turn = from.map((point, k) => mul([point[0], -point[1]], wanted[k])).reduce(add);
+    const size = div([from.reduce((sum, [x, y]) => sum + x * x + y * y, 0), 0], turn);
+    return {at: sub(middle, mul(size, mean(wanted))), size};
+  }
+
+  function places(data) {
+    return data.template.map(([x, y]) => [(x + 0.5) / data.aligned - 0.5, (y + 0.5) / data.aligned - 0.5]);
+  }
+
+  /* lrkd.data.alignment.warp: bilinear, out of means of whole blocks where the face is large; black beyond the picture. */
+  function warp({width, height, data}, {at, size}, side) {
+    const block = Math.max(1, Math.min(Math.floor(Math.hypot(...size) / side), width, height)), n = side * side;
+    const wide = Math.ceil(width / block), high = Math.ceil(height / block), out = new Float64Array(3 * n);
+    const blocks = new Map();
+    function colour(x, y) {
+      x = Math.min(Math.max(x, 0), wide - 1);
+      y = Math.min(Math.max(y, 0), high - 1);
+      const key = y * wide + x;
+      if (!blocks.has(key)) {
+        const sum = [0, 0, 0], right = Math.min((x + 1) * block, width), low = Math.min((y + 1) * block, height);
+        for (let j = y * block; j < low; j++)
+          for (let i = x * block; i < right; i++)
+            for (let plane = 0; plane < 3; plane++) sum[plane] += data[4 * (j * width + i) + plane];
+        blocks.set(key, sum.map(value => value / (255 * (right - x * block) * (low - y * block))));
+      }
+      return blocks.get(key);
+    }
+    for (let i = 0; i < n; i++) {
+      const z = [(i % side + 0.5) / side - 0.5, (Math.floor(i / side) + 0.5) / side - 0.5];
+      const [x, y] = add(at, mul(size, z)).map(value => value / block - 0.5), left = Math.floor(x), top = Math.floor(y);
+      if (x < -0.5 || y < -0.5 || x >= wide - 0.5 || y >= high - 0.5) continue;
+      for (const [dx, dy, weight] of [[0, 0, (left + 1 - x) * (top + 1 - y)], [1, 0, (x - left) * (top + 1 - y)],
+        [0, 1, (left + 1 - x) * (y - top)], [1, 1, (x - left) * (y - top)]])
+        colour(left + dx, top + dy).forEach((value, plane) => { out[plane * n + i] += weight * value; });
+    }
+    return {side, data: out};
+  }
+
+  /* face-api's landmarks of each face in a picture -> five each: the eyes, the nose, the corners of the mouth. */
+  async function faces(canvas) {
+    const api = window.faceapi;
+    for (const inputSize of [224, 416]) { // the larger finds smaller faces, and takes longer
+      const options = new api.TinyFaceDetectorOptions({inputSize, scoreThreshold: 0.4});
+      const found = await api.detectAllFaces(canvas, options).withFaceLandmarks();
+      const five = found.map(one => {
+        const all = one.landmarks.positions.map(({x, y}) => [x - 0.5, y - 0.5]);
+        return [mean(all.slice(36, 42)), mean(all.slice(42, 48)), all[30], all[48], all[54]];
+      });
+      if (five.length) return five;
+    }
+    return [];
+  }
+
+  /* lrkd.data.alignment.central: the largest face, the nearer to the middle the better. */
+  function central(found, {width, height}) {
+    const worth = ({at, size}) => size[0] ** 2 + size[1] ** 2 - 2 * ((at[0] - width / 2) ** 2 + (at[1] - height / 2) ** 2);
+    return found.reduce((best, one) => worth(one) > worth(best) ? one : best);
   }
 
   // ---------------------------------------------------------------------------------------------------- the recogniser
@@ -120,8 +191,13 @@
     Object.assign(ort.env.wasm, {numThreads: 1, proxy: false, wasmPaths: {"ort-wasm-simd.wasm": address}});
     const session = await ort.InferenceSession.create(bytes(runtime.student), {executionProviders: ["wasm"]});
     URL.revokeObjectURL(address);
-    delete runtime.wasm;
-    delete runtime.student;
+    const {tf, nets} = window.faceapi;
+    await tf.setBackend("webgl").catch(() => false) || await tf.setBackend("cpu");
+    await tf.ready();
+    for (const [net, name] of [[nets.tinyFaceDetector, "detector"], [nets.faceLandmark68Net, "landmarks"]]) {
+      const about = JSON.parse(atob(runtime[name + "About"])).flatMap(group => group.weights);
+      net.loadFromWeightMap(tf.io.decodeWeights(bytes(runtime[name]).buffer, about));
+    }
     return session;
   }
 
@@ -181,121 +257,154 @@
   const signed = value => (value < 0 ? "−" : "") + Math.abs(value).toFixed(2);
   const percent = share => share > 0 && share < 0.01 ? "under 1 %" : `${Math.round(100 * share)} %`;
 
-  /* A square over a picture that the reader moves; changed(picture of `side` pixels) hears of it. */
-  function cropper(box, side, changed) {
-    const canvas = box.querySelector("canvas"), pen = canvas.getContext("2d");
-    let image = null, square = null, held = null, waiting = 0;
+  /* A picture under the frame, which the reader moves, turns and resizes; changed() hears of it. */
+  function cropper(canvas, data, changed) {
+    const pen = canvas.getContext("2d"), held = new Map(), wanted = places(data);
+    let picture = null, name = "", frame = null, guess = null, waiting = 0;
 
-    function put(x, y, length) {
-      const {width, height} = image;
-      length = Math.round(Math.min(Math.max(length, Math.min(LEAST, width, height)), width, height));
-      x = Math.round(Math.min(Math.max(x, 0), width - length));
-      y = Math.round(Math.min(Math.max(y, 0), height - length));
-      square = {x, y, length};
-      pen.drawImage(image, 0, 0);
-      pen.fillStyle = "#000a";
-      pen.fillRect(0, 0, width, y);
-      pen.fillRect(0, y + length, width, height);
-      pen.fillRect(0, y, x, length);
-      pen.fillRect(x + length, y, width, length);
-      const thick = Math.max(width, height) / 160, corner = 6 * thick;
-      pen.lineWidth = thick;
-      pen.strokeStyle = pen.fillStyle = "#fff";
-      pen.strokeRect(x, y, length, length);
-      pen.fillRect(x + length - corner, y + length - corner, corner, corner);
-      canvas.setAttribute("aria-label", `Square of ${length} pixels, ${x} from the left and ${y} from the top of a picture`
-        + ` of ${width} × ${height}. Arrows move it, plus and minus resize it.`);
+    function put(next, soon, guessed) {
+      const {width, height} = picture, length = Math.hypot(...next.size);
+      const bounded = Math.min(Math.max(length, LEAST), 3 * Math.max(width, height)) / length;
+      frame = {at: [Math.min(Math.max(next.at[0], 0), width), Math.min(Math.max(next.at[1], 0), height)],
+        size: next.size.map(value => value * bounded)};
+      if (guessed) guess = frame;
+      show();
       clearTimeout(waiting);
-      waiting = setTimeout(() => changed(cut()), 60);
+      if (soon) changed(); else waiting = setTimeout(changed, 60);
     }
 
-    function cut() {
-      const {x, y, length} = square, read = image.getContext("2d").getImageData(x, y, length, length);
-      return clamped(resized(fromBytes(read.data, length, 4), side));
+    function show() {
+      const scale = SHARP / AROUND, map = div([scale, 0], frame.size), middle = [SHARP / 2, SHARP / 2];
+      const [right, down] = sub(middle, mul(map, frame.at)), spot = z => add(middle, [scale * z[0], scale * z[1]]);
+      pen.setTransform(1, 0, 0, 1, 0, 0);
+      pen.fillStyle = "#000";
+      pen.fillRect(0, 0, SHARP, SHARP);
+      pen.setTransform(map[0], map[1], -map[1], map[0], right, down);
+      pen.drawImage(picture.canvas, 0, 0);
+      pen.setTransform(1, 0, 0, 1, 0, 0);
+      pen.fillStyle = "#0009"; // what the network does not see
+      pen.beginPath();
+      pen.rect(0, 0, SHARP, SHARP);
+      pen.rect((SHARP - scale) / 2, (SHARP - scale) / 2, scale, scale);
+      pen.fill("evenodd");
+      pen.beginPath();
+      pen.ellipse(...spot([0, 0.03]), 0.4 * scale, 0.53 * scale, 0, 0, 2 * Math.PI);
+      for (const eye of wanted.slice(0, 2)) {
+        const [x, y] = spot(eye);
+        pen.moveTo(x + 0.06 * scale, y);
+        pen.arc(x, y, 0.06 * scale, 0, 2 * Math.PI);
+      }
+      pen.moveTo(...spot(wanted[3]));
+      pen.lineTo(...spot(wanted[4]));
+      for (const [colour, wide] of [["#000a", 5], ["#fff", 2]]) {
+        pen.strokeStyle = colour;
+        pen.lineWidth = wide;
+        pen.stroke();
+      }
+      const turn = Math.round(Math.atan2(frame.size[1], frame.size[0]) * 180 / Math.PI) || 0;
+      canvas.setAttribute("aria-label", `${name}. The frame is ${Math.round(Math.hypot(...frame.size))} pixels wide, its middle`
+        + ` ${Math.round(frame.at[0])} from the left and ${Math.round(frame.at[1])} from the top of ${picture.width} ×`
+        + ` ${picture.height}, turned by ${turn}°. Arrows move the picture, plus and minus resize it, brackets turn it.`);
     }
 
+    /* Two places of the frame now lie where two others lay; with one of them the size stays. */
+    function drag(before, after) {
+      const size = before[1] ? mul(frame.size, div(sub(before[1], before[0]), sub(after[1], after[0]))) : frame.size;
+      put({at: sub(add(frame.at, mul(frame.size, before[0])), mul(size, after[0])), size});
+    }
+    function turned(by, middle = [0, 0]) { // the picture grows and turns by a complex number
+      drag([middle, add(middle, [0.1, 0])], [middle, add(middle, mul([0.1, 0], by))]);
+    }
     function place(event) {
-      const shown = canvas.getBoundingClientRect(), scale = image.width / shown.width;
-      return {x: (event.clientX - shown.left) * scale, y: (event.clientY - shown.top) * scale, scale};
+      const shown = canvas.getBoundingClientRect();
+      return [AROUND * ((event.clientX - shown.left) / shown.width - 0.5), AROUND * ((event.clientY - shown.top) / shown.height - 0.5)];
     }
 
     canvas.addEventListener("pointerdown", event => {
-      const at = place(event), {x, y, length} = square, reach = Math.max(24 * at.scale, length / 6);
-      const corner = Math.abs(at.x - x - length) < reach && Math.abs(at.y - y - length) < reach;
-      held = corner ? {corner} : {dx: at.x - x, dy: at.y - y};
-      if (!corner && (at.x < x || at.y < y || at.x > x + length || at.y > y + length)) held = {dx: length / 2, dy: length / 2};
+      if (held.size < 2) held.set(event.pointerId, place(event));
       canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener("pointermove", event => {
-      if (!held) return;
-      const at = place(event);
-      if (held.corner) put(square.x, square.y, Math.max(at.x - square.x, at.y - square.y));
-      else put(at.x - held.dx, at.y - held.dy, square.length);
+      if (!held.has(event.pointerId)) return;
+      const before = [...held.values()];
+      held.set(event.pointerId, place(event));
+      drag(before, [...held.values()]);
     });
-    for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, () => { held = null; });
-    canvas.addEventListener("keydown", event => {
-      const {x, y, length} = square, step = Math.max(1, Math.round(length / (event.shiftKey ? 5 : 25)));
-      const moves = {
-        ArrowLeft: [x - step, y, length], ArrowRight: [x + step, y, length],
-        ArrowUp: [x, y - step, length], ArrowDown: [x, y + step, length],
-      };
-      moves["+"] = moves["="] = [x - step / 2, y - step / 2, length + step];
-      moves["-"] = moves["_"] = [x + step / 2, y + step / 2, length - step];
-      const move = event.ctrlKey || event.altKey || event.metaKey ? null : moves[event.key];
-      if (!move) return;
+    for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, event => held.delete(event.pointerId));
+    canvas.addEventListener("wheel", event => {
+      if (document.activeElement !== canvas && !event.ctrlKey) return; // the page scrolls
       event.preventDefault();
-      put(...move);
-    });
+      turned([Math.exp(-event.deltaY / 500), 0], place(event));
+    }, {passive: false});
 
-    return (source, width, height) => {
-      const scale = Math.min(1, MOST / Math.max(width, height));
-      image = make("canvas", {width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale))});
-      const ink = image.getContext("2d", {willReadFrequently: true});
-      ink.fillStyle = "#fff"; // behind what is transparent
-      ink.fillRect(0, 0, image.width, image.height);
-      ink.drawImage(source, 0, 0, image.width, image.height);
-      Object.assign(canvas, {width: image.width, height: image.height});
-      canvas.style.width = `min(100%, ${Math.round(320 * Math.min(1, image.width / image.height))}px)`;
-      box.hidden = false;
-      const length = Math.min(image.width, image.height);
-      put((image.width - length) / 2, (image.height - length) / 2, length);
+    const [steps, left, right] = [1.05, [Math.cos(0.05), -Math.sin(0.05)], [Math.cos(0.05), Math.sin(0.05)]];
+    canvas.addEventListener("keydown", event => {
+      const step = event.shiftKey ? 0.1 : 0.02;
+      const moves = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step]};
+      const turns = {"+": [steps, 0], "=": [steps, 0], "-": [1 / steps, 0], "_": [1 / steps, 0], "[": left, "]": right};
+      if (event.ctrlKey || event.altKey || event.metaKey || !(event.key in moves || event.key in turns)) return;
+      event.preventDefault();
+      if (event.key in moves) drag([[0, 0]], [moves[event.key]]);
+      else turned(turns[event.key]);
+    });
+    canvas.parentElement.querySelectorAll(".try-turn").forEach((button, k) =>
+      button.addEventListener("click", () => turned([left, right, [1 / steps, 0], [steps, 0]][k])));
+
+    return {
+      /* A picture, its name, and where the face is; in the middle, if nobody knows. */
+      open(source, said, points) {
+        const scale = Math.min(1, MOST / Math.max(source.width, source.height));
+        const [width, height] = [source.width, source.height].map(value => Math.max(1, Math.round(value * scale)));
+        const copy = make("canvas", {width, height}), ink = copy.getContext("2d", {willReadFrequently: true});
+        ink.fillStyle = "#fff"; // behind what is transparent
+        ink.fillRect(0, 0, width, height);
+        ink.drawImage(source, 0, 0, width, height);
+        picture = {canvas: copy, width, height, data: ink.getImageData(0, 0, width, height).data};
+        name = said;
+        const length = 0.7 * Math.min(width, height);
+        put(points ? framed(points, data) : {at: [width / 2, height / 2], size: [length, 0]}, true, !points);
+      },
+      put: next => put(next, true),
+      picture: () => picture,
+      frame: () => frame,
+      guessed: () => frame === guess, // nobody has chosen this frame
+      face: () => warp(picture, frame, data.aligned),
     };
   }
 
-  /* One of the two pictures: faces of the page, a file, or the camera. */
-  function slot(box, number, people, side, start, changed) {
-    const find = name => box.querySelector(".try-" + name), fault = find("fault"), faces = find("faces");
-    const crop = cropper(find("crop"), side, picture => { choose(null); changed(picture); });
-    const live = find("live"), video = live.querySelector("video");
+  /* One of the two pictures: a drawn face, a file, or the camera. look(crop, fault) finds the face in the reader's own. */
+  function slot(box, data, start, changed, look) {
+    const find = name => box.querySelector(".try-" + name), fault = find("fault"), live = find("live");
+    const video = live.querySelector("video"), crop = cropper(find("crop"), data, changed);
+    const one = {crop, fault, drawn: true, looking: false};
+    let next = start;
 
-    function choose(radio) {
+    function draw() {
+      const {image, points, name} = data.drawn[next % data.drawn.length];
+      next++;
       fault.textContent = "";
-      faces.querySelectorAll("input").forEach(one => { one.checked = one === radio; });
-      if (radio) find("crop").hidden = true;
+      one.drawn = true;
+      crop.open(image, name, points);
     }
-
-    people.forEach((person, p) => {
-      const row = make("div", {className: "try-person"}, make("span", {}, person.name));
-      person.pictures.forEach((one, k) => {
-        const radio = make("input", {type: "radio", name: `try-${number}`}), canvas = make("canvas");
-        radio.setAttribute("aria-label", `Person ${person.name}, aged ${one.age}`);
-        draw(canvas, one.picture);
-        row.append(make("label", {title: `Person ${person.name}, aged ${one.age}`}, radio, canvas));
-        radio.addEventListener("change", () => { choose(radio); changed(one.picture); });
-        if (p === start[0] && k === start[1]) { radio.checked = true; changed(one.picture); }
-      });
-      faces.append(row);
-    });
+    function own(source, width, height) {
+      const canvas = make("canvas", {width, height});
+      canvas.getContext("2d").drawImage(source, 0, 0, width, height);
+      fault.textContent = "";
+      one.drawn = false;
+      crop.open(canvas, "Your picture");
+      look(one);
+    }
+    find("drawn").addEventListener("click", draw);
+    draw();
 
     box.querySelector("input[type=file]").addEventListener("change", async event => {
       const file = event.target.files[0];
       if (!file) return;
-      fault.textContent = "";
       try {
         const image = await createImageBitmap(file, {imageOrientation: "from-image"});
-        crop(image, image.width, image.height);
+        own(image, image.width, image.height);
       } catch (error) {
-        fault.textContent = "This file is no picture that your browser can read: a PNG, JPEG or WebP is right.";
+        fault.textContent = "Your browser cannot read this file as a picture: a PNG, JPEG or WebP is right.";
       }
       event.target.value = ""; // the same file may be chosen again
     });
@@ -320,101 +429,93 @@
     });
     find("take").addEventListener("click", () => {
       if (!video.videoWidth) return; // no picture yet
-      crop(video, video.videoWidth, video.videoHeight);
+      own(video, video.videoWidth, video.videoHeight);
       close();
-      box.querySelector(".try-crop canvas").focus();
+      find("crop").focus();
     });
     find("close").addEventListener("click", close);
+    return one;
   }
 
-  /* Two histograms, the thresholds, and where this pair lies: 40 bars from -1 to 1. */
+  /* Two histograms, the threshold, and where this pair lies: 50 bars from -1 to 1, of which those above LOW are drawn. */
   function histogram(box, found, similarity) {
-    const [width, height, left, right, top, bottom] = [360, 190, 8, 352, 46, 158];
-    const x = value => left + (right - left) * (value + 1) / 2, per = found.genuine.length / 40;
+    const [width, height, left, right, top, bottom] = [360, 142, 8, 352, 34, 112];
+    const x = value => left + (right - left) * (Math.max(value, LOW) - LOW) / (1 - LOW);
     const shares = kind => {
-      const bars = new Float64Array(40), all = found[kind].reduce((a, b) => a + b) || 1;
+      const bars = new Float64Array(50), all = found[kind].reduce((a, b) => a + b) || 1, per = found[kind].length / 50;
       found[kind].forEach((count, i) => { bars[Math.floor(i / per)] += count / all; });
       return bars;
     };
-    const kinds = [["genuine", BLUE, ""], ["impostor", ORANGE, "5 3"]].map(([kind, ...look]) => [shares(kind), ...look]);
+    const kinds = [["genuine", "same"], ["impostor", "other"]].map(([kind, look]) => [shares(kind), look]);
     const most = Math.max(...kinds.flatMap(([bars]) => [...bars]));
     const steps = bars => [...bars].map((share, i) =>
-      `V${(bottom - (bottom - top) * share / most).toFixed(1)}H${x(-1 + (i + 1) / 20).toFixed(1)}`).join("");
-    const line = (value, low, look) => `<line x1="${x(value)}" x2="${x(value)}" y1="${low}" y2="${bottom}" ${look}/>`;
+      `V${(bottom - (bottom - top) * share / most).toFixed(1)}H${x(-1 + (i + 1) / 25).toFixed(1)}`).join("");
     const text = (at, y, said, anchor) => `<text x="${at}" y="${y}" text-anchor="${anchor}">${said}</text>`;
-    const near = value => value > 0.55 ? "end" : value < -0.55 ? "start" : "middle";
-    const key = (at, colour, dash, said) => `<rect x="${at}" y="4" width="18" height="10" fill="${colour}" fill-opacity=".35"
-      stroke="${colour}" stroke-width="1.6" stroke-dasharray="${dash}"/>` + text(at + 23, 13, said, "start");
-    const [strict, loose] = found.cuts; // FAR 1 % and 10 %
+    const near = value => value > 0.7 ? "end" : value < -0.2 ? "start" : "middle";
+    const key = (at, look, said) => `<rect x="${at}" y="2" width="16" height="9" class="try-${look}"/>` + text(at + 21, 11, said, "start");
+    const line = (value, low, look) => `<line x1="${x(value)}" x2="${x(value)}" y1="${low}" y2="${bottom}" class="try-${look}"/>`;
     box.innerHTML = `<svg viewBox="0 0 ${width} ${height}">`
-      + kinds.map(([bars, colour, dash]) => `<path d="M${left} ${bottom}${steps(bars)}V${bottom}Z" fill="${colour}"
-        fill-opacity=".35" stroke="${colour}" stroke-width="1.6" stroke-dasharray="${dash}"/>`).join("")
-      + `<path d="M${left} ${bottom}H${right}" stroke="#000"/>`
-      + [-1, -0.5, 0, 0.5, 1].map(v => text(x(v), bottom + 14, signed(v).replace(/\.?0+$/, "") || "0",
-        v === -1 ? "start" : v === 1 ? "end" : "middle")).join("")
-      + text(width / 2, bottom + 28, "similarity (cosine of the two embeddings)", "middle")
-      + [strict, loose].map(cut => line(cut.at, top - 4, 'stroke="#000" stroke-dasharray="2 3"')).join("")
-      + line(similarity, top - 12, 'class="try-pair" stroke="#000" stroke-width="3"')
-      + text(x(loose.at) - 3, top + 6, "FAR 10 %", "end") + text(x(strict.at) + 3, top + 6, "1 %", "start")
-      + text(x(similarity), top - 16, `this pair ${signed(similarity)}`, near(similarity))
-      + key(left, BLUE, "", "same person") + key(left + 120, ORANGE, "5 3", "different people") + "</svg>";
+      + kinds.map(([bars, look]) => `<path d="M${left} ${bottom}${steps(bars)}V${bottom}Z" class="try-${look}"/>`).join("")
+      + `<path d="M${left} ${bottom}H${right}" class="try-axis"/>` + line(found.threshold, top, "cut")
+      + [LOW, 0, 0.5, 1].map(v => text(x(v), bottom + 13, signed(v).replace(/\.?0+$/, "") || "0",
+        v === LOW ? "start" : v === 1 ? "end" : "middle")).join("")
+      + text(width / 2, bottom + 27, "similarity: the cosine of the two embeddings", "middle")
+      + key(left, "same", "same person") + key(left + 105, "other", "different people")
+      + `<line x1="${left + 235}" x2="${left + 251}" y1="7" y2="7" class="try-cut"/>` + text(left + 256, 11, "threshold", "start")
+      + (similarity === null ? "" : line(similarity, top - 8, "pair") + text(x(similarity), top - 11, `this pair ${signed(similarity)}`, near(similarity)))
+      + "</svg>";
+    const pair = similarity === null ? "" : ` This pair has ${signed(similarity)}.`;
+    box.setAttribute("aria-label", `Similarities of test photographs at ${found.side} pixels, of one person and of`
+      + ` different people; the threshold is ${signed(found.threshold)}.${pair}`);
   }
 
-  function start(box) {
+  async function start(box) {
     const data = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
-    box.querySelector(".try-still").insertAdjacentHTML("beforebegin", TOOL);
+    box.insertAdjacentHTML("afterbegin", TOOL);
     const find = name => box.querySelector(".try-" + name), button = find("start"), state = find("state");
-    for (const person of data.people)
-      for (const one of person.pictures) one.picture = fromBytes(bytes(one.rgb), data.side, 3);
 
-    script("runtime/about.js").catch(() => {}).then(() => {
-      const runtime = window.lrkdRuntime;
-      if (!runtime || runtime.missing) {
-        state.replaceChildren("The recogniser is not in this copy of the book, and the picture below does not move",
-          runtime ? ` (${runtime.missing}). ` : ". ", make("code", {}, "make runtime"), " brings it; it needs npm and a connection.");
-        return;
+    await script("runtime/about.js").catch(() => {});
+    const runtime = window.lrkdRuntime;
+    if (!runtime || runtime.missing) {
+      state.replaceChildren("The recogniser is not in this copy of the book", runtime ? ` (${runtime.missing}). ` : ". ",
+        make("code", {}, "make runtime"), " brings it; it needs npm and a connection.");
+      return;
+    }
+    const drawn = data.people.flatMap((pictures, p) => pictures.map(async one => ({
+      image: await createImageBitmap(new Blob([bytes(one.webp)], {type: "image/webp"})), points: one.points,
+      name: `Drawn person ${String.fromCharCode(65 + p)}, aged ${one.age}`,
+    })));
+    data.drawn = await Promise.all(drawn);
+    const ready = play(box, data, said => { state.textContent = said; });
+    button.textContent = `Load the recogniser (${(runtime.bytes / 1e6).toFixed(1)} MB)`;
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      state.textContent = "Loading …";
+      try {
+        const session = await opened(runtime);
+        button.hidden = true;
+        state.textContent = "No picture leaves this page.";
+        // For the tests, and for curious readers.
+        window.lrkdTryIt = {session, data, seen, embed, occlusion, framed, warp, ...ready(session)};
+      } catch (error) {
+        state.textContent = `The recogniser could not be loaded: ${error.message || error}. A browser of 2023 or later is `
+          + "needed.";
+        button.disabled = false;
       }
-      button.textContent = `Load the recogniser (${(runtime.bytes / 1e6).toFixed(1)} MB)`;
-      button.hidden = false;
-      button.addEventListener("click", async () => {
-        button.disabled = true;
-        state.textContent = "Loading …";
-        try {
-          const session = await opened(runtime);
-          window.lrkdTryIt = {session, data, seen, embed, occlusion, fromBytes}; // for the tests, and for curious readers
-          play(box, data, session);
-          state.textContent = "The recogniser is loaded. It runs in this page, and no picture leaves it.";
-          button.hidden = find("still").hidden = true;
-        } catch (error) {
-          state.textContent = `The recogniser could not be loaded: ${error.message || error}. A browser of 2023 or later is `
-            + "needed.";
-          button.disabled = false;
-        }
-      });
     });
   }
 
-  function play(box, data, session) {
+  /* Brings the tool to life; what it returns takes the network, once that is there. */
+  function play(box, data, tell) {
     const find = name => box.querySelector(".try-" + name), slider = find("side").querySelector("input");
-    const chosen = [null, null], views = [];
-    let busy = false, again = false;
-
-    for (const name of ["First", "Second"]) {
-      const view = {};
-      const row = make("div", {className: "try-views"});
-      for (const part of ["low", "own", "map"]) {
-        view[part] = make("canvas");
-        view[part].setAttribute("role", "img");
-        view[part + "Said"] = make("span");
-        row.append(make("div", {}, view[part], view[part + "Said"]));
-      }
-      find("seen").append(make("div", {className: "try-view"}, make("strong", {}, `${name} picture`), row));
-      views.push(view);
-    }
+    const verdict = find("verdict"), pixels = [...box.querySelectorAll(".try-pixels")], where = find("where");
+    const slots = [];
+    let session = null, busy = false, again = false;
 
     async function update() {
       again = true;
-      if (busy || !chosen[0] || !chosen[1]) return;
+      if (busy || slots.length < 2) return;
       for (busy = true; again;) {
         again = false;
         await show(data.scores[slider.value]);
@@ -423,67 +524,84 @@
     }
 
     async function show(found) {
-      const pair = chosen.map(picture => seen(picture, found.side, data.size));
-      const lows = chosen.map(picture => resized(picture, found.side));
-      const {similarity, maps} = await occlusion(session, pair, data.patch, data.stride);
-      const falls = Math.max(0, ...maps.flatMap(map => [...map])), rises = Math.max(0, ...maps.flatMap(map => [...map].map(v => -v)));
-      const most = Math.max(falls, rises, 1e-9);
-      views.forEach((view, k) => {
-        const name = k ? "second" : "first";
-        draw(view.low, lows[k]);
-        draw(view.own, pair[k]);
-        draw(view.map, pair[k], (i, red, green, blue) => {
-          const grey = 0.6 * (0.299 * red + 0.587 * green + 0.114 * blue) + 90, share = Math.abs(maps[k][i]) / most;
-          return (maps[k][i] > 0 ? FALLS : RISES).map(part => grey + share * (part - grey));
-        });
-        view.lowSaid.textContent = `${found.side} px`;
-        view.ownSaid.textContent = `the network's ${data.size} px`;
-        view.mapSaid.textContent = "occlusion map";
-        view.low.setAttribute("aria-label", `The ${name} picture with ${found.side} pixels a side`);
-        view.own.setAttribute("aria-label", `The ${name} picture as the network is given it, ${data.size} pixels a side`);
-        view.map.setAttribute("aria-label", `Occlusion map of the ${name} picture: ${where(maps[k], data.size)}`);
+      const sharp = slots.map(one => one.crop.face()), pair = sharp.map(face => seen(face, found.side, data.size));
+      sharp.forEach((face, k) => {
+        draw(pixels[k], clamped(resized(face, found.side)));
+        pixels[k].setAttribute("aria-label", `The ${["first", "second"][k]} face with ${found.side} pixels a side`);
       });
-      const share = (kind, least) => {
-        const counts = found[kind], from = Math.round((similarity + 1) / 2 * counts.length);
-        const part = least ? counts.slice(from) : counts.slice(0, from);
-        return part.reduce((a, b) => a + b, 0) / (counts.reduce((a, b) => a + b, 0) || 1);
-      };
-      const said = cut => `${similarity >= cut.at ? "the same person" : "different people"} at a FAR of ${100 * cut.far} %`
-        + ` (threshold ${signed(cut.at)})`;
-      find("result").replaceChildren(
-        make("p", {}, "Similarity ", make("strong", {className: "try-similarity"}, signed(similarity)),
-          ` at ${found.side} pixels. Taken for ${found.cuts.map(said).join(", and for ")}.`),
-        make("p", {}, `Of the test pairs of different people ${percent(share("impostor", true))} are as similar or more, of those`
-          + ` of one person ${percent(share("genuine", false))} are less similar.`),
-        make("p", {}, "Occlusion maps: ", make("span", {className: "try-falls"}, "vermilion"), " where covering the place lowers the "
-          + `similarity, by up to ${signed(falls)}; `, make("span", {className: "try-rises"}, "blue"),
-          ` where it raises it, by up to ${signed(rises)}.`));
+      if (!session) {
+        verdict.textContent = "The recogniser has yet to be loaded.";
+        return histogram(find("scores"), found, null);
+      }
+      if (slots.some(one => one.crop.guessed())) {
+        verdict.textContent = slots.some(one => one.looking) ? "Looking for the face …" : "Frame the face by hand.";
+        return histogram(find("scores"), found, null);
+      }
+      const mapped = where.open ? await occlusion(session, pair, data.patch, data.stride) : null;
+      const [one, other] = mapped ? [] : await embed(session, pair), similarity = mapped ? mapped.similarity : dot(one, other);
+      const above = similarity > found.threshold, drawn = slots.some(one => one.drawn);
+      verdict.replaceChildren(
+        make("p", {}, make("strong", {className: "try-similarity"}, signed(similarity)), above ? " Rather the same person" : " Rather two people"),
+        make("p", {}, `${above ? "Above" : "Not above"} the threshold ${signed(found.threshold)}`, drawn
+          ? ". A face is drawn, and this student knows photographs alone: that says little."
+          : `, which ${percent(found.false_match_rate)} of the pairs of different people pass (${data.card.threshold_data}).`));
       histogram(find("scores"), found, similarity);
-      find("scores").setAttribute("aria-label", `Similarities of test pairs at ${found.side} pixels, of one person and of`
-        + ` different people; this pair has ${signed(similarity)}, the thresholds are at`
-        + ` ${found.cuts.map(cut => signed(cut.at)).join(" and ")}.`);
+      if (mapped) paint(pair, mapped.maps);
       box.dataset.similarity = similarity;
     }
 
-    function where(map, size) {
-      const at = map.indexOf(Math.max(...map)), names = [["upper", "middle", "lower"], ["left", "centre", "right"]];
-      const third = value => Math.floor(3 * value / size);
-      return `covering it matters most in the ${names[0][third(at / size)]} ${names[1][third(at % size)]}`;
+    function paint(pair, maps) {
+      const falls = Math.max(0, ...maps.flatMap(map => [...map])), rises = Math.max(0, ...maps.flatMap(map => [...map].map(v => -v)));
+      const most = Math.max(falls, rises, 1e-9), names = [["upper", "middle", "lower"], ["left", "centre", "right"]];
+      where.querySelectorAll("canvas").forEach((canvas, k) => {
+        draw(canvas, pair[k], (i, red, green, blue) => {
+          const grey = 0.6 * (0.299 * red + 0.587 * green + 0.114 * blue) + 90, share = Math.abs(maps[k][i]) / most;
+          return (maps[k][i] > 0 ? FALLS : RISES).map(part => grey + share * (part - grey));
+        });
+        const at = maps[k].indexOf(Math.max(...maps[k])), third = value => Math.floor(3 * value / data.size);
+        canvas.setAttribute("aria-label", `The ${["first", "second"][k]} face: covering it matters most in the`
+          + ` ${names[0][third(at / data.size)]} ${names[1][third(at % data.size)]}`);
+      });
+      where.querySelector("p").replaceChildren(make("span", {className: "try-falls"}, "Vermilion"), ": covering the place lowers "
+        + `the similarity, by up to ${signed(falls)}; `, make("span", {className: "try-rises"}, "blue"), `: raises it, by up to ${signed(rises)}.`);
+    }
+
+    /* Finds the face in a reader's picture, once the finder is there. */
+    async function look(one) {
+      if (!session) return;
+      const picture = one.crop.picture();
+      one.looking = true;
+      const five = await faces(picture.canvas).catch(() => []); // as where a graphics card gives up
+      const found = five.map(points => framed(points, data));
+      if (one.crop.picture() !== picture) return; // another one by now
+      one.looking = false;
+      if (one.crop.guessed() && found.length) one.crop.put(central(found, picture)); // or the reader was faster
+      tell(found.length === 1 ? "The face was found." : found.length ? `${found.length} faces: the largest central one is framed.` : "");
+      if (!found.length) one.fault.textContent = "No face was found: bring its eyes into the rings and its mouth onto the line.";
+      update();
     }
 
     slider.max = data.scores.length - 1;
-    slider.value = data.scores.findIndex(one => one.side === data.size);
-    const tell = () => {
-      const said = `${data.scores[slider.value].side} pixels a side`;
+    slider.value = slider.max;
+    const stop = () => {
+      const said = `${data.scores[slider.value].side} px`;
       slider.nextElementSibling.textContent = said;
-      slider.setAttribute("aria-valuetext", said);
+      slider.setAttribute("aria-valuetext", `${data.scores[slider.value].side} pixels a side`);
     };
-    slider.addEventListener("input", () => { tell(); update(); });
-    tell();
-    find("tool").hidden = false;
-    const starts = [[0, 0], [0, data.people[0].pictures.length - 1]];
+    slider.addEventListener("input", () => { stop(); update(); });
+    stop();
+    where.addEventListener("toggle", () => { if (where.open) update(); });
+    find("card").textContent = `Trained on ${data.card.trained_on}. Not for ${data.card.not_for}.`;
     box.querySelectorAll(".try-slot").forEach((one, k) =>
-      slot(one, k, data.people, data.side, starts[k], picture => { chosen[k] = picture; update(); }));
+      slots.push(slot(one, data, k * (data.people[0].length - 1), update, look)));
+    find("tool").hidden = false;
+    update();
+    return given => {
+      session = given;
+      update();
+      slots.filter(one => one.crop.guessed()).forEach(look);
+      return {slots};
+    };
   }
 
   document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".try-it").forEach(start));

@@ -1,27 +1,29 @@
 """Prepare a recogniser in a built page: what its script is given, and in Python what that script reproduces.
 
-A picture of H pixels is shrunk to a side that the reader chooses, then brought to the network's own, by the mean of
-areas where it gets smaller and by bicubic interpolation where it gets larger: `seen` here, and book/_static/try-it.js.
+A face is framed as `lrkd.data.alignment.warp` frames it, by five landmarks or by hand, shrunk to a side that the reader
+chooses, then brought to the network's own: by the mean of areas where it gets smaller and by bicubic interpolation
+where it gets larger, `seen` here. book/_static/try-it.js does the same.
 """
 
 import base64
-import html
-from collections.abc import Mapping, Sequence
+import io
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
-from kit import display
+from kit import display, figures
+from matplotlib.figure import Figure
+from PIL import Image
 
+from lrkd.data.alignment import SIZE, template
 from lrkd.data.degradation import resampling_matrix
 from lrkd.data.renderer import FaceModel
-from lrkd.data.tables import Faces
 from lrkd.errors import DataError
-from lrkd.evaluation import search, separation, verification
+from lrkd.evaluation import search
 from lrkd.onnx.recogniser import Recogniser
 
-FARS = (0.01, 0.1)
-BINS = 200  # of the scores from -1 to 1
 PATCH, STRIDE = 4, 2  # pixels of the network's input: what is covered at once, and the step to the next
 
 
@@ -49,63 +51,41 @@ def seen(images: np.ndarray, side: int, size: int) -> np.ndarray:
     return (2 * found.clip(0, 1) - 1).astype(np.float32).transpose(0, 1, 3, 2)
 
 
-class Scores(NamedTuple):
-    """Cosines of test pairs at one side; a pair is taken for one person where its cosine is not below the threshold.
+class Drawn(NamedTuple):
+    """Pictures of people who exist nowhere.
 
     Attributes:
-        side: Pixels.
-        genuine: (BINS,) counts from -1 to 1.
-        impostor: (BINS,) counts.
-        threshold: By FAR.
-        accepted: Share of genuine pairs by FAR.
+        images: uint8 (people,pictures,S,S,3).
+        ages: Years (people,pictures).
+        points: (people,pictures,5,2) landmarks in pixels, as `lrkd.data.alignment` has them.
     """
 
-    side: int
-    genuine: np.ndarray
-    impostor: np.ndarray
-    threshold: dict[float, float]
-    accepted: dict[float, float]
+    images: np.ndarray
+    ages: np.ndarray
+    points: np.ndarray
 
 
-def scores(recogniser: Recogniser, faces: Faces, sides: Sequence[int]) -> list[Scores]:
-    """Score the pairs of faces as a page runs a network: both pictures of a pair at one side, nothing subtracted.
-
-    Raises:
-        DataError: The faces have no pairs.
-    """
-    if faces.pairs is None:
-        raise DataError(f"{faces.name}: has no verification pairs")
-    pairs, found = faces.pairs, []
-    for side in sides:
-        blocks = (np.asarray(faces.images[start : start + 256]) for start in range(0, len(faces), 256))
-        features = np.concatenate([recogniser(seen(block, side, recogniser.size)) for block in blocks])
-        values = verification.cosine_scores(features[pairs.left], features[pairs.right])
-        counts = [np.histogram(values[pairs.same == kind], BINS, (-1, 1))[0] for kind in (True, False)]
-        curve = separation.roc(values, pairs.same)
-        at = {far: int(np.searchsorted(curve.far, far * (1 + 1e-12), side="right")) - 1 for far in FARS}
-        cuts = {far: float(curve.threshold[k]) for far, k in at.items()}
-        found.append(Scores(side, counts[0], counts[1], cuts, {far: float(curve.tar[k]) for far, k in at.items()}))
-    return found
-
-
-def strangers(world: FaceModel, people: int, images: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def strangers(world: FaceModel, people: int, pictures: int, size: int, seed: int) -> Drawn:
     """Draw people who are in no data set.
 
-    A person's pictures go from young to old in even steps; all else is drawn at random.
-
-    Returns:
-        uint8 (people,images,size,size,3), and their ages in years (people,images).
+    A person's pictures go from young to old in even steps; all else is drawn at random. Where the eyes, the nose and
+    the mouth are is known but for the turn of the head, which moves them little.
     """
     generator = torch.Generator().manual_seed(seed)
-    who = world.sample_identity(people, generator).repeat_interleave(images, 0)
-    how = world.sample_nuisance(people * images, generator)
+    who = world.sample_identity(people, generator).repeat_interleave(pictures, 0)
+    how = world.sample_nuisance(people * pictures, generator)
     table = world.describe().set_index("name")
-    age = torch.linspace(table.loc["age", "low"], table.loc["age", "high"], images + 2)[1:-1].repeat(people)
+    age = torch.linspace(table.loc["age", "low"], table.loc["age", "high"], pictures + 2)[1:-1].repeat(people)
     how[:, world.nuisance_names.index("age")] = age
     faces = world.images(who, how, size=size)
-    assert isinstance(faces, torch.Tensor)
     rgb = faces.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return rgb.reshape(people, images, size, size, 3), age.reshape(people, images).numpy()
+    p = {name: value.flatten().double().numpy() for name, value in world.quantities(who, how).items()}
+    eyes, mouth = p["eye_spacing"] - 1j * p["eye_height"], p["mouth_width"] - 1j * p["mouth_height"]
+    five = np.stack([-eyes, eyes.conj(), 1j * p["nose_length"], -mouth, mouth.conj()], 1)
+    five = five * np.exp(p["scale"] + 1j * p["roll"])[:, None] + (p["shift_x"] + 1j * p["shift_y"])[:, None]
+    points = (np.stack([five.real, five.imag], 2) + 1) * size / 2 - 0.5
+    shape = people, pictures
+    return Drawn(rgb.reshape(*shape, size, size, 3), age.reshape(shape).numpy(), points.reshape(*shape, 5, 2))
 
 
 def occlusion(recogniser: Recogniser, left: np.ndarray, right: np.ndarray) -> tuple[float, np.ndarray]:
@@ -139,22 +119,22 @@ def occlusion(recogniser: Recogniser, left: np.ndarray, right: np.ndarray) -> tu
     return similarity, total / np.maximum(count, 1)
 
 
-def painted(inputs: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Paint occlusion maps on their pictures, as the page does.
+def counts(row: Any, kind: str) -> np.ndarray:
+    """The counts of `python -m book.student_photos scores` in a row of its table; `kind` is genuine or impostor."""
+    return np.array(str(getattr(row, kind)).split(), np.int64)
 
-    The picture is grey; vermilion where the similarity falls, blue where it rises, in full at the largest of all maps.
 
-    Args:
-        inputs: (N,3,S,S) in [-1,1].
-        maps: (N,S,S).
-
-    Returns:
-        (N,S,S,3) uint8.
-    """
-    grey = 0.6 * 127.5 * (inputs.transpose(0, 2, 3, 1) + 1) @ np.array([0.299, 0.587, 0.114]) + 90
-    share = np.abs(maps) / max(np.abs(maps).max(), 1e-9)
-    colour = np.where((maps > 0)[..., None], (213.0, 94.0, 0.0), (0.0, 114.0, 178.0))
-    return (grey[..., None] + share[..., None] * (colour - grey[..., None])).round().astype(np.uint8)
+def distributions(table: pd.DataFrame) -> Figure:
+    """Draw the cosines of photo-scores.csv, a panel a side, each with its threshold."""
+    fig, axes = plt.subplots(1, len(table), figsize=(9, 2.8), sharex=True, sharey=True, squeeze=False)
+    for ax, row in zip(axes[0], table.itertuples(), strict=True):
+        genuine, impostor = counts(row, "genuine"), counts(row, "impostor")
+        bars = [kind.reshape(-1, 5).sum(1) for kind in (genuine, impostor)]
+        figures.score_histogram(ax, np.linspace(-1, 1, len(bars[0]) + 1), *bars, row.threshold, "cosine")
+        ax.set(title=f"{row.side} px", xlim=(-0.5, 1))
+        ax.get_legend().set_visible(ax is axes[0, 0])
+    axes[0, 0].legend(fontsize=7, loc="upper left")
+    return fig
 
 
 class Tool(NamedTuple):
@@ -169,48 +149,43 @@ class Tool(NamedTuple):
         return "A recogniser to try, in a built page"
 
 
-def tool(
-    pictures: np.ndarray, ages: np.ndarray, found: Sequence[Scores], size: int, still: Any, caption: str = ""
-) -> Tool:
+def tool(network: Recogniser, table: pd.DataFrame, drawn: Drawn) -> Tool:
     """Make the figure that book/_static/try-it.js brings to life.
 
     Args:
-        pictures: Of `strangers`.
-        ages: Of `strangers`.
-        found: Of `scores`, a stop of the slider each.
-        size: Pixels a side of the network's input.
-        still: A figure of `kit.display.show`, shown until the recogniser is loaded, and for good where it cannot be.
-        caption: Shown below.
+        network: The student, whose metadata say what it is.
+        table: Of `python -m book.student_photos scores`, a stop of the slider each row.
+        drawn: For a reader without a picture.
     """
     people = [
-        {
-            "name": chr(ord("A") + k),
-            "pictures": [
-                {"age": round(float(age)), "rgb": base64.b64encode(np.ascontiguousarray(one).tobytes()).decode()}
-                for one, age in zip(own, years, strict=True)
-            ],
-        }
-        for k, (own, years) in enumerate(zip(pictures, ages, strict=True))
+        [
+            {"age": round(float(age)), "webp": _webp(image), "points": points.round(2).tolist()}
+            for image, age, points in zip(images, ages, fives, strict=True)
+        ]
+        for images, ages, fives in zip(*drawn, strict=True)
     ]
-    data: Mapping[str, Any] = {
-        "side": pictures.shape[2],
-        "size": size,
+    rows = [
+        {"genuine": counts(row, "genuine").tolist(), "impostor": counts(row, "impostor").tolist()}
+        | {name: getattr(row, name) for name in ("side", "threshold", "false_match_rate", "people")}
+        for row in table.itertuples()
+    ]
+    data: dict[str, Any] = {
+        "size": network.size,
+        "template": template(SIZE).tolist(),
+        "aligned": SIZE,
         "patch": PATCH,
         "stride": STRIDE,
         "people": people,
-        "scores": [
-            {
-                "side": one.side,
-                "genuine": one.genuine.tolist(),
-                "impostor": one.impostor.tolist(),
-                "cuts": [{"far": far, "at": round(cut, 6)} for far, cut in one.threshold.items()],
-            }
-            for one in found
-        ],
+        "scores": rows,
+        "card": {name: network.metadata[name] for name in ("trained_on", "not_for", "threshold_data")},
     }
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return Tool(
-        f'<figure class="try-it" style="margin:0"><div class="try-still">{still._repr_html_()}</div>{below}'
-        "<noscript><p>Scripts are off: the picture shows what the recogniser would show.</p></noscript>"
-        f"{display.embedded(data)}</figure>"
+        '<figure class="try-it" style="margin:0"><noscript><p>Scripts are off, and the recogniser needs them.</p>'
+        f"</noscript>{display.embedded(data)}</figure>"
     )
+
+
+def _webp(image: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "WEBP", lossless=True)
+    return base64.b64encode(file.getvalue()).decode()

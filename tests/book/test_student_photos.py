@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from book import student_photos as photos
+from lrkd.data.pairs import Pairs
 from lrkd.errors import ConfigError
 from lrkd.onnx import export, recogniser
 
@@ -42,6 +43,25 @@ def test_pixels_are_plain_correlation():
     seen = photos.shown(noise(2)).reshape(2, -1)
     cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     assert cosine == pytest.approx(np.corrcoef(seen)[0, 1], abs=1e-5)
+
+
+def people(missing=None) -> SimpleNamespace:
+    """Twelve pictures of four people with six pairs, embedded as what they are."""
+    labels, rng = np.arange(12) % 4, np.random.default_rng(2)
+    pairs = Pairs(np.arange(6), np.array([4, 5, 6, 7, 5, 6]), np.repeat([True, False], [4, 2]), np.zeros(6, np.int64))
+    return SimpleNamespace(images=rng.standard_normal((12, 5)), labels=labels, pairs=pairs, missing=missing)
+
+
+@pytest.mark.parametrize("gone", [None, 4])
+def test_histograms_count_each_pair_once(gone):
+    faces = people(None if gone is None else np.arange(12) == gone)
+    unit = faces.images / np.linalg.norm(faces.images, axis=1, keepdims=True)
+    impostor = [unit[i] @ unit[j] for i in range(12) for j in range(i) if i % 4 != j % 4 and gone not in (i, j)]
+    pairs = zip(faces.pairs.left, faces.pairs.right, faces.pairs.same, strict=True)
+    genuine = [unit[i] @ unit[j] for i, j, same in pairs if same and gone not in (i, j)]
+    found = photos.histograms(lambda images: images, faces)
+    for kind, values in (("genuine", genuine), ("impostor", impostor)):
+        np.testing.assert_array_equal(found[kind], np.histogram(values, photos.BINS, (-1, 1))[0])
 
 
 @pytest.mark.parametrize("teacher", ["", "axes", "bridge"])
@@ -86,3 +106,25 @@ def test_the_file_is_small_and_says_what_it_is():
     own = rows.loc[rows[rows["bytes"].notna()]["validation"].idxmax()]
     assert file.metadata.items() >= photos.card(own).items()
     assert own["test"] > rows.set_index("rung").loc["pixels", "test"] + 0.1
+
+
+@pytest.mark.skipif(not FILE.exists(), reason="`python -m book.student_photos choose` has not written the student")
+def test_the_scores_are_those_of_the_file():
+    card, rows = recogniser.load(FILE).metadata, photos.SCORES.read(photos.RESULTS / "photo-scores.csv")
+    assert set(rows["network"]) == {card["network"]}
+    assert rows["side"].tolist() == list(photos.SIDES)
+    own = rows.set_index("side").loc[photos.SIDE]
+    assert own["threshold"] == pytest.approx(float(card["threshold"]), abs=1e-3)
+    impostor = np.array(own["impostor"].split(), np.int64)
+    edges = np.linspace(-1, 1, photos.BINS + 1)
+    above = [impostor[edges[:-1] >= own["threshold"]].sum(), impostor[edges[1:] > own["threshold"]].sum()]
+    low, high = (count / impostor.sum() for count in above)
+    assert low <= own["false_match_rate"] <= high
+    assert own["pairs"] == photos.PAIRS == 2 * np.array(own["genuine"].split(), np.int64).sum()
+
+
+def test_what_the_page_of_the_recogniser_says_of_the_ladder_holds():
+    rows = photos.TABLE.read(photos.RESULTS / "photo-student.csv").set_index("rung")
+    assert rows["test"].max() < 0.9
+    for name in ("test", "validation"):
+        assert rows.loc["four-120", name] < rows.loc["four-60", name] < rows.loc["four-60-bridge", name]

@@ -1,21 +1,26 @@
 """What the page Try it is given, and the pipeline that its script repeats."""
 
+import base64
+import io
 import json
 import re
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from kit import try_it
+from PIL import Image
 
+from lrkd.data import alignment
 from lrkd.data.degradation import degrade
 from lrkd.data.renderer import FaceModel
-from lrkd.data.tables import Faces
 from lrkd.errors import DataError
-from lrkd.evaluation import separation, verification
+from lrkd.evaluation import verification
 from lrkd.onnx import recogniser
-from lrkd.study import presets, spec
 
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), dtype=np.uint8)
 
@@ -61,38 +66,30 @@ def test_other_pictures_and_sides_are_refused(images, side):
         try_it.seen(images, side, 16)
 
 
-def test_scores_are_those_of_the_pairs(smoke):
-    test, network = spec.splits(presets.SCALES["smoke"]).test, Pixels()
-    found = try_it.scores(network, test, [4, 8])
-    assert [one.side for one in found] == [4, 8]
-    features = network(try_it.seen(np.asarray(test.images), 8, 8))
-    values = verification.cosine_scores(features[test.pairs.left], features[test.pairs.right])
-    genuine = test.pairs.same
-    np.testing.assert_array_equal(found[1].genuine, np.histogram(values[genuine], try_it.BINS, (-1, 1))[0])
-    assert found[1].impostor.sum() == (~genuine).sum()
-    for far, cut in found[1].threshold.items():
-        assert (values[~genuine] >= cut).mean() <= far
-        assert (
-            found[1].accepted[far]
-            == (values[genuine] >= cut).mean()
-            == separation.tar_at_far(values, genuine, [far])[0]
-        )
-
-
-def test_scores_need_pairs(smoke):
-    train = spec.splits(presets.SCALES["smoke"]).train
-    assert isinstance(train, Faces)
-    with pytest.raises(DataError, match="has no verification pairs"):
-        try_it.scores(Pixels(), train, [8])
-
-
 def test_strangers_age_and_are_drawn_once():
     world = FaceModel()
-    pictures, ages = try_it.strangers(world, 2, 3, 24, seed=5)
-    assert (pictures.shape, pictures.dtype, ages.shape) == ((2, 3, 24, 24, 3), np.uint8, (2, 3))
+    images, ages, points = try_it.strangers(world, 2, 3, 24, seed=5)
+    assert (images.shape, images.dtype, ages.shape) == ((2, 3, 24, 24, 3), np.uint8, (2, 3))
+    assert points.shape == (2, 3, 5, 2)
     assert (np.diff(ages) > 0).all()
-    np.testing.assert_array_equal(pictures, try_it.strangers(world, 2, 3, 24, seed=5)[0])
-    assert not np.array_equal(pictures, try_it.strangers(world, 2, 3, 24, seed=6)[0])
+    np.testing.assert_array_equal(images, try_it.strangers(world, 2, 3, 24, seed=5).images)
+    assert not np.array_equal(images, try_it.strangers(world, 2, 3, 24, seed=6).images)
+
+
+def test_landmarks_lie_on_the_parts_that_are_drawn(monkeypatch):
+    world, kept = FaceModel(), []
+    images = world.images
+    monkeypatch.setattr(world, "images", lambda who, how, size: kept.append((who, how)) or images(who, how, size=size))
+    points = try_it.strangers(world, 4, 3, 64, seed=1).points.reshape(-1, 5, 2)
+    masks = world(*kept[0], size=64, masks=True)[1]
+    at = np.arange(64)
+    for part, landmarks in (("eyes", points[:, :2]), ("mouth", points[:, 3:])):
+        shown = masks[part][:, 0].double().numpy()
+        centre = np.stack([(shown.sum(1) * at).sum(1), (shown.sum(2) * at).sum(1)], 1) / shown.sum((1, 2))[:, None]
+        off = landmarks.mean(1) - centre
+        assert np.abs(off).max() < 5, "the turn of the head moves them a little"
+        assert np.abs(off.mean(0)).max() < 1.5
+    assert (points[:, 0, 0] < points[:, 1, 0]).all()
 
 
 def test_occlusion_is_what_covering_changes():
@@ -127,28 +124,27 @@ def test_the_same_picture_twice_can_only_lose():
     assert maps.min() >= -1e-9
 
 
-def test_painted_maps_are_vermilion_where_it_falls_and_blue_where_it_rises():
-    maps = np.zeros((1, 2, 2))
-    maps[0, 0] = 0.5, -0.5
-    shown = try_it.painted(np.zeros((1, 3, 2, 2)), maps)
-    np.testing.assert_array_equal(shown[0, 0], [[213, 94, 0], [0, 114, 178]])
-    assert np.ptp(shown[0, 1]) == 0
+TABLE = pd.DataFrame(
+    {"side": [8, 16], "threshold": [0.3, 0.2], "false_match_rate": [0.2, 0.1], "people": [5, 5]}
+    | {kind: [" ".join(map(str, range(100)))] * 2 for kind in ("genuine", "impostor")}
+)
 
 
-class Still:
-    def _repr_html_(self) -> str:
-        return '<img alt="{data} still">'
-
-
-def test_the_page_holds_its_data_and_a_picture():
-    pictures, ages = try_it.strangers(FaceModel(), 2, 3, 24, seed=5)
-    counts = np.arange(try_it.BINS)
-    one = try_it.Scores(6, counts, counts[::-1], {0.01: 0.5, 0.1: 0.25}, {0.01: 0.5, 0.1: 0.75})
-    text = try_it.tool(pictures, ages, [one], 16, Still(), "a < b")._repr_html_()
-    assert '<img alt="{data} still">' in text
-    assert "<figcaption>a &lt; b</figcaption>" in text
+def test_the_page_holds_its_data():
+    network = SimpleNamespace(size=16, metadata=dict.fromkeys(("trained_on", "not_for", "threshold_data"), "a < b"))
+    drawn = try_it.strangers(FaceModel(), 2, 3, 24, seed=5)
+    text = try_it.tool(network, TABLE, drawn)._repr_html_()
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', text)[1])
-    assert (data["side"], data["size"], [one["name"] for one in data["people"]]) == (24, 16, ["A", "B"])
-    assert data["scores"][0]["cuts"] == [{"far": 0.01, "at": 0.5}, {"far": 0.1, "at": 0.25}]
-    assert data["scores"][0]["genuine"] == counts.tolist()
-    assert len(data["people"][1]["pictures"]) == 3
+    assert (data["size"], data["aligned"], data["card"]["not_for"]) == (16, 112, "a < b")
+    np.testing.assert_allclose(data["template"], alignment.TEMPLATE)
+    assert [row["side"] for row in data["scores"]] == [8, 16]
+    assert data["scores"][1]["genuine"] == list(range(100))
+    file = io.BytesIO(base64.b64decode(data["people"][1][2]["webp"]))
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), drawn.images[1, 2])
+    np.testing.assert_allclose(data["people"][1][2]["points"], drawn.points[1, 2], atol=0.01)
+
+
+def test_a_panel_a_side_is_drawn():
+    fig = try_it.distributions(TABLE)
+    assert [ax.get_title("left") or ax.get_title() for ax in fig.axes] == ["8 px", "16 px"]
+    plt.close(fig)
