@@ -130,10 +130,10 @@ def distributions(table: pd.DataFrame) -> Figure:
     for ax, row in zip(axes[0], table.itertuples(), strict=True):
         genuine, impostor = counts(row, "genuine"), counts(row, "impostor")
         bars = [kind.reshape(-1, 5).sum(1) for kind in (genuine, impostor)]
-        figures.score_histogram(ax, np.linspace(-1, 1, len(bars[0]) + 1), *bars, row.threshold, "cosine")
-        ax.set(title=f"{row.side} px", xlim=(-0.5, 1))
-        ax.get_legend().set_visible(ax is axes[0, 0])
-    axes[0, 0].legend(fontsize=7, loc="upper left")
+        figures.score_histogram(ax, np.linspace(-1, 1, len(bars[0]) + 1), *bars, xlabel="cosine")
+        ax.axvline(row.threshold, color=display.BLACK, linestyle="--", linewidth=1.2)
+        ax.set(xlim=(-0.5, 1))
+        ax.set_title(f"{row.side} px: {row.threshold:.2f}", fontsize=10)
     return fig
 
 
