@@ -146,5 +146,7 @@ def test_the_page_holds_its_data():
 
 def test_a_panel_a_side_is_drawn():
     fig = try_it.distributions(TABLE)
-    assert [ax.get_title("left") or ax.get_title() for ax in fig.axes] == ["8 px", "16 px"]
+    assert [ax.get_title("left") or ax.get_title() for ax in fig.axes] == [
+        f"{row.side} px: {row.threshold:.2f}" for row in TABLE.itertuples()
+    ]
     plt.close(fig)
