@@ -65,9 +65,8 @@ def test_real_faces_with_a_table_of_scale_gpu_and_without(folder, measured, monk
     assert [name.partition(",")[0] for name in shown[0]] == ["lfw-core.csv", "gpu-lfw-core.csv"]
     assert set(list(shown[0].values())[1].index) <= {"fskd", "askd", "embedding-cos"}
     assert f"gpu-lfw-core.csv, {measured['config'].nunique()} runs on" in more["at_gpu"]
-    assert {key: value for key, value in more.items() if key != "at_gpu"} == {
-        key: value for key, value in said.items() if key != "at_gpu"
-    }, "what is said of scale cpu stays"
+    stays = {key: value for key, value in more.items() if key != "at_gpu" and not key.startswith("big_")}
+    assert stays == {key: value for key, value in said.items() if key != "at_gpu"}, "what is said of scale cpu stays"
 
 
 @pytest.mark.slow
