@@ -291,6 +291,11 @@ def _webp(image: Image.Image) -> bytes:
     return min(files, key=len)
 
 
+def _whole(cell: str) -> str:
+    """HTML in which no interval is broken over two lines."""
+    return re.sub(r"\[[^][<>]{3,30}\]", r'<span style="white-space:nowrap">\g<0></span>', cell)
+
+
 class Table(NamedTuple):
     """A table as a page or JupyterLab shows it, with its caption below."""
 
@@ -302,7 +307,7 @@ class Table(NamedTuple):
         def row(cells: Iterable[Any], kind: str) -> str:
             scope = ' scope="col"' if kind == "th" else ""
             marks = (f'<{kind}{scope} style="text-align:{side};padding:2px 9px{wide}">' for side, wide in columns)
-            told = (f"{mark}{linked(str(cell))}</{kind}>" for mark, cell in zip(marks, cells, strict=True))
+            told = (f"{mark}{_whole(linked(str(cell)))}</{kind}>" for mark, cell in zip(marks, cells, strict=True))
             return f"<tr>{''.join(told)}</tr>"
 
         # A column of sentences would else become as narrow as its longest word before the table scrolls.

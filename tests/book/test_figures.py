@@ -165,6 +165,11 @@ def test_a_column_of_sentences_stays_readable_and_one_of_numbers_takes_no_room()
     assert "min-width" not in display_.table(frame.iloc[:0])._repr_html_()
 
 
+def test_an_interval_is_not_broken_over_lines():
+    page = display_.table(pd.DataFrame({"gain": ["+0.9 [+0.6, +1.2]; p < .001"]}))._repr_html_()
+    assert '+0.9 <span style="white-space:nowrap">[+0.6, +1.2]</span>; p' in page
+
+
 def test_a_pivot_has_one_header():
     wide = pd.DataFrame({"method": ["a"], "seed": [0], "accuracy": [0.5]}).pivot(
         index="method", columns="seed", values="accuracy"
