@@ -298,7 +298,7 @@ def test_pages_and_figures_are_numbered(opened):
     name, page, _ = opened
     numbered = [chapter["file"] for part in TOC["parts"] if part.get("numbered") for chapter in part["chapters"]]
     if name in numbered:
-        assert page.locator("main h1").first.text_content().startswith(f"{1 + numbered.index(name)}. ")
+        assert page.locator("main article h1").first.text_content().strip().startswith(f"{1 + numbered.index(name)}. ")
     cited = page.locator("main a[href^='#fig-']").all_text_contents()
     assert all(re.fullmatch(r"Figure [\d.]+", text) for text in cited)
 
