@@ -79,8 +79,9 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
         "--teacher",
         default="",
         metavar="NETWORK",
-        help=f"{', '.join(BUILDERS)}, which is trained first; or a run's folder, a published checkpoint, an .onnx "
-        "file, an .npy file of embeddings, or one of yours, as nets.py:make (default: the scale's, trained first)",
+        help=f"{', '.join(BUILDERS)}, which is trained first; or a run's folder or one of save_pretrained, a published "
+        "checkpoint, an .onnx file, an .npy of embeddings (`lrkd embed --data`), or one of yours, as nets.py:make "
+        "(default: the scale's, trained first)",
     )
 
 
@@ -99,7 +100,10 @@ def add_network(parser: argparse.ArgumentParser, metavar: str, kinds: str) -> No
 
 def add_evaluation(parser: argparse.ArgumentParser, default_sides: str) -> None:
     """Add what `verify` and `identify` share: the network, --side, --degradation, --device, --out, --unseen."""
-    kinds = "a run's folder, an .onnx file of `lrkd export`, or a published checkpoint (A-SKD, F-SKD, AdaFace ...)"
+    kinds = (
+        "a run's folder or one of save_pretrained, an .onnx file of `lrkd export`, or a published checkpoint (A-SKD, "
+        "F-SKD, AdaFace ...)"
+    )
     add_network(parser, "NETWORK", kinds)
     parser.add_argument(
         "--side",
@@ -121,8 +125,10 @@ def add_evaluation(parser: argparse.ArgumentParser, default_sides: str) -> None:
 
 def add_photographs(parser: argparse.ArgumentParser) -> None:
     """Add what `embed` and `compare` share: the network, --side and --cropped."""
-    add_network(parser, "MODEL", "an .onnx file of `lrkd export`, a run's folder or a published checkpoint")
-    parser.add_argument("--side", type=int, metavar="PX", help="degrade the images to this side first (default: not)")
+    add_network(parser, "MODEL", "a run's folder or one of save_pretrained, an .onnx file, or a published checkpoint")
+    parser.add_argument(
+        "--side", type=int, metavar="PX", help="degrade the images to this side (default: what it was trained for)"
+    )
     parser.add_argument(
         "--cropped",
         action="store_true",

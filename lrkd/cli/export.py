@@ -16,11 +16,11 @@ from lrkd.study.measures import evaluation_preset, pairs_of
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_network(parser, "RUN", "a run's folder or a published checkpoint")
+    add_network(parser, "RUN", "a run's folder or one of save_pretrained, or a published checkpoint")
     parser.add_argument("--format", choices=export.FORMATS, default="onnx", help="default: onnx, which is float32")
     parser.add_argument("--out", type=output_file, metavar="FILE", required=True, help="the file, as face.onnx")
     parser.add_argument(
-        "--data", metavar="DIR", help="with a checkpoint: a prepared folder, to calibrate and measure on"
+        "--data", metavar="DIR", help="unless it is a run: a prepared folder, to calibrate and measure on"
     )
 
 
@@ -60,14 +60,17 @@ def _compared(subject: Subject, taught: Schooling, made: recogniser.Recogniser) 
         preset=evaluation_preset(subject.preset),
         mirror="first" if subject.mirror_first else True,
     )
-    notes = {"threshold_data": validation.name, "false_match_rate": f"{found.false_match:.4f}"}
-    export.annotate(made.path, {"threshold": f"{found.threshold:.4f}", **notes})
+    rates = {"false_match_rate": f"{found.false_match:.4f}", "false_non_match_rate": f"{found.false_non_match:.4f}"}
+    notes = {"threshold": f"{found.threshold:.4f}", "threshold_data": validation.name, **rates}
+    export.annotate(made.path, notes)
     return {
         "cosine": found.cosine.mean(),
         "lowest": found.cosine.min(),
         "accuracy_torch": found.network,
         "accuracy_file": found.file,
         "threshold": found.threshold,
+        "false_match": found.false_match,
+        "false_non_match": found.false_non_match,
         "pairs": len(pairs),
         "data": validation.name,
         "side": side or subject.network.size,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lrkd.cli.subject import Subject
+from lrkd.cli.subject import Subject, warn_of_framing
 from lrkd.cli.trained_on import pairs_to_score
 from lrkd.data.pairs import Pairs, make_pairs, mark_copies
 from lrkd.data.prepared import load_prepared, resized_faces
@@ -74,6 +74,7 @@ def load_trial(request: Request, subject: Subject) -> Trial:
     if request.data is None:
         return _own_test(request, subject)
     whole, protocol, source = load_prepared(request.data), request.protocol, request.threshold_from
+    warn_of_framing(subject, request.data)
     if not whole.protocols and protocol is None:
         pairs = _drawn(request.data, whole.faces)
     else:
@@ -83,7 +84,10 @@ def load_trial(request: Request, subject: Subject) -> Trial:
     if source is None and request.threshold is None and np.ptp(pairs.fold) == 0 and twin in whole.protocols:
         source = twin
     reference = None if source is None else pairs_of(whole.protocol(source))
-    folds, pairs = int(pairs.fold.max()) + 1, pairs_to_score(subject, whole.faces, pairs, request.unseen)
+    folds, pairs = (
+        int(pairs.fold.max()) + 1,
+        pairs_to_score(subject, whole.faces, pairs, request.unseen, whole.splits.get("train")),
+    )
     ends = [end for some in (pairs, reference) if some is not None for end in (some.left, some.right)]
     used = np.unique(np.concatenate(ends))
     place = np.full(len(whole.faces), -1, np.int64)

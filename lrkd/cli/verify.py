@@ -91,8 +91,14 @@ def _measures(trial: Trial, found: Verification) -> dict[str, Any]:
 
 
 def _warn_of_gaps(trial: Trial, found: Verification) -> None:
-    faces = trial.faces
+    faces, pairs = trial.faces, trial.pairs
+    more = max(np.mean(pairs.same), 1 - np.mean(pairs.same))
+    if 0.55 < more < 1:
+        warn(
+            f"{faces.name}: {pairs.same.sum()} of {len(pairs)} pairs are genuine: who always guesses the same would "
+            f"be right in {more:.1%}"
+        )
     if trial.threshold_from == "other folds" and len(found.accuracy) < trial.folds:
         warn(f"{faces.name}: {len(found.accuracy)} folds, as the others of {trial.folds} have no pairs")
-    if missed := int(trial.pairs.touch(faces.missing).sum()):
+    if missed := int(pairs.touch(faces.missing).sum()):
         warn(f"{faces.name}: {missing_faces(faces)}: {missed} pairs count as rejected, genuine ones as errors")
