@@ -79,9 +79,8 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
         "--teacher",
         default="",
         metavar="NETWORK",
-        help=f"{', '.join(BUILDERS)}, which is trained first; or a run's folder or one of save_pretrained, a published "
-        "checkpoint, an .onnx file, an .npy of embeddings (`lrkd embed --data`), or one of yours, as nets.py:make "
-        "(default: the scale's, trained first)",
+        help=f"{', '.join(BUILDERS)}, which is trained first; or a folder of a run or of save_pretrained, a published "
+        "checkpoint, an .onnx, an .npy of `lrkd embed --data`, or one of yours, as nets.py:make (default: the scale's)",
     )
 
 
@@ -100,10 +99,7 @@ def add_network(parser: argparse.ArgumentParser, metavar: str, kinds: str) -> No
 
 def add_evaluation(parser: argparse.ArgumentParser, default_sides: str) -> None:
     """Add what `verify` and `identify` share: the network, --side, --degradation, --device, --out, --unseen."""
-    kinds = (
-        "a run's folder or one of save_pretrained, an .onnx file of `lrkd export`, or a published checkpoint (A-SKD, "
-        "F-SKD, AdaFace ...)"
-    )
+    kinds = "a folder of a run or of save_pretrained, an .onnx of `lrkd export`, or a published checkpoint"
     add_network(parser, "NETWORK", kinds)
     parser.add_argument(
         "--side",
@@ -126,9 +122,7 @@ def add_evaluation(parser: argparse.ArgumentParser, default_sides: str) -> None:
 def add_photographs(parser: argparse.ArgumentParser) -> None:
     """Add what `embed` and `compare` share: the network, --side and --cropped."""
     add_network(parser, "MODEL", "a run's folder or one of save_pretrained, an .onnx file, or a published checkpoint")
-    parser.add_argument(
-        "--side", type=int, metavar="PX", help="degrade the images to this side (default: what it was trained for)"
-    )
+    parser.add_argument("--side", type=int, metavar="PX", help="degrade the images to it (default: the network's own)")
     parser.add_argument(
         "--cropped",
         action="store_true",

@@ -26,9 +26,9 @@ def run(arguments: argparse.Namespace) -> None:
         return
     threshold = float(notes["threshold"])
     where, who = ("Above", "the same person") if cosine > threshold else ("Not above", "two people")
-    of = notes.get("threshold_data") or "its validation people"
     print(f"{where} the threshold {threshold:.4f}: rather {who}.")
     if rate := notes.get("false_match_rate"):
+        of = notes.get("threshold_data") or "its validation people"
         print(f"That threshold takes a share of {rate} of the impostor pairs of {of} for one person.")
     data, faces = notes.get("trained_on") or notes.get("data") or "data that it does not name", notes.get("faces")
     print(

@@ -11,9 +11,7 @@ from lrkd.cli.output import warn
 from lrkd.cli.subject import open_subject, warn_of_framing
 from lrkd.data.prepared import load_prepared, resized_faces
 from lrkd.errors import ConfigError
-from lrkd.evaluation import embedding
 from lrkd.files import atomic
-from lrkd.study.measures import evaluation_preset
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.data:
         warn_of_framing(subject, arguments.data)
         images = resized_faces(load_prepared(arguments.data).faces, subject.size).images
-        side, preset = arguments.side or subject.own, evaluation_preset(subject.preset)
-        found = embedding.embed(subject.network, images, side=side, preset=preset, mirror=False)
+        found = photographs.embed_plain(subject, images, arguments.side)
     else:
         found = photographs.embed_photographs(subject, arguments.images, arguments.side, arguments.cropped).features
     with atomic(arguments.out, "wb") as file:

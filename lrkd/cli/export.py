@@ -1,7 +1,7 @@
 """`lrkd export`."""
 
 import argparse
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -50,28 +50,20 @@ def run(arguments: argparse.Namespace) -> None:
 def _compared(subject: Subject, taught: Schooling, made: recogniser.Recogniser) -> dict[str, Any]:
     """Measure network and file on validation people, and note the threshold that is found there in the file."""
     assert taught.faces is not None
-    validation, side = taught.faces.validation, taught.sides[0]
-    pairs = pairs_of(validation)
-    found = recogniser.agreement(
-        subject.network,
-        made,
-        validation,
-        side=side,
-        preset=evaluation_preset(subject.preset),
-        mirror="first" if subject.mirror_first else True,
-    )
-    rates = {"false_match_rate": f"{found.false_match:.4f}", "false_non_match_rate": f"{found.false_non_match:.4f}"}
-    notes = {"threshold": f"{found.threshold:.4f}", "threshold_data": validation.name, **rates}
-    export.annotate(made.path, notes)
+    validation, side, preset = taught.faces.validation, taught.sides[0], evaluation_preset(subject.preset)
+    mirror: Literal["first"] | bool = "first" if subject.mirror_first else True
+    found = recogniser.agreement(subject.network, made, validation, side=side, preset=preset, mirror=mirror)
+    rates = {"false_match": found.false_match, "false_non_match": found.false_non_match}
+    notes = {"threshold": f"{found.threshold:.4f}", "threshold_data": validation.name}
+    export.annotate(made.path, notes | {f"{name}_rate": f"{rate:.4f}" for name, rate in rates.items()})
     return {
         "cosine": found.cosine.mean(),
         "lowest": found.cosine.min(),
         "accuracy_torch": found.network,
         "accuracy_file": found.file,
         "threshold": found.threshold,
-        "false_match": found.false_match,
-        "false_non_match": found.false_non_match,
-        "pairs": len(pairs),
+        **rates,
+        "pairs": len(pairs_of(validation)),
         "data": validation.name,
         "side": side or subject.network.size,
     }

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.data}: expected roles in its manifest, such as gallery and probe, or a person with two "
             "images, got neither"
         )
-    rows = roles_to_score(subject, whole.faces, rows, arguments.unseen, whole.splits.get("train"))
+    rows = roles_to_score(subject, whole, rows, arguments.unseen)
     ends = np.cumsum([0, *map(len, rows.values())])
     roles = {role: np.arange(*ends[k : k + 2]) for k, role in enumerate(rows) if ends[k] < ends[k + 1]}
     faces = whole.faces.subset(np.concatenate(list(rows.values())), relabel=False)

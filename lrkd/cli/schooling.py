@@ -47,8 +47,8 @@ def load_schooling(subject: Subject, path: str | None) -> Schooling:
             raise DataError(f"{source}: is not the data that {run.path} was trained on")
     # The largest first: what is trained for several sides is measured at that one.
     sides = sorted(given, reverse=True) if isinstance(given, list) else [given]
-    own = "that of its data"
-    licence = "Apache-2.0" if source == PROCEDURAL else str(load_prepared(source).meta.get("licence", own))[:200]
+    told = {"licence": "Apache-2.0"} if source == PROCEDURAL else load_prepared(source).meta
+    licence = str(told.get("licence", "that of its data"))[:200]
     return Schooling(faces, sides, metadata | {"licence": licence, "side": sides[0] or scale.size})
 
 

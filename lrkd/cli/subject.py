@@ -15,7 +15,7 @@ from lrkd.errors import ConfigError, DataError, MissingError, RunError
 from lrkd.evaluation import embedding
 from lrkd.models.layers import Network
 from lrkd.models.published import load_foreign
-from lrkd.models.saved import from_pretrained, is_shared
+from lrkd.models.saved import FILE, from_pretrained, is_shared
 from lrkd.onnx import recogniser
 from lrkd.study import experiment, presets
 from lrkd.study.store import Run, load_run
@@ -53,21 +53,18 @@ def open_subject(path: Path, channels: str | None = None) -> Subject:
         RunError: A run that has not finished, or has diverged, or a path where there is nothing.
     """
     if not path.exists():
-        places = {path.parent, experiment.store_dir()}
-        there = {found.name: found for place in places if place.is_dir() for found in place.iterdir()}
-        like = ", ".join(str(there[name]) for name in get_close_matches(path.name, there))
-        raise MissingError(
-            f"{path}: no such file or folder: expected a run's, one of save_pretrained, an .onnx file or a checkpoint"
-            + (f"; did you mean {like}?" if like else "")
-        )
+        places = [place for place in (path.parent, experiment.store_dir()) if place.is_dir()]
+        there = {found.name: str(found) for place in places for found in place.iterdir()}
+        close = ", ".join(there[name] for name in get_close_matches(path.name, there))
+        raise MissingError(f"{path}: no such file, run or folder{f'; did you mean {close}?' if close else ''}")
+    if channels and (path.is_dir() or path.suffix == ".onnx"):
+        raise ConfigError(f"channels: expected none with a run or an .onnx file, which take RGB, got {channels!r}")
     if path.suffix == ".onnx":
-        return _exported(path, channels)
+        return _exported(path)
     if path.is_file():
         found = load_foreign(path, channels=channels)
         family, name = found.family, f"{found.family.name} IResNet-{found.depth} ({found.channels})"
         return Subject(found, name, found.size, (None, 56, 28, 14), family.degradation, family.mirror_first)
-    if channels:
-        raise ConfigError(f"channels: expected none with a run, which takes RGB, got {channels!r}")
     return _trained(path)
 
 
@@ -89,17 +86,15 @@ def _trained(path: Path) -> Subject:
     scale = presets.scale(config["scale"]) if config["scale"] else None
     size, usual = (network.size, ()) if scale is None else (scale.size, scale.sides)
     trained = config.get("side")
-    given = {side or size for side in (trained if isinstance(trained, list) else [trained])}
+    given = {one or size for one in (trained if isinstance(trained, list) else [trained])}
     sides = (None, *sorted({*usual, *given} - {size}, reverse=True)) if network.size == size else (network.size,)
     own = None if size in given else max(given)
     notes |= {"data": str(config["data"].get("source") or "")}
     return Subject(network, path.name, size, sides, config["preset"], run=run, notes=notes, own=own)
 
 
-def _exported(path: Path, channels: str | None) -> Subject:
+def _exported(path: Path) -> Subject:
     """A file of `lrkd export`, shown what its metadata says; a file that says nothing is shown images of its size."""
-    if channels:
-        raise ConfigError(f"channels: expected none with an .onnx file, which takes RGB, got {channels!r}")
     network = recogniser.load(path)
     notes = network.metadata
     for name, expected in (("channels", "RGB"), ("range", "[-1,1]")):
@@ -123,12 +118,10 @@ def _exported(path: Path, channels: str | None) -> Subject:
 
 def warn_of_framing(subject: Subject, folder: str) -> None:
     """Warn where a network was trained on aligned faces and the folder's are crops of the middle, or the reverse."""
-    told, here = subject.notes.get("faces"), framing(folder)
+    told, here, name = subject.notes.get("faces"), framing(folder), subject.name
     if {told, here} == {"centre", "five points"}:
-        warn(
-            f"{folder}: its faces are framed by {here}, those that {subject.name} was trained on by {told}: expect "
-            f"errors, or prepare it anew {'with' if told == 'five points' else 'without'} --align"
-        )
+        how = f"prepare it {'with' if told == 'five points' else 'without'} --align"
+        warn(f"{folder}: its faces are framed by {here}, those that {name} was trained on by {told}: {how}")
 
 
 def embed(subject: Subject, images: Any, side: int | None, preset: str, device: str) -> np.ndarray:
@@ -142,7 +135,7 @@ def embed(subject: Subject, images: Any, side: int | None, preset: str, device: 
 
 def identifier(path: Path) -> str:
     """Identify a network in a table's column `config`: a run's hash, or the first digits of a file's SHA-256."""
-    if path.is_dir():
+    if path.is_dir() and not is_shared(path):
         return path.resolve().name.rpartition("-")[2]
-    with path.open("rb") as file:
+    with (path / FILE if path.is_dir() else path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:10]

@@ -1,12 +1,13 @@
 """`lrkd train`."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from lrkd.cli.arguments import add_degradation, add_setting, add_student, add_teacher, side_list
 from lrkd.cli.subject import open_subject, warn_of_framing
 from lrkd.distill import methods
-from lrkd.errors import ConfigError
+from lrkd.errors import ConfigError, LrkdError
 from lrkd.study import experiment, presets
 from lrkd.study.spec import Spec
 from lrkd.training import distributed
@@ -63,12 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
         teacher=arguments.teacher,
     )
     if arguments.teacher and not spec.has_teacher:
-        raise ConfigError(
-            f"teacher: method {spec.method.name!r} learns from none, got {arguments.teacher!r}: leave it out, or choose a "
-            "method that learns from one, such as --method embedding-cos"
-        )
-    if spec.has_teacher and spec.teacher_kind in ("run", "shared", "onnx"):
-        warn_of_framing(open_subject(Path(spec.teacher).expanduser()), spec.source)
+        said = "leave it out, or choose a method that learns from one, such as --method embedding-cos"
+        raise ConfigError(f"teacher: method {spec.method.name!r} has none, got {arguments.teacher!r}: {said}")
+    if spec.has_teacher and spec.teacher_kind in ("run", "onnx"):
+        with suppress(LrkdError):  # where the teacher is loaded it says what is wrong
+            warn_of_framing(open_subject(Path(spec.teacher).expanduser()), spec.source)
     train(spec, arguments)
 
 

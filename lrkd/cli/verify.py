@@ -92,12 +92,10 @@ def _measures(trial: Trial, found: Verification) -> dict[str, Any]:
 
 def _warn_of_gaps(trial: Trial, found: Verification) -> None:
     faces, pairs = trial.faces, trial.pairs
-    more = max(np.mean(pairs.same), 1 - np.mean(pairs.same))
-    if 0.55 < more < 1:
-        warn(
-            f"{faces.name}: {pairs.same.sum()} of {len(pairs)} pairs are genuine: who always guesses the same would "
-            f"be right in {more:.1%}"
-        )
+    share = np.mean(pairs.same)
+    if 0.05 < abs(share - 0.5) < 0.5:
+        guess = f"who calls all pairs the same or none has {max(share, 1 - share):.1%}"
+        warn(f"{faces.name}: {pairs.same.sum()} of {len(pairs)} pairs are genuine: {guess}")
     if trial.threshold_from == "other folds" and len(found.accuracy) < trial.folds:
         warn(f"{faces.name}: {len(found.accuracy)} folds, as the others of {trial.folds} have no pairs")
     if missed := int(pairs.touch(faces.missing).sum()):

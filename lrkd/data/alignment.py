@@ -89,8 +89,7 @@ def warp(image: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
     corners = np.array([(0, 0), (size, 0), (0, size), (size, size)]) @ turn.T + shift
     low, high = np.floor(corners.min(0)).astype(int) - 1, np.ceil(corners.max(0)).astype(int) + 1
     x, y = (np.arange(low[k], high[k]).clip(0, small.size[k] - 1) for k in (0, 1))
-    shift = shift - low
-    data = (*turn[0], shift[0], *turn[1], shift[1])
+    data = (*turn[0], shift[0] - low[0], *turn[1], shift[1] - low[1])
     around = Image.fromarray(np.asarray(small)[y[:, None], x])
     return np.asarray(around.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))
 

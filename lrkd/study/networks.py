@@ -45,8 +45,8 @@ def teacher_kind(reference: str) -> TeacherKind:
         return "shared" if is_shared(path) else "run"
     if path.suffix not in SUFFIXES:
         raise ConfigError(
-            f"teacher: expected a network ({', '.join(BUILDERS)}), the folder of a run or of save_pretrained, a file of "
-            f'weights ({", ".join(SUFFIXES)}) or "file.py:function", got {reference!r}'
+            f"teacher: expected a network ({', '.join(BUILDERS)}), a folder of a run or of save_pretrained, weights "
+            f'({", ".join(SUFFIXES)}) or "file.py:function", got {reference!r}'
         )
     return SUFFIXES[path.suffix]
 
@@ -88,8 +88,7 @@ def lent_teacher(reference: str, size: int, embedding: int, seed: int) -> Lent:
         _ = run.result
         weights = path / "model.safetensors"
         return Lent(_head_length(weights, _stamp(weights)), store.digest(run.config))
-    path = path / FILE if kind == "shared" else path
-    return _lent_by_file(path, kind, _stamp(path))
+    return _lent_by_file(path, kind, _stamp(path / FILE if kind == "shared" else path))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -108,11 +107,9 @@ def _head_length(path: Path, stamp: tuple[int, int]) -> int:
 
 @lru_cache(maxsize=8)
 def _lent_by_file(path: Path, kind: TeacherKind, stamp: tuple[int, int]) -> Lent:
-    with path.open("rb") as file:
+    with (path / FILE if kind == "shared" else path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Lent(
-        load_teacher(str(path.parent if kind == "shared" else path)).embedding, {"kind": kind, "sha256": digest}
-    )
+    return Lent(load_teacher(str(path)).embedding, {"kind": kind, "sha256": digest})
 
 
 @lru_cache(maxsize=8)
