@@ -112,11 +112,9 @@ def add_evaluation(parser: argparse.ArgumentParser, default_sides: str) -> None:
     add_degradation(parser, None, "the run's, or the publication's")
     add_device(parser)
     parser.add_argument(
-        "--out", type=output_file, metavar="CSV", help="also write the table: its rows join those there"
+        "--out", type=output_file, metavar="CSV", help="also write the table; its rows join those there"
     )
-    parser.add_argument(
-        "--unseen", action="store_true", help="leave out people and images on which the run was trained"
-    )
+    parser.add_argument("--unseen", action="store_true", help="leave out people and images that it was trained on")
 
 
 def add_photographs(parser: argparse.ArgumentParser) -> None:

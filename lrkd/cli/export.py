@@ -19,25 +19,19 @@ def options(parser: argparse.ArgumentParser) -> None:
     add_network(parser, "RUN", "a run's folder or one of save_pretrained, or a published checkpoint")
     parser.add_argument("--format", choices=export.FORMATS, default="onnx", help="default: onnx, which is float32")
     parser.add_argument("--out", type=output_file, metavar="FILE", required=True, help="the file, as face.onnx")
-    parser.add_argument(
-        "--data", metavar="DIR", help="unless it is a run: a prepared folder, to calibrate and measure on"
-    )
+    parser.add_argument("--data", metavar="DIR", help="unless it is a run: a prepared folder, to calibrate and measure")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the file, compare it with its network, and print what that costs."""
     subject, out = open_subject(arguments.network, arguments.channels), arguments.out
     if isinstance(subject.network, recogniser.Recogniser):
-        raise ConfigError(
-            f"{arguments.network}: is exported already: expected a run's folder or a checkpoint, got an .onnx file"
-        )
+        raise ConfigError(f"{arguments.network}: is exported already: expected a run's folder or a checkpoint")
     taught = load_schooling(subject, arguments.data)
     calibration = None
     if arguments.format == "int8":
         if taught.faces is None:
-            raise ConfigError(
-                "data is not given: int8 takes its ranges from training people: --data, a prepared folder"
-            )
+            raise ConfigError("data is not given: int8 takes its ranges from training people: --data DIR has them")
         calibration = calibration_inputs(subject, taught)
     made = export.export(subject.network, out, arguments.format, calibration=calibration, metadata=taught.metadata)
     row: dict[str, Any] = {"file": str(out), "format": arguments.format, "bytes": made.bytes}

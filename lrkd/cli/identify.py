@@ -28,16 +28,10 @@ TABLE = Table(
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_evaluation(parser, "the one that the network was trained for")
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        required=True,
-        help="a prepared folder with roles, as TinyFace has them, or of people with two images or more",
-    )
-    parser.add_argument(
-        "--split",
-        help="only the people of this split, as in SCface's test; distractors and unmated probes stay (default: all)",
-    )
+    data = "a prepared folder with roles, as TinyFace has them, or of people with two images or more"
+    parser.add_argument("--data", metavar="DIR", required=True, help=data)
+    split = "only the people of this split, as in SCface's test; distractors and unmated probes stay (default: all)"
+    parser.add_argument("--split", help=split)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -55,10 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not whole.roles and arguments.split is None:
         rows = _first_and_others(whole.faces)
     if not any(map(len, rows.values())):
-        raise DataError(
-            f"{arguments.data}: expected roles in its manifest, such as gallery and probe, or a person with two "
-            "images, got neither"
-        )
+        raise DataError(f"{arguments.data}: expected roles in its manifest, or a person with two images, got neither")
     rows = roles_to_score(subject, whole, rows, arguments.unseen)
     ends = np.cumsum([0, *map(len, rows.values())])
     roles = {role: np.arange(*ends[k : k + 2]) for k, role in enumerate(rows) if ends[k] < ends[k + 1]}

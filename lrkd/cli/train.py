@@ -17,9 +17,8 @@ from lrkd.training.watch import LOGS
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "--method", default="none", help="one that `lrkd methods` lists, or of yours, as mine.py:METHOD (default: none)"
-    )
+    method = "one that `lrkd methods` lists, or of yours, as mine.py:METHOD (default: none)"
+    parser.add_argument("--method", default="none", help=method)
     add_student(parser)
     add_teacher(parser)
     parser.add_argument(
@@ -37,9 +36,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def add_training(parser: argparse.ArgumentParser) -> None:
     """Add what `train` and `train-teacher` share: --seed, --sync-norm, --log, --scale, --data, --device, --runs."""
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (default: 0)")
-    parser.add_argument(
-        "--sync-norm", action="store_true", help="with torchrun: batch norm over the images of all processes"
-    )
+    parser.add_argument("--sync-norm", action="store_true", help="with torchrun: batch norm over all processes' images")
     parser.add_argument(
         "--log",
         action="append",

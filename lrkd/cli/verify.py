@@ -27,9 +27,7 @@ TABLE = Table(
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_evaluation(parser, "the images as they are, then all sides of the network's scale")
-    parser.add_argument(
-        "--data", metavar="DIR", help="a prepared folder (default for a run: the test split of its own data)"
-    )
+    parser.add_argument("--data", metavar="DIR", help="a prepared folder (default for a run: its own test people)")
     parser.add_argument(
         "--protocol",
         help="with --data: a protocol of its pairs.csv (default: the only one; pairs are drawn where there is none)",
