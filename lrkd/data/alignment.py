@@ -61,8 +61,8 @@ def outside(points: np.ndarray, width: int, height: int) -> float:
     return float(((places < -0.5) | (places >= (width - 0.5, height - 0.5))).any(2).mean())
 
 
-def warp(image: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
-    """Cut an aligned face out of a photograph; beyond the photograph its edge goes on.
+def warp(image: Image.Image, points: np.ndarray, size: int, edge: bool = True) -> np.ndarray:
+    """Cut an aligned face out of a photograph.
 
     Bilinear; a face that is more than twice as large is first averaged over blocks of whole pixels.
 
@@ -70,6 +70,7 @@ def warp(image: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
         image: RGB.
         points: (5,2) landmarks in its pixels.
         size: Pixels a side.
+        edge: Whether the photograph's edge goes on where it ends; else black is there.
 
     Returns:
         (size,size,3) uint8.
@@ -84,13 +85,13 @@ def warp(image: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
     block = max(1, math.floor(scale))
     turn, shift = matrix[:, :2] / block, (matrix[:, 2] - (block - 1) / 2) / block
     shift = shift + 0.5 - turn @ (0.5, 0.5)  # Pillow counts from the upper left pixel's corner
-    small = image.reduce(block) if block > 1 else image
-    # Pillow fills with black what lies outside: people who are cut off alike would look alike by it.
-    corners = np.array([(0, 0), (size, 0), (0, size), (size, size)]) @ turn.T + shift
-    low, high = np.floor(corners.min(0)).astype(int) - 1, np.ceil(corners.max(0)).astype(int) + 1
-    x, y = (np.arange(low[k], high[k]).clip(0, small.size[k] - 1) for k in (0, 1))
-    data = (*turn[0], shift[0] - low[0], *turn[1], shift[1] - low[1])
-    around = Image.fromarray(np.asarray(small)[y[:, None], x])
+    around = image.reduce(block) if block > 1 else image
+    if edge:  # in black, people who are cut off alike would look alike
+        corners = np.array([(0, 0), (size, 0), (0, size), (size, size)]) @ turn.T + shift
+        low, high = np.floor(corners.min(0)).astype(int) - 1, np.ceil(corners.max(0)).astype(int) + 1
+        x, y = (np.arange(low[k], high[k]).clip(0, around.size[k] - 1) for k in (0, 1))
+        around, shift = Image.fromarray(np.asarray(around)[y[:, None], x]), shift - low
+    data = (*turn[0], shift[0], *turn[1], shift[1])
     return np.asarray(around.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))
 
 

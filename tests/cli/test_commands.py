@@ -50,7 +50,7 @@ def commands(text: str) -> list[str]:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     lines += [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
     lines = [part for line in lines for part in line.split(" && ")]
-    return [re.split(r"\s{2,}(?=[^\s-])|\s#", line)[0] for line in lines if OURS.match(line)]
+    return [re.split(r"\s{2,}(?=[^\s-])|\s[#>]", line)[0] for line in lines if OURS.match(line)]
 
 
 COMMANDS = sorted({(line, source) for source, text in texts().items() for line in commands(text)})

@@ -121,6 +121,9 @@ def test_beyond_the_photograph_its_edge_goes_on():
         assert np.abs(aligned.astype(int) - expected).max() <= 1, "rounded down"
         assert aligned.min() >= 100
         marked = np.pad(np.full((60, 50, 3), 255, np.uint8), ((200, 200), (200, 200), (0, 0)))
+        black = alignment.warp(Image.fromarray(image), points, 112, edge=False)
+        assert black.min() == 0, "where it is asked for"
+        assert np.abs(black.astype(int) - aligned)[(black >= 100).all(2)].max() <= 1
         inside = (alignment.warp(Image.fromarray(marked), points + 200, 112) > 127).all(2).mean()
         assert alignment.outside(points, 50, 60) == pytest.approx(1 - inside, abs=0.02)
     assert alignment.outside(alignment.TEMPLATE, 112, 112) == 0
