@@ -20,16 +20,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks import outside_teacher
 from book.student_photos import RESULTS, SIDE
 from data_prep import lfw
 from lrkd.data import alignment, detection
+from lrkd.data.degradation import degrade
 from lrkd.data.pairs import Pairs
 from lrkd.data.prepared import Prepared, load_prepared, prepared
 from lrkd.errors import DataError
+from lrkd.evaluation import embedding
 from lrkd.evaluation.search import search
 from lrkd.evaluation.separation import bootstrap_identities
 from lrkd.evaluation.verification import Verification, kfold_verification
@@ -41,46 +42,29 @@ SIDES = (8, 12, 16, 24, 32, 48)
 THIRDS = 3
 COMMAND = "python -m book.photo_sides"
 TABLES = Table(COMMAND, ("network", "framing", "side")), Table(COMMAND, ("network", "by", "third"))
-Embed = Callable[[np.ndarray], np.ndarray]
+Embed = Callable[[np.ndarray, int], np.ndarray]
 
 
-def degraded(images: np.ndarray, side: int, size: int) -> np.ndarray:
-    """Show (N,112,112,3) uint8 faces with `side` pixels to a network for `size`: (N,size,size,3) in [0,255].
-
-    Averages over areas, then bicubic interpolation where the network's images are larger, or averages again.
-    """
-    found = np.empty((len(images), size, size, 3), np.float32)
-    for k in range(0, len(images), 256):
-        x = F.interpolate(
-            torch.from_numpy(np.array(images[k : k + 256])).permute(0, 3, 1, 2).float(), side, mode="area"
-        )
-        if side < size:
-            x = F.interpolate(x, size, mode="bicubic", align_corners=False).clamp(0, 255)
-        elif side > size:
-            x = F.interpolate(x, size, mode="area")
-        found[k : k + 256] = x.permute(0, 2, 3, 1).numpy()
-    return found
-
-
-def student(path: Path) -> tuple[str, Callable[[np.ndarray, int], np.ndarray]]:
-    """The name of an exported file, and its embeddings of uint8 images at a side."""
+def student(path: Path) -> tuple[str, Embed]:
+    """The name of an exported file, and its embeddings of uint8 images at a side, as `lrkd verify` shows them."""
     network = recogniser.load(path)
-
-    def embed(images: np.ndarray, side: int) -> np.ndarray:
-        seen = degraded(images, side, network.size).transpose(0, 3, 1, 2) / np.float32(127.5) - 1
-        return np.concatenate([network(np.ascontiguousarray(seen[k : k + 256])) for k in range(0, len(seen), 256)])
-
-    return path.name, embed
+    return path.name, lambda images, side: embedding.embed(network, images, side=side, mirror=False)
 
 
-def outside(path: Path) -> tuple[str, Callable[[np.ndarray, int], np.ndarray]]:
+def outside(path: Path) -> tuple[str, Embed]:
     """The name of the published network, and its embeddings of uint8 images at a side."""
+    return path.name, lambda images, side: outside_teacher.embeddings(
+        path, degraded(images, side), np.arange(len(images))
+    )
 
-    def embed(images: np.ndarray, side: int) -> np.ndarray:
-        seen = degraded(images, side, outside_teacher.SIZE).round().astype(np.uint8)
-        return outside_teacher.embeddings(path, seen, np.arange(len(seen)))
 
-    return path.name, embed
+def degraded(images: np.ndarray, side: int) -> np.ndarray:
+    """(N,S,S,3) uint8 images with `side` pixels, enlarged again."""
+    found = np.empty(images.shape, np.uint8)
+    for k in range(0, len(images), 256):
+        x = torch.from_numpy(images[k : k + 256]).permute(0, 3, 1, 2).float() / 255
+        found[k : k + 256] = (degrade(x, side) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return found
 
 
 def shown(whole: Prepared, trained: set[str]) -> tuple[Pairs, np.ndarray, np.ndarray]:

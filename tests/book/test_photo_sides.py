@@ -1,16 +1,22 @@
 """The table of the photograph student by side and framing: what is shown, who is scored, where errors are counted."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import outside_teacher
 from book import photo_sides as sides
 from book.student_photos import pixels
 from lrkd.data.alignment import TEMPLATE
+from lrkd.data.degradation import degrade
 from lrkd.data.pairs import Pairs
 from lrkd.data.prepared import Prepared
 from lrkd.data.tables import Faces
 from lrkd.errors import DataError
 from lrkd.evaluation.verification import kfold_verification
+from lrkd.onnx import recogniser
 
 
 def lfw(people: int = 40, images: int = 3, seed: int = 0) -> Prepared:
@@ -29,15 +35,21 @@ def lfw(people: int = 40, images: int = 3, seed: int = 0) -> Prepared:
     return Prepared(faces, {"view2": pairs}, {}, splits={"train": np.flatnonzero(half), "test": np.flatnonzero(~half)})
 
 
-def test_what_is_shown_has_no_more_than_its_side():
+def test_the_networks_are_shown_what_the_side_leaves(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3), np.uint8)
-    means = images.reshape(3, 16, 7, 16, 7, 3).mean((2, 4))
-    np.testing.assert_allclose(sides.degraded(images, 16, 16), means, atol=1e-3)
-    np.testing.assert_allclose(sides.degraded(images, 112, 16), means, atol=1e-3)
-    coarse = sides.degraded(images, 8, 112)
-    assert coarse.shape == (3, 112, 112, 3)
-    again = sides.degraded(coarse.round().astype(np.uint8), 8, 8)
-    assert np.abs(again - sides.degraded(images, 8, 8)).mean() < 6, "bicubic interpolation keeps nearly the averages"
+    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    found = sides.degraded(images, 16)
+    assert np.abs(found - (degrade(x, 16) * 255).permute(0, 2, 3, 1).numpy()).max() <= 0.5 + 1e-3
+    name, embed = sides.student(sides.RESULTS / "photo-student.onnx")
+    assert name == "photo-student.onnx"
+    network = recogniser.load(sides.RESULTS / name)
+    plain = network((degrade(x, 16, enlarge=False) * 2 - 1).numpy())
+    np.testing.assert_allclose(embed(images, 16), plain, atol=1e-4)
+    assert embed(images, 8).shape == embed(images, 48).shape == plain.shape
+    monkeypatch.setattr(outside_teacher, "embeddings", lambda path, seen, rows: seen[rows])
+    name, embed = sides.outside(Path("x/net.tflite"))
+    assert name == "net.tflite"
+    np.testing.assert_array_equal(embed(images, 16), found)
 
 
 def test_nobody_who_was_trained_on_is_shown_and_half_the_pairs_are_genuine():
