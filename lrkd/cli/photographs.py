@@ -21,7 +21,10 @@ from lrkd.study.spec import PROCEDURAL
 FORMATS = f"a photograph of a face in {NAMES}"
 CUT = 0.1  # of an aligned face may lie outside its photograph: with more, more people of LFW are taken for one
 DOUBTED = 80  # percent; of LFW's faces 99 in 100 are found with 87 or more
-WRONG = {"false_match_rate": ("impostor", 0.25), "false_non_match_rate": ("genuine", 0.5)}  # a threshold may have
+WRONG = {
+    "false_match_rate": ("impostor", 0.25),
+    "false_non_match_rate": ("genuine", 0.5),
+}  # the most that a threshold may have
 
 
 class Shown(NamedTuple):
@@ -42,12 +45,12 @@ def _face(find: detection.Finder, path: Path, cut: list[float], image: np.ndarra
     told = ["{:.0f} px wide at ({:.0f},{:.0f})".format(*row) for row in np.c_[extent(faces), faces.mean(1)]]
     if len(faces) > 1:
         others = first_few(told[:taken] + told[taken + 1 :])
-        warn(f"{path}: {len(faces)} faces were found: the largest central one is taken, {told[taken]}, not {others}")
+        warn(f"{path}: {len(faces)} faces found: the largest central one is taken, {told[taken]}; the others: {others}")
     if certainty[taken] < DOUBTED:
-        warn(f"{path}: the detector is only {certainty[taken]} % sure of a face {told[taken]}")
+        warn(f"{path}: the detector is only {certainty[taken]} % sure of the face {told[taken]}")
     cut.append(outside(face, image.shape[1], image.shape[0]))
     if cut[-1] > CUT:
-        warn(f"{path}: {cut[-1]:.0%} of the aligned face lie outside the image: take one with more around the face")
+        warn(f"{path}: {cut[-1]:.0%} of the aligned face lies outside the image: take one with more around the face")
     return face[None]
 
 

@@ -45,9 +45,9 @@ def _overlap(subject: Subject, whole: Prepared, rows: np.ndarray, unseen: bool) 
 def pairs_to_score(subject: Subject, whole: Prepared, pairs: Pairs, unseen: bool) -> Pairs:
     """Keep the pairs to be scored: all, after a warning about those trained on, or with `unseen` the others.
 
-    Of the others each fold keeps as many genuine as impostor pairs: an impostor pair has two people who may have been
-    trained on, so that more of them go, and who guesses would be right more often than not. Of a network that is known
-    to have been trained on a set of this name and no more, those whom the set itself gives to training count as seen.
+    Of the others each fold keeps as many genuine as impostor pairs: an impostor pair shows two people who may have been
+    trained on, so more of them go, and guessing would be right more often than not. Where only the name of the training
+    set is known, and it is this set's, those whom the set itself gives to training count as seen.
 
     Raises:
         ConfigError: With `unseen`, where nobody knows what the network was trained on.
@@ -65,8 +65,8 @@ def pairs_to_score(subject: Subject, whole: Prepared, pairs: Pairs, unseen: bool
     rest = pairs.keep(np.where(seen, -1, np.arange(len(seen))))
     even = None if rest is None else rest.balanced()
     if rest is None or even is None:
-        raise DataError(f"{said} show them, and --unseen leaves no pair to score, or none of one of both kinds")
-    cut = f", and {len(rest) - len(even)} more, for as many genuine as other ones" if len(rest) > len(even) else ""
+        raise DataError(f"{said} show them, and --unseen leaves no pairs of both kinds to score")
+    cut = f", and {len(rest) - len(even)} more, so that half of each fold is genuine" if len(rest) > len(even) else ""
     warn(f"{said} show them and are left out{cut}")
     return even
 

@@ -92,7 +92,7 @@ def _warn_of_gaps(trial: Trial, found: Verification) -> None:
     faces, pairs = trial.faces, trial.pairs
     share = np.mean(pairs.same)
     if 0.05 < abs(share - 0.5) < 0.5:
-        guess = f"who calls all pairs the same or none has {max(share, 1 - share):.1%}"
+        guess = f"calling all of them genuine, or none, scores {max(share, 1 - share):.1%}"
         warn(f"{faces.name}: {pairs.same.sum()} of {len(pairs)} pairs are genuine: {guess}")
     if trial.threshold_from == "other folds" and len(found.accuracy) < trial.folds:
         warn(f"{faces.name}: {len(found.accuracy)} folds, as the others of {trial.folds} have no pairs")

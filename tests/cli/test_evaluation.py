@@ -106,7 +106,7 @@ def test_verify_says_who_was_trained_on_and_scores_the_rest(called, trained, pho
     x, rest = features(trained, whole.faces), pairs.keep(np.where(seen, -1, np.arange(len(seen))))
     even = rest.balanced()
     assert len(even) < len(rest) == (~shown).sum(), "more impostor pairs show somebody of the training people"
-    assert f"pairs show them and are left out, and {len(rest) - len(even)} more, for as many genuine as" in err
+    assert f"pairs show them and are left out, and {len(rest) - len(even)} more, so that half of each fold" in err
     expected = kfold_verification(x[even.left], x[even.right], even.same, even.fold)
     assert table["pairs"].item() == len(even)
     assert table["accuracy"].item() == pytest.approx(expected.mean, abs=1e-6)
@@ -131,8 +131,8 @@ def test_unbalanced_pairs_are_said(called, stranger, folder):
     change(folder, "pairs.csv", fewer)
     pairs = load_prepared(folder).protocols["generated"]
     err = called("verify", stranger, "--data", folder, "--side", 6)[2]
-    assert f"people: {pairs.same.sum()} of {len(pairs)} pairs are genuine: who calls all pairs the same or none" in err
-    assert f"has {1 - pairs.same.mean():.1%}" in err
+    assert f"people: {pairs.same.sum()} of {len(pairs)} pairs are genuine: calling all of them genuine" in err
+    assert f"scores {1 - pairs.same.mean():.1%}" in err
 
 
 def test_a_file_that_names_this_data_may_know_its_people(called, exported, photographs, folder, tmp_path):
@@ -141,7 +141,7 @@ def test_a_file_that_names_this_data_may_know_its_people(called, exported, photo
     err = called("verify", exported, "--data", photographs, "--side", 6)[2]
     assert f"was trained on people, whose training people it may know: {len(pairs)} of {len(pairs)} pairs show" in err
     status, _, err = called("verify", exported, "--data", photographs, "--unseen")
-    assert (status, "and --unseen leaves no pair to score" in err) == (2, True)
+    assert (status, "and --unseen leaves no pairs of both kinds to score" in err) == (2, True)
     meta = json.loads((folder / "meta.json").read_text())
     meta |= {"name": "people-jpeg88", "splits": {"train": list(range(12)), "test": list(range(12, 24))}}
     (folder / "meta.json").write_text(json.dumps(meta))
@@ -175,7 +175,7 @@ def test_unseen_with_nothing_left_is_an_error(called, trained, photographs, fold
     change(folder, "pairs.csv", lambda t: t[seen[t["left"].astype(int)] & seen[t["right"].astype(int)]])
     status, _, err = called("verify", trained.path, "--data", folder, "--side", 6, "--unseen")
     assert status == 2
-    assert "and --unseen leaves no pair to score" in err
+    assert "and --unseen leaves no pairs of both kinds to score" in err
     faces = load_prepared(photographs).faces
     change(folder, "manifest.csv", lambda t: t.assign(role=np.where(seen, "probe", "gallery")))
     status, _, err = called("identify", trained.path, "--data", folder, "--unseen")

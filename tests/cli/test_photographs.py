@@ -114,7 +114,7 @@ def test_a_face_that_is_cut_off_gets_a_warning_and_no_verdict(called, file, pict
         out, err = called("compare", file, *pictures)
         assert ("rather" in out) == (share <= shown.CUT)
         assert ("a face of which part lies outside the image" in out) == (share > shown.CUT)
-        said = [f"lrkd: warning: {path}: {share:.0%} of the aligned face lie outside the image" for path in pictures]
+        said = [f"lrkd: warning: {path}: {share:.0%} of the aligned face lies outside the image" for path in pictures]
         assert [line.partition(": take")[0] for line in err.splitlines()] == (said if share > shown.CUT else [])
 
 
@@ -159,17 +159,19 @@ def test_of_several_faces_it_is_said_which_is_taken_and_where_the_others_are(cal
     faces(other, one, lower)
     _, err = called("embed", file, pictures[0], "--out", tmp_path / "e.npy")
     x, y = one.mean(0)
-    said = f"3 faces were found: the largest central one is taken, 112 px wide at ({x:.0f},{y:.0f}), not 28 px wide at "
+    said = (
+        f"3 faces found: the largest central one is taken, 112 px wide at ({x:.0f},{y:.0f}); the others: 28 px wide at "
+    )
     assert f"lrkd: warning: {pictures[0]}: {said}" in err
     for place in (other.mean(0), lower.mean(0)):
-        assert "28 px wide at ({:.0f},{:.0f})".format(*place) in err.partition(", not ")[2]
+        assert "28 px wide at ({:.0f},{:.0f})".format(*place) in err.partition("; the others: ")[2]
 
 
 def test_a_detector_that_is_hardly_sure_is_said(called, file, pictures, faces, tmp_path):
     for sure, said in ((shown.DOUBTED, False), (shown.DOUBTED - 1, True)):
         faces(alignment.TEMPLATE + 10, sure=sure)
         _, err = called("embed", file, pictures[0], "--out", tmp_path / "e.npy")
-        assert (f"the detector is only {sure} % sure of a face 112 px wide at" in err) == said
+        assert (f"the detector is only {sure} % sure of the face 112 px wide at" in err) == said
 
 
 # ------------------------------------------------------------------------------------------ a prepared folder, shared

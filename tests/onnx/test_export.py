@@ -679,7 +679,7 @@ def test_compare_finds_the_faces_by_itself(exported, tmp_path, monkeypatch, caps
     assert main(["embed", str(out), *paths, "--out", str(tmp_path / "found.npy")]) == 0
     said = capsys.readouterr().err
     assert (
-        f"warning: {paths[1]}: 2 faces were found: the largest central one is taken, 112 px wide at (65,81), not 56 "
+        f"warning: {paths[1]}: 2 faces found: the largest central one is taken, 112 px wide at (65,81); the others: 56 "
         in said
     )
     assert "sure" not in said
