@@ -184,7 +184,7 @@ def card(network: Network) -> str:
         "method": method,
         "trained for": f"{told['side']} pixels a side" if told.get("side") else None,
         "data": data,
-        "accuracy": None if right is None else f"{right:.1%} of the test pairs of {data}, both images at that side",
+        "accuracy": None if right is None else f"{right:.1%} of the test pairs of {data}, seen as it was trained for",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
     limits = "It does not recognise photographs: it has seen rendered faces alone.\n" if rendered else ""

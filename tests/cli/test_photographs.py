@@ -213,7 +213,7 @@ def test_a_run_that_was_shared_knows_its_side_and_its_data(called, tmp_path, pho
     network.save_pretrained(tmp_path / "shared")
     card = (tmp_path / "shared" / "README.md").read_text()
     share = network.origin["measures"]["test"]["accuracy"]
-    assert f"| accuracy | {share:.1%} of the test pairs of people, both images at that side |" in card
+    assert f"| accuracy | {share:.1%} of the test pairs of people, seen as it was trained for |" in card
     own, shared = (called("identify", path, "--data", photographs) for path in (run, tmp_path / "shared"))
     assert own[0].replace(run.name, "shared").split() == shared[0].split(), "at 6 px, for which it was trained"
     assert "trained on people, whose training people it may know: " in shared[1]
