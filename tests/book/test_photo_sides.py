@@ -113,3 +113,21 @@ def test_errors_are_counted_in_thirds_of_the_pairs():
             assert row[kind] == some.sum()
             assert row[f"{kind}_errors"] == pytest.approx((~verified.correct[some]).mean())
     assert sum(row["genuine"] + row["impostor"] for row in rows) == 2 * len(pairs)
+
+
+def test_the_committed_tables_are_whole():
+    rows, failed = (
+        table.read(sides.RESULTS / f"photo-{name}.csv")
+        for table, name in zip(sides.TABLES, ("sides", "failures"), strict=True)
+    )
+    grid = {(framing, side) for framing in ("five points", "centre") for side in sides.SIDES}
+    for _, some in rows.groupby("network"):
+        assert set(zip(some["framing"], some["side"], strict=True)) == grid
+    for of in ("accuracy", "rank1"):
+        low, high = ("low", "high") if of == "accuracy" else ("rank1_low", "rank1_high")
+        assert (rows[low].le(rows[of]) & rows[of].le(rows[high])).all()
+    own = rows[rows["network"].eq("photo-student.onnx") & rows["framing"].eq("five points") & rows["side"].eq(16)]
+    for _, some in failed.groupby("by"):
+        assert some["genuine"].sum() == some["impostor"].sum() == own["pairs"].item() / 2
+        errors = (some["genuine"] * some["genuine_errors"] + some["impostor"] * some["impostor_errors"]).sum()
+        assert 1 - errors / own["pairs"].item() == pytest.approx(own["accuracy"].item(), abs=1e-3)
