@@ -19,7 +19,7 @@ from lrkd.study.measures import evaluation_preset
 from lrkd.study.spec import PROCEDURAL
 
 FORMATS = f"a photograph of a face in {NAMES}"
-CUT = 0.1  # of an aligned face may lie outside its photograph: with more, more people of LFW are taken for one
+CUT = 0.1  # of an aligned face may lie outside its photograph; with more, more pairs of LFW are judged wrong
 DOUBTED = 80  # percent; of LFW's faces 99 in 100 are found with 87 or more
 WRONG = {
     "false_match_rate": ("impostor", 0.25),
