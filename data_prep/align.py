@@ -29,7 +29,8 @@ nose and the corners of the mouth closest to the template that ArcFace's trainin
   python -m data_prep.align --source people --detector mine:detect  --out data/people-112
 
 The detector that finds them comes with pip install 'lrkd[photos]', unless you name your own or their landmarks. Of
-several faces the largest central one is taken: the area less twice the squared distance from the middle counts.
+several faces the largest central one is taken: the area less twice the squared distance from the middle counts. Where a
+face is cut off, the photograph's edge goes on.
 
 The CSV has a line an image, source,x1,y1,x2,y2,x3,y3,x4,y4,x5,y5: the path below DIR (Ada/1.jpg), then in pixels from
 the upper left pixel's centre the eye on the left of the picture, the other eye, the nose, the corners of the mouth from

@@ -79,8 +79,8 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
         "--teacher",
         default="",
         metavar="NETWORK",
-        help=f"{', '.join(BUILDERS)}, which is trained first; or a run's folder, a published checkpoint, an .onnx "
-        "file, an .npy file of embeddings, or one of yours, as nets.py:make (default: the scale's, trained first)",
+        help=f"{', '.join(BUILDERS)}, which is trained first; or a folder of a run or of save_pretrained, a published "
+        "checkpoint, an .onnx, an .npy of `lrkd embed --data`, or one of yours, as nets.py:make (default: the scale's)",
     )
 
 
@@ -99,7 +99,7 @@ def add_network(parser: argparse.ArgumentParser, metavar: str, kinds: str) -> No
 
 def add_evaluation(parser: argparse.ArgumentParser, default_sides: str) -> None:
     """Add what `verify` and `identify` share: the network, --side, --degradation, --device, --out, --unseen."""
-    kinds = "a run's folder, an .onnx file of `lrkd export`, or a published checkpoint (A-SKD, F-SKD, AdaFace ...)"
+    kinds = "a folder of a run or of save_pretrained, an .onnx of `lrkd export`, or a published checkpoint"
     add_network(parser, "NETWORK", kinds)
     parser.add_argument(
         "--side",
@@ -112,17 +112,15 @@ def add_evaluation(parser: argparse.ArgumentParser, default_sides: str) -> None:
     add_degradation(parser, None, "the run's, or the publication's")
     add_device(parser)
     parser.add_argument(
-        "--out", type=output_file, metavar="CSV", help="also write the table: its rows join those there"
+        "--out", type=output_file, metavar="CSV", help="also write the table; its rows join those there"
     )
-    parser.add_argument(
-        "--unseen", action="store_true", help="leave out people and images on which the run was trained"
-    )
+    parser.add_argument("--unseen", action="store_true", help="leave out people and images that it was trained on")
 
 
 def add_photographs(parser: argparse.ArgumentParser) -> None:
     """Add what `embed` and `compare` share: the network, --side and --cropped."""
-    add_network(parser, "MODEL", "an .onnx file of `lrkd export`, a run's folder or a published checkpoint")
-    parser.add_argument("--side", type=int, metavar="PX", help="degrade the images to this side first (default: not)")
+    add_network(parser, "MODEL", "a run's folder or one of save_pretrained, an .onnx file, or a published checkpoint")
+    parser.add_argument("--side", type=int, metavar="PX", help="degrade the images to it (default: the network's own)")
     parser.add_argument(
         "--cropped",
         action="store_true",

@@ -8,7 +8,7 @@ import pandas as pd
 
 from lrkd.cli.arguments import add_evaluation
 from lrkd.cli.output import first_few, show, warn
-from lrkd.cli.subject import embed, identifier, open_subject
+from lrkd.cli.subject import embed, identifier, open_subject, warn_of_framing
 from lrkd.cli.trained_on import missing_faces, roles_to_score
 from lrkd.data.prepared import load_prepared, resized_faces
 from lrkd.data.tables import Faces
@@ -27,17 +27,11 @@ TABLE = Table(
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_evaluation(parser, "the images as they are")
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        required=True,
-        help="a prepared folder with roles, as TinyFace has them, or of people with two images or more",
-    )
-    parser.add_argument(
-        "--split",
-        help="only the people of this split, as in SCface's test; distractors and unmated probes stay (default: all)",
-    )
+    add_evaluation(parser, "the one that the network was trained for")
+    data = "a prepared folder with roles, as TinyFace has them, or of people with two images or more"
+    parser.add_argument("--data", metavar="DIR", required=True, help=data)
+    split = "only the people of this split, as in SCface's test; distractors and unmated probes stay (default: all)"
+    parser.add_argument("--split", help=split)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -46,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = experiment.device_of(arguments.device)
     subject = open_subject(arguments.network, arguments.channels)
     whole = load_prepared(arguments.data)
+    warn_of_framing(subject, arguments.data)
     rows = {
         role: whole.rows(role, None if role in OUTSIDE else arguments.split)
         for role in whole.roles
@@ -54,11 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not whole.roles and arguments.split is None:
         rows = _first_and_others(whole.faces)
     if not any(map(len, rows.values())):
-        raise DataError(
-            f"{arguments.data}: expected roles in its manifest, such as gallery and probe, or a person with two "
-            "images, got neither"
-        )
-    rows = roles_to_score(subject, whole.faces, rows, arguments.unseen)
+        raise DataError(f"{arguments.data}: expected roles in its manifest, or a person with two images, got neither")
+    rows = roles_to_score(subject, whole, rows, arguments.unseen)
     ends = np.cumsum([0, *map(len, rows.values())])
     roles = {role: np.arange(*ends[k : k + 2]) for k, role in enumerate(rows) if ends[k] < ends[k + 1]}
     faces = whole.faces.subset(np.concatenate(list(rows.values())), relabel=False)
@@ -66,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     faces = resized_faces(faces, subject.size)
     preset = evaluation_preset(arguments.degradation or subject.preset)
     tables = []
-    for side in arguments.side or subject.sides[:1]:
+    for side in arguments.side or [subject.own]:
         features = fuse(embed(subject, faces.images, side, preset, device))
         table = identification(features, faces.labels, roles, missing=faces.missing)
         table.insert(0, "data", faces.name)

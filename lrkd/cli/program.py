@@ -45,10 +45,7 @@ class Command(NamedTuple):
         return f"lrkd.cli.{self.name.replace('-', '_')}"
 
 
-_RENDERED = (
-    "book/results/photo-student.onnx is for photographs. The book's own student.onnx knows rendered faces: on "
-    "photographs it is worse than comparing pixels."
-)
+_FILES = "book/results/photo-student.onnx is for photographs; on them student.onnx is worse than comparing pixels."
 COMMANDS = (
     Command("methods", "list the methods: terms, weights, source"),
     Command("train", "train one network, its teacher first where the method has one"),
@@ -59,8 +56,8 @@ COMMANDS = (
     Command("attention", "measure where the finished runs of study attention look"),
     Command("adapt", "measure finished runs on shifted faces, with adapted batch norm", "Those of aird and kernels."),
     Command("export", "write a network as one ONNX file, and measure what that costs"),
-    Command("embed", "write the embeddings of photographs of faces", _RENDERED),
-    Command("compare", "say how alike a network finds two photographs of faces", _RENDERED),
+    Command("embed", "write the embeddings of photographs of faces", _FILES),
+    Command("compare", "say how alike a network finds two photographs of faces", _FILES),
     Command("runs", "list the runs of the store with their accuracy"),
     Command("completion", "complete words: source what it prints, from a file, in bash or zsh"),
 )

@@ -33,9 +33,10 @@ def load_schooling(subject: Subject, path: str | None) -> Schooling:
     """
     metadata: dict[str, object] = {"preset": evaluation_preset(subject.preset), "network": subject.name}
     metadata |= {"images": subject.size} | ({"mirror": "first"} if subject.mirror_first else {})
+    metadata |= {name: told for name, told in subject.notes.items() if told}
     if subject.run is None:
-        faces = None if path is None else resized(prepared(path), subject.network.size)
-        return Schooling(faces, [None], metadata | {"side": subject.network.size})
+        faces = None if path is None else resized(prepared(path), subject.size)
+        return Schooling(faces, [subject.own], metadata | {"side": subject.own or subject.network.size})
     if path is not None:
         raise ConfigError(f"data: expected none with a run, which is measured on its own data, got {path!r}")
     run, source = subject.run, subject.run.result["source"]
@@ -46,14 +47,9 @@ def load_schooling(subject: Subject, path: str | None) -> Schooling:
             raise DataError(f"{source}: is not the data that {run.path} was trained on")
     # The largest first: what is trained for several sides is measured at that one.
     sides = sorted(given, reverse=True) if isinstance(given, list) else [given]
-    own = "that of its data"
-    licence, framed = "Apache-2.0", {}
-    if source != PROCEDURAL:
-        meta = load_prepared(source).meta
-        licence = str(meta.get("licence", own))[:200]
-        framed = {"faces": meta["crop"]["kind"]} if "kind" in (meta.get("crop") or {}) else {}
-    metadata |= {"data": run.config["data"].get("source"), "licence": licence, **framed}
-    return Schooling(faces, sides, metadata | {"side": sides[0] or scale.size})
+    told = {"licence": "Apache-2.0"} if source == PROCEDURAL else load_prepared(source).meta
+    licence = str(told.get("licence", "that of its data"))[:200]
+    return Schooling(faces, sides, metadata | {"licence": licence, "side": sides[0] or scale.size})
 
 
 def calibration_inputs(subject: Subject, taught: Schooling) -> np.ndarray:

@@ -1,9 +1,13 @@
 """`lrkd train`."""
 
 import argparse
+from contextlib import suppress
+from pathlib import Path
 
 from lrkd.cli.arguments import add_degradation, add_setting, add_student, add_teacher, side_list
+from lrkd.cli.subject import open_subject, warn_of_framing
 from lrkd.distill import methods
+from lrkd.errors import ConfigError, LrkdError
 from lrkd.study import experiment, presets
 from lrkd.study.spec import Spec
 from lrkd.training import distributed
@@ -13,9 +17,8 @@ from lrkd.training.watch import LOGS
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument(
-        "--method", default="none", help="one that `lrkd methods` lists, or of yours, as mine.py:METHOD (default: none)"
-    )
+    method = "one that `lrkd methods` lists, or of yours, as mine.py:METHOD (default: none)"
+    parser.add_argument("--method", default="none", help=method)
     add_student(parser)
     add_teacher(parser)
     parser.add_argument(
@@ -33,9 +36,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def add_training(parser: argparse.ArgumentParser) -> None:
     """Add what `train` and `train-teacher` share: --seed, --sync-norm, --log, --scale, --data, --device, --runs."""
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation (default: 0)")
-    parser.add_argument(
-        "--sync-norm", action="store_true", help="with torchrun: batch norm over the images of all processes"
-    )
+    parser.add_argument("--sync-norm", action="store_true", help="with torchrun: batch norm over all processes' images")
     parser.add_argument(
         "--log",
         action="append",
@@ -59,6 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
         student=arguments.student,
         teacher=arguments.teacher,
     )
+    if arguments.teacher and not spec.has_teacher:
+        said = "leave it out, or choose a method that learns from one, such as --method embedding-cos"
+        raise ConfigError(f"teacher: method {spec.method.name!r} has none, got {arguments.teacher!r}: {said}")
+    if spec.has_teacher and spec.teacher_kind in ("run", "onnx"):
+        with suppress(LrkdError):  # where the teacher is loaded it says what is wrong
+            warn_of_framing(open_subject(Path(spec.teacher).expanduser()), spec.source)
     train(spec, arguments)
 
 

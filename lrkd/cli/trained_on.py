@@ -6,18 +6,21 @@ import numpy as np
 
 from lrkd.cli.output import first_few, warn
 from lrkd.cli.subject import Subject
-from lrkd.data.overlap import Overlap, overlap
+from lrkd.data.overlap import overlap
 from lrkd.data.pairs import Pairs
+from lrkd.data.prepared import Prepared
 from lrkd.data.tables import Faces
 from lrkd.errors import ConfigError, DataError
 from lrkd.study import presets
 from lrkd.study import spec as study_spec
 
 
-def _overlap(subject: Subject, faces: Faces, rows: np.ndarray, unseen: bool) -> tuple[Overlap, np.ndarray] | None:
+def _overlap(subject: Subject, whole: Prepared, rows: np.ndarray, unseen: bool) -> tuple[str, np.ndarray] | None:
     """Whom of these rows the network learnt from, and (N,) bool where; None where that is nobody or is not known."""
+    faces = whole.faces
     tested, why = faces.subset(rows, relabel=False), "its run is not in the store ($LRKD_RUNS, else ./runs)"
-    if str(subject.notes.get("data")).partition("/")[0] == study_spec.PROCEDURAL:
+    own, seen = str(subject.notes.get("data") or "").partition("/")[0], np.zeros(len(faces), bool)
+    if own == study_spec.PROCEDURAL:
         return None  # rendered people are in no photograph
     if subject.run is not None:
         run, source = subject.run, subject.run.result["source"]
@@ -25,43 +28,51 @@ def _overlap(subject: Subject, faces: Faces, rows: np.ndarray, unseen: bool) -> 
             train = study_spec.splits(presets.scale(run.config["scale"]), source).train
             if train.digest == run.config["data"].get("train"):
                 found = overlap(train, tested)
-                seen = np.zeros(len(faces), bool)
                 seen[rows] = found.rows
-                return (found, seen) if found else None
+                return (str(found), seen) if found else None
             why = f"{source} has changed since"
         except DataError as error:
             why = str(error)
         warn(f"whether people of {tested.name} were trained on is not known: {why}")
+    elif own and own in (faces.name, faces.name.rpartition("-")[0]):  # data_prep.jpeg adds -jpeg88
+        seen[rows] = np.isin(tested.labels, whole.splits.get("train", tested.labels))
+        return (f"{own}, whose training people it may know", seen) if seen.any() else None
     if unseen:
         raise ConfigError(f"--unseen: what {subject.name} was trained on is not known: {why}")
     return None
 
 
-def pairs_to_score(subject: Subject, faces: Faces, pairs: Pairs, unseen: bool) -> Pairs:
+def pairs_to_score(subject: Subject, whole: Prepared, pairs: Pairs, unseen: bool) -> Pairs:
     """Keep the pairs to be scored: all, after a warning about those trained on, or with `unseen` the others.
+
+    Of the others each fold keeps as many genuine as impostor pairs: an impostor pair shows two people who may have been
+    trained on, so more of them go, and guessing would be right more often than not. Where only the name of the training
+    set is known, and it is this set's, those whom the set itself gives to training count as seen.
 
     Raises:
         ConfigError: With `unseen`, where nobody knows what the network was trained on.
         DataError: With `unseen`, where no pair is left.
     """
-    met = _overlap(subject, faces, np.unique(np.concatenate([pairs.left, pairs.right])), unseen)
+    met = _overlap(subject, whole, np.unique(np.concatenate([pairs.left, pairs.right])), unseen)
     if met is None:
         return pairs
     found, seen = met
     shown = pairs.touch(seen)
-    said = f"{faces.name}: {subject.name} was trained on {found}: {shown.sum()} of {len(pairs)} pairs"
+    said = f"{whole.faces.name}: {subject.name} was trained on {found}: {shown.sum()} of {len(pairs)} pairs"
     if not unseen:
         warn(f"{said} show them; --unseen scores the rest alone")
         return pairs
-    rest = pairs.keep(np.where(seen, -1, np.arange(len(faces))))
-    if rest is None:
-        raise DataError(f"{said} show them, and --unseen leaves no pair to score")
-    warn(f"{said} show them and are left out")
-    return rest
+    rest = pairs.keep(np.where(seen, -1, np.arange(len(seen))))
+    even = None if rest is None else rest.balanced()
+    if rest is None or even is None:
+        raise DataError(f"{said} show them, and --unseen leaves no pairs of both kinds to score")
+    cut = f", and {len(rest) - len(even)} more, so that half of each fold is genuine" if len(rest) > len(even) else ""
+    warn(f"{said} show them and are left out{cut}")
+    return even
 
 
 def roles_to_score(
-    subject: Subject, faces: Faces, roles: Mapping[str, np.ndarray], unseen: bool
+    subject: Subject, whole: Prepared, roles: Mapping[str, np.ndarray], unseen: bool
 ) -> dict[str, np.ndarray]:
     """Keep the rows of each role to be scored: all, after a warning, or with `unseen` those not trained on.
 
@@ -69,12 +80,12 @@ def roles_to_score(
         ConfigError: With `unseen`, where nobody knows what the network was trained on.
         DataError: With `unseen`, where no gallery or no probe is left.
     """
-    met = _overlap(subject, faces, np.unique(np.concatenate(list(roles.values()))), unseen)
+    met = _overlap(subject, whole, np.unique(np.concatenate(list(roles.values()))), unseen)
     if met is None:
         return dict(roles)
     found, seen = met
     counts = first_few((f"{seen[some].sum()} of {len(some)} {role}" for role, some in roles.items()), len(roles))
-    said = f"{faces.name}: {subject.name} was trained on {found}: {counts}"
+    said = f"{whole.faces.name}: {subject.name} was trained on {found}: {counts}"
     if not unseen:
         warn(f"{said}; --unseen scores the rest alone")
         return dict(roles)

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lrkd.cli.subject import Subject
+from lrkd.cli.subject import Subject, warn_of_framing
 from lrkd.cli.trained_on import pairs_to_score
 from lrkd.data.pairs import Pairs, make_pairs, mark_copies
-from lrkd.data.prepared import load_prepared, resized_faces
+from lrkd.data.prepared import Prepared, load_prepared, resized_faces
 from lrkd.data.tables import Faces
 from lrkd.errors import ConfigError, DataError
 from lrkd.evaluation.verification import Verification, fit_threshold, fixed_verification, kfold_verification
@@ -74,6 +74,7 @@ def load_trial(request: Request, subject: Subject) -> Trial:
     if request.data is None:
         return _own_test(request, subject)
     whole, protocol, source = load_prepared(request.data), request.protocol, request.threshold_from
+    warn_of_framing(subject, request.data)
     if not whole.protocols and protocol is None:
         pairs = _drawn(request.data, whole.faces)
     else:
@@ -83,7 +84,10 @@ def load_trial(request: Request, subject: Subject) -> Trial:
     if source is None and request.threshold is None and np.ptp(pairs.fold) == 0 and twin in whole.protocols:
         source = twin
     reference = None if source is None else pairs_of(whole.protocol(source))
-    folds, pairs = int(pairs.fold.max()) + 1, pairs_to_score(subject, whole.faces, pairs, request.unseen)
+    folds, pairs = (
+        int(pairs.fold.max()) + 1,
+        pairs_to_score(subject, whole, pairs, request.unseen),
+    )
     ends = [end for some in (pairs, reference) if some is not None for end in (some.left, some.right)]
     used = np.unique(np.concatenate(ends))
     place = np.full(len(whole.faces), -1, np.int64)
@@ -105,7 +109,7 @@ def _own_test(request: Request, subject: Subject) -> Trial:
     if faces.digest != run.config["data"]["test"]:
         raise DataError(f"{source}: is not the data that {run.path} was tested on; give --data and --protocol")
     pairs = pairs_of(faces)
-    shown = pairs_to_score(subject, faces, pairs, request.unseen)
+    shown = pairs_to_score(subject, Prepared(faces, {}, {}), pairs, request.unseen)
     return Trial(faces, shown, int(pairs.fold.max()) + 1, request.threshold)
 
 

@@ -27,9 +27,7 @@ TABLE = Table(
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_evaluation(parser, "the images as they are, then all sides of the network's scale")
-    parser.add_argument(
-        "--data", metavar="DIR", help="a prepared folder (default for a run: the test split of its own data)"
-    )
+    parser.add_argument("--data", metavar="DIR", help="a prepared folder (default for a run: its own test people)")
     parser.add_argument(
         "--protocol",
         help="with --data: a protocol of its pairs.csv (default: the only one; pairs are drawn where there is none)",
@@ -91,8 +89,12 @@ def _measures(trial: Trial, found: Verification) -> dict[str, Any]:
 
 
 def _warn_of_gaps(trial: Trial, found: Verification) -> None:
-    faces = trial.faces
+    faces, pairs = trial.faces, trial.pairs
+    share = np.mean(pairs.same)
+    if 0.05 < abs(share - 0.5) < 0.5:
+        guess = f"calling all of them genuine, or none, scores {max(share, 1 - share):.1%}"
+        warn(f"{faces.name}: {pairs.same.sum()} of {len(pairs)} pairs are genuine: {guess}")
     if trial.threshold_from == "other folds" and len(found.accuracy) < trial.folds:
         warn(f"{faces.name}: {len(found.accuracy)} folds, as the others of {trial.folds} have no pairs")
-    if missed := int(trial.pairs.touch(faces.missing).sum()):
+    if missed := int(pairs.touch(faces.missing).sum()):
         warn(f"{faces.name}: {missing_faces(faces)}: {missed} pairs count as rejected, genuine ones as errors")

@@ -54,8 +54,15 @@ def similarity(points: np.ndarray, size: int) -> np.ndarray:
     return np.array([[back.real, -back.imag, shift.real], [back.imag, back.real, shift.imag]])
 
 
-def warp(image: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
-    """Cut an aligned face out of a photograph; black where the photograph ends.
+def outside(points: np.ndarray, width: int, height: int) -> float:
+    """Return the share, in [0,1], of an aligned face that lies outside its photograph of width x height pixels."""
+    matrix = similarity(points, SIZE)
+    places = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)), -1) @ matrix[:, :2].T + matrix[:, 2]
+    return float(((places < -0.5) | (places >= (width - 0.5, height - 0.5))).any(2).mean())
+
+
+def warp(image: Image.Image, points: np.ndarray, size: int, edge: bool = True) -> np.ndarray:
+    """Cut an aligned face out of a photograph.
 
     Bilinear; a face that is more than twice as large is first averaged over blocks of whole pixels.
 
@@ -63,26 +70,40 @@ def warp(image: Image.Image, points: np.ndarray, size: int) -> np.ndarray:
         image: RGB.
         points: (5,2) landmarks in its pixels.
         size: Pixels a side.
+        edge: Whether the photograph's edge goes on where it ends; else black is there.
 
     Returns:
         (size,size,3) uint8.
 
     Raises:
-        NoFace: Points that fix no similarity.
+        NoFace: Points that fix no similarity, or of a face of which one pixel would be larger than the photograph.
     """
     matrix = similarity(points, size)
-    block = max(1, min(math.floor(math.hypot(matrix[0, 0], matrix[1, 0])), *image.size))
+    scale = math.hypot(matrix[0, 0], matrix[1, 0])
+    if scale > min(image.size):
+        raise NoFace(f"these landmarks are of a face far larger than the {image.width} x {image.height} px around it")
+    block = max(1, math.floor(scale))
     turn, shift = matrix[:, :2] / block, (matrix[:, 2] - (block - 1) / 2) / block
     shift = shift + 0.5 - turn @ (0.5, 0.5)  # Pillow counts from the upper left pixel's corner
-    small = image.reduce(block) if block > 1 else image
+    around = image.reduce(block) if block > 1 else image
+    if edge:  # in black, people who are cut off alike would look alike
+        corners = np.array([(0, 0), (size, 0), (0, size), (size, size)]) @ turn.T + shift
+        low, high = np.floor(corners.min(0)).astype(int) - 1, np.ceil(corners.max(0)).astype(int) + 1
+        x, y = (np.arange(low[k], high[k]).clip(0, around.size[k] - 1) for k in (0, 1))
+        around, shift = Image.fromarray(np.asarray(around)[y[:, None], x]), shift - low
     data = (*turn[0], shift[0], *turn[1], shift[1])
-    return np.asarray(small.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))
+    return np.asarray(around.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))
+
+
+def extent(faces: np.ndarray) -> np.ndarray:
+    """Return the (n,) pixels a side of the aligned squares around landmarks (n,5,2) so far apart."""
+    return SIZE * np.sqrt(faces.var(1).sum(1) / TEMPLATE.var(0).sum())
 
 
 def central(faces: np.ndarray, height: int, width: int) -> np.ndarray:
     """Choose the largest central face: the greatest area less twice the squared distance from the middle.
 
-    insightface's rule; the area is that of the aligned square around landmarks so far apart.
+    insightface's rule; the area is that of the aligned square.
 
     Args:
         faces: (n,5,2) landmarks.
@@ -100,6 +121,5 @@ def central(faces: np.ndarray, height: int, width: int) -> np.ndarray:
         raise NoFace("the detector found no face")
     if found.ndim != 3 or found.shape[1:] != (5, 2):
         raise ValueError(f"the detector: expected landmarks (n,5,2), got {found.shape}")
-    area = SIZE**2 * found.var(1).sum(1) / TEMPLATE.var(0).sum()
     away = np.square(found.mean(1) - ((width - 1) / 2, (height - 1) / 2)).sum(1)
-    return found[np.argmax(area - 2 * away)]
+    return found[np.argmax(extent(found) ** 2 - 2 * away)]

@@ -82,6 +82,15 @@ def read_layout(path: str | os.PathLike[str], checksum: bool = False) -> Layout:
     )
 
 
+def framing(folder: str | os.PathLike[str]) -> str:
+    """Return how a prepared folder frames its faces, as "centre" or "five points"; "" where nothing says it."""
+    try:
+        crop = _read_meta(Path(folder) / "meta.json")["crop"]
+    except DataError:
+        return ""
+    return str(crop.get("kind", "")) if isinstance(crop, dict) else ""
+
+
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_META:

@@ -33,6 +33,15 @@ class Pairs:
         ok = (left >= 0) & (right >= 0)
         return Pairs(left[ok], right[ok], self.same[ok], self.fold[ok], self.protocol) if ok.any() else None
 
+    def balanced(self, seed: int = 0) -> Pairs | None:
+        """As many genuine as impostor pairs in each fold, drawn of those that are more; None where none is left."""
+        rng, kept = np.random.default_rng(seed), []
+        for fold in np.unique(self.fold):
+            kinds = [np.flatnonzero((self.fold == fold) & (self.same == kind)) for kind in (True, False)]
+            kept += [rng.permutation(rows)[: min(map(len, kinds))] for rows in kinds]
+        ok = np.sort(np.concatenate(kept))
+        return Pairs(self.left[ok], self.right[ok], self.same[ok], self.fold[ok], self.protocol) if len(ok) else None
+
 
 def mark_copies(labels: np.ndarray, digests: np.ndarray | None) -> np.ndarray:
     """Set the label of every image that is a copy of an earlier one to -1, which keeps it out of `make_pairs`.

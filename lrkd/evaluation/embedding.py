@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from lrkd.data.datasets import as_faces
 from lrkd.data.degradation import Degradation, degrade
@@ -36,8 +37,9 @@ def embed(
         model: Returns a tensor (B,D) or something with such an `.embedding`.
         images: An array, a memory map, or anything with a length and slices that are such arrays; read `batch` at a
             time. Of a `Dataset` or a `DataLoader` the images in their order, see `lrkd.data.datasets.DatasetFaces`.
-        side: Degrade to this side first, and enlarge again unless it is the model's own `size`. None: as they are. At
-            the images' own side `degrade` resamples nothing, but the preset's blur, noise and JPEG remain.
+        side: Degrade to this side first, and enlarge again unless it is the model's own `size`, to which what is larger
+            is brought. None: as they are. At the images' own side `degrade` resamples nothing, but the preset's blur,
+            noise and JPEG remain.
         preset: As in `lrkd.data.degradation.degrade`.
         mirror: False gives (N,D). "first" degrades the mirror image itself, as A-SKD does, instead of mirroring the
             degraded image; the two differ only for kernels that are not symmetric, such as nearest.
@@ -56,7 +58,7 @@ def embed(
         raise DataError("images: expected at least one, got none")
     place = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
-    own_size = getattr(model, "size", None) == side
+    size = getattr(model, "size", None)
     found = []
     with evaluating(model), torch.inference_mode():
         for start in progress_bar(range(0, len(images), batch), "embed", unit="batch", delay=1, leave=False):
@@ -65,7 +67,9 @@ def embed(
                 if mirror == "first":
                     x = torch.cat([x, x.flip(3)])
                 if side is not None:
-                    x = degrade(x, side, preset=preset, generator=generator, enlarge=not own_size)
+                    x = degrade(x, side, preset=preset, generator=generator, enlarge=size != side)
+                    if isinstance(size, int) and x.shape[3] > size:
+                        x = interpolate(x, (size, size), mode="bilinear", antialias=True)
                 if mirror and mirror != "first":
                     x = torch.cat([x, x.flip(3)])
                 x = ((x - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)

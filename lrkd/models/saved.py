@@ -83,6 +83,11 @@ def load_network(path: Path, built: Network | None = None) -> Network:
     return built.eval()
 
 
+def is_shared(folder: Path) -> bool:
+    """Tell whether a folder is one of `save_pretrained`, or a copy of a repository, and not a run's."""
+    return (folder / FILE).is_file() and not any((folder / name).exists() for name in ("result.json", "metrics.csv"))
+
+
 def from_pretrained(
     source: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
 ) -> Network:
@@ -170,14 +175,16 @@ def card(network: Network) -> str:
     told, model = network.origin, network.origin.get("model", {})
     source, method = told.get("data", {}).get("source"), told.get("method", {}).get("name")
     rendered = source == "procedural"
+    data = "faces that lrkd renders, of no person" if rendered else source
+    right = (told.get("measures") or {}).get("test", {}).get("accuracy")
     rows = {
         "input": f"RGB (B,3,{network.size},{network.size}) in [-1,1]",
         "output": f"embedding (B,{network.embedding}), compared by its cosine",
         "network": f"{model.get('name')}, {sum(weight.numel() for weight in network.parameters()):,} weights",
         "method": method,
         "trained for": f"{told['side']} pixels a side" if told.get("side") else None,
-        "data": "faces that lrkd renders, of no person" if rendered else source,
-        "accuracy on test pairs": (told.get("measures") or {}).get("test", {}).get("accuracy"),
+        "data": data,
+        "accuracy": None if right is None else f"{right:.1%} of the test pairs of {data}, seen as it was trained for",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items() if value is not None)
     limits = "It does not recognise photographs: it has seen rendered faces alone.\n" if rendered else ""

@@ -99,6 +99,7 @@ class Agreement(NamedTuple):
         threshold: On the cosine of two of the file's embeddings, nothing subtracted, the one with the highest accuracy
             on these pairs.
         false_match: The share of impostor pairs above it.
+        false_non_match: The share of genuine pairs that are not, or of which a face was not found.
     """
 
     cosine: np.ndarray
@@ -106,6 +107,7 @@ class Agreement(NamedTuple):
     file: float
     threshold: float
     false_match: float
+    false_non_match: float
 
 
 def agreement(
@@ -142,8 +144,9 @@ def agreement(
     alone = b[:, : exported.embedding]
     scores = verification.cosine_scores(alone[pairs.left], alone[pairs.right])
     cut, _ = verification.best_threshold(scores[~gone], pairs.same[~gone])
-    wrong = float(((scores > cut) & ~gone)[~pairs.same].mean())
-    return Agreement(verification.cosine_scores(a[:, : exported.embedding], alone), right[0], right[1], cut, wrong)
+    above = (scores > cut) & ~gone
+    wrong = float(above[~pairs.same].mean()), float(1 - above[pairs.same].mean())
+    return Agreement(verification.cosine_scores(a[:, : exported.embedding], alone), right[0], right[1], cut, *wrong)
 
 
 def inputs(

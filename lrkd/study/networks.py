@@ -21,12 +21,12 @@ from lrkd.evaluation import embedding
 from lrkd.models.backbones import BUILDERS
 from lrkd.models.layers import Network, Output
 from lrkd.models.published import load_foreign
-from lrkd.models.saved import load_model
+from lrkd.models.saved import FILE, from_pretrained, is_shared, load_model
 from lrkd.models.wrap import Embeddings, load_embeddings, onnx_network, wrap
 from lrkd.study import store
 
 # trained: by lrkd, as a run that comes first; all others are as they are.
-TeacherKind = Literal["trained", "run", "checkpoint", "onnx", "embeddings", "function"]
+TeacherKind = Literal["trained", "run", "shared", "checkpoint", "onnx", "embeddings", "function"]
 SUFFIXES: dict[str, TeacherKind] = {
     **dict.fromkeys((".ckpt", ".pt", ".pth", ".safetensors"), "checkpoint"),
     ".onnx": "onnx",
@@ -42,10 +42,10 @@ def teacher_kind(reference: str) -> TeacherKind:
         return "function"
     path = Path(reference).expanduser()
     if path.is_dir():
-        return "run"
+        return "shared" if is_shared(path) else "run"
     if path.suffix not in SUFFIXES:
         raise ConfigError(
-            f"teacher: expected a network ({', '.join(BUILDERS)}), the folder of a run, a file of weights "
+            f"teacher: expected a network ({', '.join(BUILDERS)}), a folder of a run or of save_pretrained, weights "
             f'({", ".join(SUFFIXES)}) or "file.py:function", got {reference!r}'
         )
     return SUFFIXES[path.suffix]
@@ -88,7 +88,7 @@ def lent_teacher(reference: str, size: int, embedding: int, seed: int) -> Lent:
         _ = run.result
         weights = path / "model.safetensors"
         return Lent(_head_length(weights, _stamp(weights)), store.digest(run.config))
-    return _lent_by_file(path, kind, _stamp(path))
+    return _lent_by_file(path, kind, _stamp(path / FILE if kind == "shared" else path))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -107,7 +107,7 @@ def _head_length(path: Path, stamp: tuple[int, int]) -> int:
 
 @lru_cache(maxsize=8)
 def _lent_by_file(path: Path, kind: TeacherKind, stamp: tuple[int, int]) -> Lent:
-    with path.open("rb") as file:
+    with (path / FILE if kind == "shared" else path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Lent(load_teacher(str(path)).embedding, {"kind": kind, "sha256": digest})
 
@@ -130,10 +130,10 @@ def load_teacher(
     rows: np.ndarray | None = None,
     count: int | None = None,
 ) -> Network:
-    """Load a teacher from a checkpoint, an ONNX file, a table of embeddings or a function, in evaluation mode.
+    """Load a teacher from a file, a folder of `save_pretrained` or a function, in evaluation mode.
 
     Args:
-        reference: What `teacher_kind` calls "checkpoint", "onnx", "embeddings" or "function".
+        reference: What `teacher_kind` calls anything but "trained" and "run".
         size: Side of the images that a function is asked for, in pixels.
         embedding: Length of the embeddings that it is asked for.
         seed: The seed that it is asked for.
@@ -149,6 +149,8 @@ def load_teacher(
     path = Path(reference).expanduser()
     if kind == "embeddings":
         return load_embeddings(path, rows, count)
+    if kind == "shared":
+        return from_pretrained(path)
     return (onnx_network(path) if kind == "onnx" else load_foreign(path)).eval()
 
 

@@ -50,7 +50,7 @@ def commands(text: str) -> list[str]:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     lines += [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose)]
     lines = [part for line in lines for part in line.split(" && ")]
-    return [re.split(r"\s{2,}(?=[^\s-])|\s#", line)[0] for line in lines if OURS.match(line)]
+    return [re.split(r"\s{2,}(?=[^\s-])|\s[#>]", line)[0] for line in lines if OURS.match(line)]
 
 
 COMMANDS = sorted({(line, source) for source, text in texts().items() for line in commands(text)})
@@ -119,7 +119,9 @@ def test_the_first_hour_runs(tmp_path, monkeypatch, capsys):
     for name in ("one.jpg", "another.jpg"):
         Image.fromarray(np.random.default_rng(len(name)).integers(0, 256, (48, 48, 3), np.uint8)).save(name)
     # Noise, in which a detector that is installed would find no face.
-    monkeypatch.setattr(detection, "detector", lambda: lambda image: alignment.template(len(image))[None])
+    monkeypatch.setattr(
+        detection, "finder", lambda: lambda image: (alignment.template(len(image))[None], np.array([95]))
+    )
     # Hours at another scale: here the study is stopped early, in this process, and few settings are measured.
     monkeypatch.setattr(runner.os, "cpu_count", lambda: 1)
     monkeypatch.setattr(

@@ -11,6 +11,7 @@ import pytest
 import toys
 from PIL import Image
 
+from lrkd.cli import verify
 from lrkd.cli.program import main
 from lrkd.data.prepared import load_prepared, resized_faces
 from lrkd.distill import methods
@@ -37,6 +38,14 @@ def exported(trained, tmp_path_factory):
     """The same network as an .onnx file."""
     path = tmp_path_factory.mktemp("file") / "face.onnx"
     assert main(["export", str(trained.path), "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def stranger(exported, tmp_path_factory):
+    """The file as one of other data, so that nobody of the photographs can have been trained on."""
+    path = Path(shutil.copy(exported, tmp_path_factory.mktemp("stranger") / "face.onnx"))
+    export.annotate(path, {"data": "elsewhere", "network": "stranger"})
     return path
 
 
@@ -94,14 +103,63 @@ def test_verify_says_who_was_trained_on_and_scores_the_rest(called, trained, pho
     assert f": {shown.sum()} of {len(pairs)} pairs show them; --unseen scores the rest alone\n" in err
     status, table, err = called(*words, "--unseen")
     assert status == 0
-    assert "pairs show them and are left out\n" in err
-    x, rest = features(trained, whole.faces), ~shown
-    expected = kfold_verification(x[pairs.left[rest]], x[pairs.right[rest]], pairs.same[rest], pairs.fold[rest])
-    assert table["pairs"].item() == rest.sum()
+    x, rest = features(trained, whole.faces), pairs.keep(np.where(seen, -1, np.arange(len(seen))))
+    even = rest.balanced()
+    assert len(even) < len(rest) == (~shown).sum(), "more impostor pairs show somebody of the training people"
+    assert f"pairs show them and are left out, and {len(rest) - len(even)} more, so that half of each fold" in err
+    expected = kfold_verification(x[even.left], x[even.right], even.same, even.fold)
+    assert table["pairs"].item() == len(even)
     assert table["accuracy"].item() == pytest.approx(expected.mean, abs=1e-6)
-    folds, before = len(set(pairs.fold[rest])), pairs.fold.max() + 1
+    folds, before = len(set(even.fold)), pairs.fold.max() + 1
     assert table["folds"].item() == folds
     assert (f"{folds} folds, as the others of {before} have no pairs" in err) == (folds < before)
+
+
+def test_who_guesses_is_right_in_half_of_what_is_left(called, exported, trained, photographs, monkeypatch):
+    """Of unbalanced pairs the threshold of the others would be right more often: here all have one cosine."""
+    monkeypatch.setenv("LRKD_RUNS", str(trained.path.parent))
+    monkeypatch.setattr(verify, "embed", lambda _, images, *more: np.tile([[1.0, 0]], (len(images), 1)))
+    _, table, _ = called("verify", exported, "--data", photographs, "--side", 6, "--unseen")
+    assert table["accuracy"].item() == 0.5
+
+
+def test_unbalanced_pairs_are_said(called, stranger, folder):
+    def fewer(table: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([table[table["same"] == "1"].groupby("fold").head(2), table[table["same"] == "0"]])
+
+    assert called("verify", stranger, "--data", folder, "--side", 6)[2] == ""
+    change(folder, "pairs.csv", fewer)
+    pairs = load_prepared(folder).protocols["generated"]
+    err = called("verify", stranger, "--data", folder, "--side", 6)[2]
+    assert f"people: {pairs.same.sum()} of {len(pairs)} pairs are genuine: calling all of them genuine" in err
+    assert f"scores {1 - pairs.same.mean():.1%}" in err
+
+
+def test_a_file_that_names_this_data_may_know_its_people(called, exported, photographs, folder, tmp_path):
+    """All of them, or where the set has splits those of its training split; whose run is not here."""
+    pairs = load_prepared(photographs).protocols["generated"]
+    err = called("verify", exported, "--data", photographs, "--side", 6)[2]
+    assert f"was trained on people, whose training people it may know: {len(pairs)} of {len(pairs)} pairs show" in err
+    status, _, err = called("verify", exported, "--data", photographs, "--unseen")
+    assert (status, "and --unseen leaves no pairs of both kinds to score" in err) == (2, True)
+    meta = json.loads((folder / "meta.json").read_text())
+    meta |= {"name": "people-jpeg88", "splits": {"train": list(range(12)), "test": list(range(12, 24))}}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    whole = load_prepared(folder)
+    shown = pairs.touch(whole.faces.labels < 12)
+    err = called("verify", exported, "--data", folder, "--side", 6)[2]
+    assert (
+        f"people-jpeg88: {recogniser.load(exported).metadata['network']} was trained on people, whose training" in err
+    )
+    assert f"may know: {shown.sum()} of {len(pairs)} pairs show them; --unseen scores" in err
+    rest = pairs.keep(np.where(whole.faces.labels < 12, -1, np.arange(len(whole.faces))))
+    status, table, _ = called("verify", exported, "--data", folder, "--side", 6, "--unseen")
+    assert (status, table["pairs"].item()) == (0, len(rest.balanced()))
+    status, table, err = called("identify", exported, "--data", folder, "--unseen")
+    assert (status, table["gallery"].item()) == (0, 12)
+    meta["name"] = "others"
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert called("verify", exported, "--data", folder, "--side", 6)[2] == ""
 
 
 def test_no_word_where_nobody_was_trained_on(called, trained, photographs):
@@ -117,7 +175,7 @@ def test_unseen_with_nothing_left_is_an_error(called, trained, photographs, fold
     change(folder, "pairs.csv", lambda t: t[seen[t["left"].astype(int)] & seen[t["right"].astype(int)]])
     status, _, err = called("verify", trained.path, "--data", folder, "--side", 6, "--unseen")
     assert status == 2
-    assert "and --unseen leaves no pair to score" in err
+    assert "and --unseen leaves no pairs of both kinds to score" in err
     faces = load_prepared(photographs).faces
     change(folder, "manifest.csv", lambda t: t.assign(role=np.where(seen, "probe", "gallery")))
     status, _, err = called("identify", trained.path, "--data", folder, "--unseen")
@@ -126,8 +184,8 @@ def test_unseen_with_nothing_left_is_an_error(called, trained, photographs, fold
     assert faces.classes == 24
 
 
-def test_unseen_needs_to_know_what_was_trained_on(called, trained, exported, photographs, tmp_path):
-    status, _, err = called("verify", exported, "--data", photographs, "--unseen")
+def test_unseen_needs_to_know_what_was_trained_on(called, trained, stranger, photographs, tmp_path):
+    status, _, err = called("verify", stranger, "--data", photographs, "--unseen")
     assert status == 2
     assert err.endswith("was trained on is not known: its run is not in the store ($LRKD_RUNS, else ./runs)\n")
     moved = Path(shutil.copytree(trained.path, tmp_path / trained.path.name))
@@ -226,8 +284,8 @@ def view1(folder):
     return folder
 
 
-def test_view_1_is_scored_by_the_threshold_of_its_training_pairs(called, exported, trained, view1):
-    words = ("verify", exported, "--data", view1, "--side", 6)
+def test_view_1_is_scored_by_the_threshold_of_its_training_pairs(called, stranger, trained, view1):
+    words = ("verify", stranger, "--data", view1, "--side", 6)
     status, table, err = called(*words, "--protocol", "view1-test")
     assert (status, err) == (0, "")
     whole = load_prepared(view1)
@@ -247,13 +305,13 @@ def test_view_1_is_scored_by_the_threshold_of_its_training_pairs(called, exporte
     assert (status, err) == (2, "lrkd: protocol 'view3': people has view1-train, view1-test\n")
 
 
-def test_one_pair_is_scored_at_a_given_threshold(called, exported, trained, folder):
+def test_one_pair_is_scored_at_a_given_threshold(called, stranger, trained, folder):
     change(folder, "pairs.csv", lambda t: t.head(1))
     whole = load_prepared(folder)
     (pair,) = whole.protocols.values()
     x = features(trained, whole.faces)
     expected = fixed_verification(x[pair.left], x[pair.right], pair.same, 0.5)
-    words = ("verify", exported, "--data", folder, "--side", 6)
+    words = ("verify", stranger, "--data", folder, "--side", 6)
     status, table, err = called(*words, "--threshold", 0.5)
     assert (status, err) == (0, "")
     found = table[["accuracy", "pairs", "threshold", "threshold_from", "tar_at_far_1e-2"]].to_numpy().tolist()
@@ -293,8 +351,8 @@ def test_a_side_is_degraded_to_even_the_images_own_and_no_side_is_not(called, tr
     assert found["askd-compat", None] == found["area-bicubic", None] == found["area-bicubic", SMOKE.size]
     shown = resized_faces(whole.faces, SMOKE.size)
     x = embed(experiment.load(trained)[0], shown.images, side=SMOKE.size, preset="askd-compat")
-    rest = ~pairs.touch(learnt(photographs))
-    blurred = kfold_verification(x[pairs.left[rest]], x[pairs.right[rest]], pairs.same[rest], pairs.fold[rest])
+    even = pairs.keep(np.where(learnt(photographs), -1, np.arange(len(x)))).balanced()
+    blurred = kfold_verification(x[even.left], x[even.right], even.same, even.fold)
     assert found["askd-compat", SMOKE.size] == pytest.approx(blurred.threshold.mean(), abs=1e-5)
     assert found["askd-compat", SMOKE.size] != pytest.approx(found["askd-compat", None], abs=1e-5)
 

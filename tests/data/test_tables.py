@@ -929,3 +929,22 @@ def test_pairs_touch_the_rows_of_either_image():
     pairs = Pairs(np.array([0, 1, 2]), np.array([1, 2, 3]), np.ones(3, bool), np.arange(3))
     assert pairs.touch(np.array([False, True, False, False])).tolist() == [True, True, False]
     assert pairs.touch(None).tolist() == [False] * 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_balanced_pairs_are_half_genuine_in_each_fold_and_lose_no_more_than_they_must(seed):
+    rng = np.random.default_rng(seed)
+    n = 200
+    pairs = Pairs(*rng.integers(0, 99, (2, n)), rng.random(n) < 0.3, rng.integers(0, 7, n), "p")
+    even = pairs.balanced(seed)
+    for fold in range(7):
+        both = [int((pairs.same[pairs.fold == fold] == kind).sum()) for kind in (True, False)]
+        kept = even.same[even.fold == fold]
+        assert kept.sum() == (~kept).sum() == min(both)
+    rows = [tuple(row) for row in np.stack([pairs.left, pairs.right, pairs.same, pairs.fold], 1)]
+    found = [tuple(row) for row in np.stack([even.left, even.right, even.same, even.fold], 1)]
+    at = iter(rows)
+    assert all(row in at for row in found), "in their order, and each once"
+    assert even.protocol == "p"
+    assert even.balanced(1).same.tolist() == even.same.tolist(), "nothing more to leave out"
+    assert Pairs(pairs.left, pairs.right, np.ones(n, bool), pairs.fold).balanced() is None

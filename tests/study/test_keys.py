@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from benchmarks.gpu import photographs
 from lrkd.data import procedural
 from lrkd.data.tables import SPLITS
 from lrkd.distill import methods
@@ -51,10 +52,10 @@ def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned() -> list[study_spec.Spec]:
-    """The runs of every study at scale cpu, of rendered faces and of LFW."""
+    """The runs of every study at scale cpu, of rendered faces and of LFW, and of photographs at 112 px."""
     ladder = pd.read_csv(RESULTS / "ladder.csv")
-    grids = (specs(name, CPU, source, ladder) for name in STUDIES for source in ("procedural", "lfw"))
-    return [spec for grid in grids for spec in grid]
+    grids = [specs(name, CPU, source, ladder) for name in STUDIES for source in ("procedural", "lfw")]
+    return [spec for grid in [*grids, *photographs.grid(SCALES["gpu"], "lfw-jpeg88").values()] for spec in grid]
 
 
 def test_every_committed_configuration_has_the_hash_that_it_had(no_images):

@@ -351,7 +351,7 @@ def test_a_users_function_teaches(nets, store):
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        ({"teacher": "iresnet99"}, r"teacher: expected a network \(.*\), the folder of a run.*, got 'iresnet99'"),
+        ({"teacher": "iresnet99"}, r"teacher: expected a network \(.*\), a folder of a run.*, got 'iresnet99'"),
         ({"name": "random-teacher", "teacher": "t.onnx"}, "builds or trains its own: expected a network"),
     ],
 )
