@@ -126,5 +126,6 @@ def test_the_scores_are_those_of_the_file():
 def test_what_the_page_of_the_recogniser_says_of_the_ladder_holds():
     rows = photos.TABLE.read(photos.RESULTS / "photo-student.csv").set_index("rung")
     assert rows["test"].max() < 0.9
+    assert abs(rows.loc["three-60", "test"] - rows.loc["four-60", "test"]) < 0.01
     for name in ("test", "validation"):
         assert rows.loc["four-120", name] < rows.loc["four-60", name] < rows.loc["four-60-bridge", name]
