@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kit.display import named
 from kit.gallery import Gallery
 
 from lrkd.cli import program
@@ -203,11 +204,13 @@ def test_the_pictures_are_complete_and_stored_once(gallery):
     pictures = gallery.pictures(["none", "askd"], faces=2)
     count = min(2, len(gallery.picked))
     assert len(pictures) == count * 3 * len(SMOKE.sides) * 8
-    low = [pictures["face 1", name, f"{SIDE} px", "the image"] for name in ("none", "askd")]
+    low = [pictures["face 1", named(name), f"{SIDE} px", "the image"] for name in ("none", "askd")]
     assert low[0] is low[1]
     teacher = [pictures["face 1", "teacher", f"{side} px", "fused"] for side in SMOKE.sides]
     assert all(one is teacher[0] for one in teacher)
-    np.testing.assert_array_equal(pictures["face 1", "askd", f"{SIDE} px", "fused"], gallery.picture("askd", SIDE)[0])
+    np.testing.assert_array_equal(
+        pictures["face 1", named("askd"), f"{SIDE} px", "fused"], gallery.picture("askd", SIDE)[0]
+    )
 
 
 def test_another_file_is_no_gallery(tmp_path):
