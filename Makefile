@@ -26,7 +26,7 @@ help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "Each makes $(VENV) first. Other Python: make PYTHON=python3.13 book. Scale: LRKD_SCALE=smoke|cpu|gpu make book."
 
-book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: ten minutes on 2 cores)
+book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: a quarter of an hour on 2 cores)
 	@$(BIN)/python book/prepare.py
 	@$(BIN)/python book/runtime.py --optional --seconds 90
 	$(BIN)/lrkd study book
