@@ -7,6 +7,7 @@
   const LEAST = 24; // pixels of the framed square's side at least
   const AROUND = 1.4, SHARP = 320; // what is shown of a picture, in framed squares, and on how many pixels a side
   const LOW = -0.5; // the least similarity that is drawn
+  const CUT = 0.1; // of a face may lie outside its picture, as lrkd.cli.photographs has it
 
   const TURNS = [["↺", "Turn left"], ["↻", "Turn right"], ["−", "Make smaller"], ["+", "Make larger"]];
   const SLOT = name => `<fieldset class="try-slot"><legend>${name} face</legend>
@@ -120,11 +121,13 @@
     return data.template.map(([x, y]) => [(x + 0.5) / data.aligned - 0.5, (y + 0.5) / data.aligned - 0.5]);
   }
 
-  /* lrkd.data.alignment.warp: bilinear, out of means of whole blocks where the face is large; black beyond the picture. */
+  /* lrkd.data.alignment.warp: bilinear, out of means of whole blocks where the face is large; beyond the picture its
+     edge goes on. `beyond` is the share of such pixels. */
   function warp({width, height, data}, {at, size}, side) {
     const block = Math.max(1, Math.min(Math.floor(Math.hypot(...size) / side), width, height)), n = side * side;
     const wide = Math.ceil(width / block), high = Math.ceil(height / block), out = new Float64Array(3 * n);
     const blocks = new Map();
+    let beyond = 0;
     function colour(x, y) {
       x = Math.min(Math.max(x, 0), wide - 1);
       y = Math.min(Math.max(y, 0), high - 1);
@@ -141,12 +144,12 @@
     for (let i = 0; i < n; i++) {
       const z = [(i % side + 0.5) / side - 0.5, (Math.floor(i / side) + 0.5) / side - 0.5];
       const [x, y] = add(at, mul(size, z)).map(value => value / block - 0.5), left = Math.floor(x), top = Math.floor(y);
-      if (x < -0.5 || y < -0.5 || x >= wide - 0.5 || y >= high - 0.5) continue;
+      if (x < -0.5 || y < -0.5 || x >= wide - 0.5 || y >= high - 0.5) beyond += 1 / n;
       for (const [dx, dy, weight] of [[0, 0, (left + 1 - x) * (top + 1 - y)], [1, 0, (x - left) * (top + 1 - y)],
         [0, 1, (left + 1 - x) * (y - top)], [1, 1, (x - left) * (y - top)]])
         colour(left + dx, top + dy).forEach((value, plane) => { out[plane * n + i] += weight * value; });
     }
-    return {side, data: out};
+    return {side, data: out, beyond};
   }
 
   /* face-api's landmarks of each face in a picture -> five each: the eyes, the nose, the corners of the mouth. */
@@ -539,10 +542,12 @@
       }
       const mapped = where.open ? await occlusion(session, pair, data.patch, data.stride) : null;
       const [one, other] = mapped ? [] : await embed(session, pair), similarity = mapped ? mapped.similarity : dot(one, other);
-      const above = similarity > found.threshold, drawn = slots.some(one => one.drawn);
+      const above = similarity > found.threshold, drawn = slots.some(one => one.drawn), cut = !drawn && sharp.some(face => face.beyond > CUT);
+      const said = cut ? " No verdict" : above ? " Rather the same person" : " Rather two people";
       verdict.replaceChildren(
-        make("p", {}, make("strong", {className: "try-similarity"}, signed(similarity)), above ? " Rather the same person" : " Rather two people"),
-        make("p", {}, `${above ? "Above" : "Not above"} the threshold ${signed(found.threshold)}`, drawn
+        make("p", {}, make("strong", {className: "try-similarity"}, signed(similarity)), said),
+        make("p", {}, cut ? "Part of a face lies outside its picture: the threshold does not hold for it."
+          : `${above ? "Above" : "Not above"} the threshold ${signed(found.threshold)}`, cut ? "" : drawn
           ? ". A face is drawn, and this student knows photographs alone: that says little."
           : `, which ${percent(found.false_match_rate)} of the pairs of different people pass (${data.card.threshold_data}).`));
       histogram(find("scores"), found, similarity);

@@ -141,9 +141,11 @@ def test_a_face_is_cut_out_as_python_cuts_it(loaded, width, height, scale):
     turned = np.exp(0.2j) * scale * ((alignment.TEMPLATE - 56) @ (1, 1j)) + width / 2 + 0.4j * height
     points = np.stack([turned.real, turned.imag], 1) + np.random.default_rng(0).normal(0, scale, (5, 2))
     call = """([rgba, width, height, points]) => { const t = lrkdTryIt;
-        return Array.from(t.warp({width, height, data: rgba}, t.framed(points, t.data), 112).data); }"""
+        const face = t.warp({width, height, data: rgba}, t.framed(points, t.data), 112);
+        return [Array.from(face.data), face.beyond]; }"""
     rgba = np.dstack([pixels, np.full((height, width), 255, np.uint8)])
-    found = loaded.evaluate(call, [rgba.ravel().tolist(), width, height, points.tolist()])
+    found, beyond = loaded.evaluate(call, [rgba.ravel().tolist(), width, height, points.tolist()])
+    assert beyond == pytest.approx(alignment.outside(points, width, height), abs=0.02)
     wanted = alignment.warp(Image.fromarray(pixels), points, 112)
     off = np.abs(255 * np.array(found).reshape(3, 112, 112).transpose(1, 2, 0) - wanted)
     assert np.quantile(off, 0.995) <= 1.5, "the last pixel before the picture's end may round otherwise"
