@@ -97,7 +97,7 @@ def warm(stage: Stage) -> int:
     """Render the worlds, those that come first first, in processes of one thread: more would hold each other up."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.nice(10)  # what else goes on comes first
-    every = (*worlds.JUDGING, *worlds.CHOOSING)
+    every = (*worlds.CHOOSING, *worlds.JUDGING)
     count = min(len(every), max(1, (os.cpu_count() or 2) - 4))  # beside what else goes on
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(render, every))

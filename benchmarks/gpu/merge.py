@@ -21,6 +21,17 @@ OTHERS = ("log.txt", "claims.csv")  # which a stage had to have
 # What a table must have; of one whose rows are runs, what tells a run from others, and the hash of its configuration.
 STAMP = ("device", "torch", "commit")
 RUN = ("data", "scale", "role", "method", "side", "seed", "teacher_seed")
+# Of a table whose rows are no runs, what was measured; measured again, its rows take the place of the old ones.
+MEASURED = {
+    "gpu-against-peer.csv": ["what", "batch", "device"],
+    "gpu-correctness.csv": ["name", "device"],
+    "gpu-device.csv": ["what", "device"],
+    "gpu-faces.csv": ["px", "device"],
+    "gpu-processes.csv": ["device"],
+    "gpu-profile.csv": ["step", "model", "batch", "switches", "device"],
+    "gpu-student-speed.csv": ["network", "engine", "batch", "device"],
+    "gpu-train-step.csv": ["step", "model", "batch", "switches", "device"],
+}
 
 
 def read(source: Any, name: str) -> pd.DataFrame:
@@ -98,19 +109,20 @@ def check(name: str, new: pd.DataFrame, old: pd.DataFrame | None) -> None:
         )
 
 
-def joined(new: pd.DataFrame, old: pd.DataFrame | None) -> pd.DataFrame:
+def joined(name: str, new: pd.DataFrame, old: pd.DataFrame | None) -> pd.DataFrame:
     """The old rows and, of tables of runs, those of runs that they lack; of others, the new ones in place of the same.
 
-    The same measurement is one whose words are the same, but for where it comes from.
+    Raises DataError for a table of which nobody has said what makes two of its rows the same.
     """
     if old is None:
         return new
     if "config" in new:
         columns = old.columns if set(new) <= set(old) else new.columns.append(old.columns.difference(new.columns))
         return pd.concat([old, new[~new["config"].isin(old["config"])]], ignore_index=True)[columns]
-    words = [name for name in new if name not in STAMP and not pd.api.types.is_numeric_dtype(new[name])]
-    named, again = (table[words].astype(str).agg("|".join, axis=1) for table in (old, new))
-    return pd.concat([old[~named.isin(again)], new], ignore_index=True)
+    if name not in MEASURED:
+        raise DataError(f"{name}: expected one of {', '.join(MEASURED)} or a table of runs")
+    again = pd.MultiIndex.from_frame(old[MEASURED[name]]).isin(pd.MultiIndex.from_frame(new[MEASURED[name]]))
+    return pd.concat([old[~again], new], ignore_index=True)
 
 
 def merge(folder: Path, results: Path = RESULTS) -> int:
@@ -121,7 +133,7 @@ def merge(folder: Path, results: Path = RESULTS) -> int:
             path = results / name
             old = read(path, name) if path.exists() else None
             check(name, new, old)
-            whole[path] = joined(new, old)
+            whole[path] = joined(name, new, old)
     except LrkdError as error:
         print(f"error: {error}; nothing was changed")
         return 2

@@ -84,10 +84,8 @@ def load_trial(request: Request, subject: Subject) -> Trial:
     if source is None and request.threshold is None and np.ptp(pairs.fold) == 0 and twin in whole.protocols:
         source = twin
     reference = None if source is None else pairs_of(whole.protocol(source))
-    folds, pairs = (
-        int(pairs.fold.max()) + 1,
-        pairs_to_score(subject, whole, pairs, request.unseen),
-    )
+    folds = int(pairs.fold.max()) + 1
+    pairs = pairs_to_score(subject, whole, pairs, request.unseen)
     ends = [end for some in (pairs, reference) if some is not None for end in (some.left, some.right)]
     used = np.unique(np.concatenate(ends))
     place = np.full(len(whole.faces), -1, np.int64)

@@ -268,13 +268,20 @@ def test_a_table_of_two_stages_is_joined(back, tmp_path):
 
 
 def test_what_was_measured_before_stays_unless_it_is_measured_again(back):
-    step = {key: value for key, value in ROW.items() if key != "config"}
-    assert back({"gpu-steps.csv": [step | {"step": "a", "ms": 1}, step | {"step": "b", "ms": 2}]})[0] == 0
-    status, results = back({"gpu-steps.csv": [step | {"step": "b", "ms": 3}], "claims.csv": [ROW]})
+    step = {key: value for key, value in ROW.items() if key != "config"} | {"model": "small", "switches": "none"}
+    old = [step | {"step": "a", "batch": 2, "ms": 1}, *(step | {"step": "b", "batch": n, "ms": 2} for n in (2, 4))]
+    assert back({"gpu-train-step.csv": old})[0] == 0
+    status, results = back({"gpu-train-step.csv": [old[1] | {"ms": 3}], "claims.csv": [ROW]})
     assert status == 0
-    table = read_table(results / "gpu-steps.csv", ("step",))
-    assert dict(zip(table["step"], table["ms"], strict=True)) == {"a": 1, "b": 3}
+    table = read_table(results / "gpu-train-step.csv", ("step",))
+    assert {(r.step, r.batch): r.ms for r in table.itertuples()} == {("a", 2): 1, ("b", 2): 3, ("b", 4): 2}
     assert not (results / "claims.csv").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book" / "results").glob("gpu-*.csv")), ids=lambda path: path.stem)
+def test_each_committed_table_can_be_merged_with_itself(path):
+    table = merge.read(path, path.name)
+    assert merge.joined(path.name, table, table).equals(table)
 
 
 def test_a_gpu_without_memory_left_is_shared_by_fewer(tmp_path, monkeypatch, capsys):
