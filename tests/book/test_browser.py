@@ -187,8 +187,9 @@ def test_a_page_is_readable_on_a_phone(opened):
 def test_on_paper_a_drawing_is_a_picture_and_folded_code_is_left_out(opened):
     """The last of a page: the theme lays tables out anew for paper."""
     _, page, _ = opened
-    page.emulate_media(media="print", color_scheme="light")
-    page.wait_for_function("() => document.documentElement.dataset.theme === 'light'")
+    page.emulate_media(media="print", color_scheme="dark")
+    page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")  # as a browser does: on paper a page is light
     seen = "all => all.map(one => one.getClientRects().length > 0)"
     assert not any(page.locator("main figure:has(.static) .drawing").evaluate_all(seen))
     assert all(page.locator("main figure .static img:not(.only-dark)").evaluate_all(seen))
