@@ -543,7 +543,7 @@
       const mapped = where.open ? await occlusion(session, pair, data.patch, data.stride) : null;
       const [one, other] = mapped ? [] : await embed(session, pair), similarity = mapped ? mapped.similarity : dot(one, other);
       const above = similarity > found.threshold, drawn = slots.some(one => one.drawn), cut = !drawn && sharp.some(face => face.beyond > CUT);
-      const said = cut ? " No verdict" : above ? " Rather the same person" : " Rather two people";
+      const said = cut || drawn ? " No verdict" : above ? " Rather the same person" : " Rather two people";
       verdict.replaceChildren(
         make("p", {}, make("strong", {className: "try-similarity"}, signed(similarity)), said),
         make("p", {}, cut ? "Part of a face lies outside its picture: the threshold does not hold for it."

@@ -382,8 +382,8 @@ def panels(table: pd.DataFrame, ids: Mapping[str, Mapping[str, str]], **how: Any
         there = {label: one for label, one in lines.items() if one in rows.index}
         parts[name] = rows.loc[list(there.values())].set_index(pd.Index(there))
         styles |= {label: entrant_look(rows.loc[one, "method"]) for label, one in there.items()}
-    margin = 100 * float(rows["margin"].min()) if len(rows) else 0
-    figure = figures.forests(parts, "difference in points", band=margin, styles=styles, **how)
+    bands = {name: 100 * part["margin"].min() for name, part in parts.items() if len(part)}
+    figure = figures.forests(parts, "difference in points", band=bands, styles=styles, **how)
     ends = [100 * part[["low", "high"]].to_numpy(float) for part in parts.values() if len(part)]
     reach = np.concatenate(ends) if ends else np.zeros((1, 2))
     for ax in figure.axes:

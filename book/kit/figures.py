@@ -203,8 +203,10 @@ def forest(
         ax.plot([a, b], [i, i], color=own[i].colour, linewidth=2.2, solid_capstyle="butt")
         ax.plot(m, i, own[i].marker, color=own[i].colour, markersize=7, markeredgecolor="white", markeredgewidth=0.7)
         count = "" if n is None else f"  n={n if isinstance(n, int) else n[i]}"
-        interval = f" [{fmt.format(a)}, {fmt.format(b)}]" if np.isfinite([a, b]).all() else ""
-        text = f"{fmt.format(m)}{interval}{count}".replace("-", "−")
+        told = [fmt.format(value) for value in (m, a, b)]
+        told = [text if text.strip("+-0.") else fmt.format(0.0) for text in told]  # no "-0.0"
+        interval = f" [{told[1]}, {told[2]}]" if np.isfinite([a, b]).all() else ""
+        text = f"{told[0]}{interval}{count}".replace("-", "−")
         ax.annotate(text, (1.02, i), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9)
     if reference is not None:
         ax.axvline(reference, color=BLACK, linestyle="--", linewidth=1)
@@ -220,7 +222,7 @@ def forests(
     tables: Mapping[str, pd.DataFrame],
     xlabel: str,
     *,
-    band: float = 0,
+    band: float | Mapping[str, float] = 0,
     styles: Mapping[str, Look] | None = None,
     width: float = 7.4,
     line: float = 0.34,
@@ -231,7 +233,7 @@ def forests(
     Args:
         tables: `mean, low, high` (fractions, shown in percentage points) and `n`, a row a label of the index, in order.
         xlabel: Below.
-        band: Half the width of a grey one around zero, in points.
+        band: Half the width of a grey one around zero, in points; of each table.
         styles: Looks of labels that are not methods.
         width: Inches.
         line: Inches a label.
@@ -241,8 +243,8 @@ def forests(
     size = (width, sum(heights))
     figure, axes = plt.subplots(len(tables), 1, squeeze=False, figsize=size, height_ratios=heights)
     for ax, (name, table) in zip(axes[:, 0], tables.items(), strict=True):
-        if band:
-            ax.axvspan(-band, band, color="#ededed", zorder=0)
+        if half := band.get(name, 0) if isinstance(band, Mapping) else band:
+            ax.axvspan(-half, half, color="#ededed", zorder=0)
         mean, low, high = 100 * table[["mean", "low", "high"]].to_numpy(np.float64).T
         labels = list(map(str, table.index))
         own = [(styles or {}).get(label, look(label)) for label in labels]
