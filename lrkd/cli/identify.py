@@ -20,7 +20,7 @@ from lrkd.study.measures import evaluation_preset
 
 TABLE = Table(
     "lrkd identify",
-    ("config", "data", "split", "side", "degradation", "unseen"),
+    ("config", "data", "digest", "split", "side", "degradation", "unseen"),
     ("data", "side", "degradation", "network"),
 )
 
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out:
         seen = "yes" if arguments.unseen else "no"
         known = {"split": arguments.split, "config": identifier(arguments.network), "unseen": seen}
-        TABLE.merge(arguments.out, table.assign(**known))
+        TABLE.merge(arguments.out, table.assign(**known, digest=faces.digest))
 
 
 def _first_and_others(faces: Faces) -> dict[str, np.ndarray]:

@@ -18,10 +18,13 @@ from lrkd.study import spec as study_spec
 def _overlap(subject: Subject, whole: Prepared, rows: np.ndarray, unseen: bool) -> tuple[str, np.ndarray] | None:
     """Whom of these rows the network learnt from, and (N,) bool where; None where that is nobody or is not known."""
     faces = whole.faces
-    tested, why = faces.subset(rows, relabel=False), "its run is not in the store ($LRKD_RUNS, else ./runs)"
+    tested = faces.subset(rows, relabel=False)
     own, seen = str(subject.notes.get("data") or "").partition("/")[0], np.zeros(len(faces), bool)
     if own == study_spec.PROCEDURAL:
         return None  # rendered people are in no photograph
+    why = "nothing names its data"
+    if own:
+        why = f"it was trained on {own}, and its run is not in the store ($LRKD_RUNS, else ./runs) to say on whom"
     if subject.run is not None:
         run, source = subject.run, subject.run.result["source"]
         try:
@@ -33,12 +36,13 @@ def _overlap(subject: Subject, whole: Prepared, rows: np.ndarray, unseen: bool) 
             why = f"{source} has changed since"
         except DataError as error:
             why = str(error)
-        warn(f"whether people of {tested.name} were trained on is not known: {why}")
+        if not unseen:
+            warn(f"whether {subject.name} was trained on people of {tested.name} is not known: {why}")
     elif own and own in (faces.name, faces.name.rpartition("-")[0]):  # data_prep.jpeg adds -jpeg88
         seen[rows] = np.isin(tested.labels, whole.splits.get("train", tested.labels))
         return (f"{own}, whose training people it may know", seen) if seen.any() else None
     if unseen:
-        raise ConfigError(f"--unseen: what {subject.name} was trained on is not known: {why}")
+        raise ConfigError(f"--unseen: on whom {subject.name} was trained is not known: {why}")
     return None
 
 

@@ -19,7 +19,7 @@ from lrkd.study.measures import evaluation_preset
 
 TABLE = Table(
     "lrkd verify",
-    ("config", "data", "protocol", "side", "degradation", "threshold_from", "unseen"),
+    ("config", "data", "digest", "protocol", "side", "degradation", "threshold_from", "unseen"),
     ("data", "side", "accuracy", "network"),
 )
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.out:
         seen = "yes" if arguments.unseen else "no"
         known = {"protocol": trial.pairs.protocol, "config": identifier(arguments.network), "unseen": seen}
-        TABLE.merge(arguments.out, table.assign(**known))
+        TABLE.merge(arguments.out, table.assign(**known, digest=trial.faces.digest))
 
 
 def _measures(trial: Trial, found: Verification) -> dict[str, Any]:

@@ -31,8 +31,8 @@ class DatasetFaces:
         base: Any = data.dataset if isinstance(data, DataLoader) else data
         self.data = base
         if not hasattr(self.data, "__getitem__") or not hasattr(self.data, "__len__") or not len(self.data):
-            got = type(self.data).__name__
-            raise DataError(f"expected a dataset with a length and numbered images, got {got} without")
+            got = f"{type(self.data).__name__} {'of none' if hasattr(self.data, '__len__') else 'without'}"
+            raise DataError(f"expected a dataset with a length and numbered images, got {got}")
         self.shape = (len(self.data), *self._image(0).shape)
 
     @property

@@ -200,10 +200,8 @@ def check_input(x: Tensor, size: int) -> None:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ConfigError(f"images: expected a tensor of floating point numbers in [-1,1], got {got}")
     if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
-        raise ConfigError(
-            f"images: expected shape (B,3,{size},{size}), got {tuple(x.shape)}: resize them, or build the network with "
-            f"another size"
-        )
+        more = ": resize them, or build the network with another size" if x.ndim == 4 and x.shape[1] == 3 else ""
+        raise ConfigError(f"images: expected shape (B,3,{size},{size}), got {tuple(x.shape)}{more}")
 
 
 def over_pixels(x: Tensor) -> tuple[Tensor, Tensor]:

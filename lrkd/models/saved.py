@@ -107,7 +107,8 @@ def from_pretrained(
         RunError: The file in it is none of lrkd's.
     """
     folder = Path(source)
-    if folder.is_file() or (not folder.is_dir() and len(folder.parts) > 2):
+    named = len(folder.parts) == 2 and folder.parts[0][0] not in "./~"  # a repository may have that name
+    if not folder.is_dir() and (folder.is_file() or not named):
         raise ConfigError(f"{source}: expected a folder that has {FILE}, or a repository OWNER/NAME")
     if not folder.is_dir():
         with needed(f"{source}: there is no such folder, and a repository", "hub"):

@@ -146,6 +146,8 @@ def _check(
     if not hasattr(network, "embedding"):  # a backbone of one's own need be no class of ours
         kind = type(network).__name__
         raise ConfigError(f"network: expected a Network, got {kind}: `lrkd.models.wrap.wrap` makes one of any module")
+    if not hasattr(head, "classes"):
+        raise ConfigError(f"head: expected one of `lrkd.models.heads.build`, got {type(head).__name__}")
     if head.weight.shape[1] != network.embedding:
         raise ConfigError(
             f"head: expected one for embeddings of {network.embedding} numbers, as the network's are, got one for "

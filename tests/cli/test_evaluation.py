@@ -160,6 +160,22 @@ def test_a_file_that_names_this_data_may_know_its_people(called, exported, photo
     meta["name"] = "others"
     (folder / "meta.json").write_text(json.dumps(meta))
     assert called("verify", exported, "--data", folder, "--side", 6)[2] == ""
+    err = called("verify", exported, "--data", folder, "--side", 6, "--unseen")[2]
+    assert "was trained is not known: it was trained on people, and its run is not in the store" in err
+
+
+def test_tables_keep_rows_of_other_data_of_the_same_name(called, trained, photographs, tmp_path):
+    """A folder that was prepared in two ways has one name."""
+    other, out = Path(shutil.copytree(photographs, tmp_path / "other")), tmp_path / "table.csv"
+    change(other, "manifest.csv", lambda t: t.assign(source=t["source"] + ".again"))
+    for command in ("verify", "identify"):
+        for data in (photographs, other, photographs):
+            assert called(command, trained.path, "--data", data, "--side", 6, "--out", out, out=False)[0] == 0
+        table = pd.read_csv(out)
+        assert list(table["data"]) == ["people"] * len(table)
+        assert table.groupby("digest").size().nunique() == 1
+        assert table["digest"].nunique() == 2
+        out.unlink()
 
 
 def test_no_word_where_nobody_was_trained_on(called, trained, photographs):
@@ -187,13 +203,13 @@ def test_unseen_with_nothing_left_is_an_error(called, trained, photographs, fold
 def test_unseen_needs_to_know_what_was_trained_on(called, trained, stranger, photographs, tmp_path):
     status, _, err = called("verify", stranger, "--data", photographs, "--unseen")
     assert status == 2
-    assert err.endswith("was trained on is not known: its run is not in the store ($LRKD_RUNS, else ./runs)\n")
+    assert "stranger was trained is not known: it was trained on elsewhere, and its run is not in the store" in err
     moved = Path(shutil.copytree(trained.path, tmp_path / trained.path.name))
     result = json.loads((moved / "result.json").read_text())
     (moved / "result.json").write_text(json.dumps({**result, "source": str(tmp_path / "gone")}))
     status, table, err = called("verify", moved, "--data", photographs, "--side", 6)
     assert (status, len(table)) == (0, 1)
-    assert "warning: whether people of people were trained on is not known" in err
+    assert f"warning: whether {moved.name} was trained on people of people is not known" in err
     assert called("verify", moved, "--data", photographs, "--unseen")[0] == 2
 
 

@@ -87,5 +87,7 @@ def test_sizes_that_differ_and_labels_that_are_none_are_refused():
         _ = DatasetFaces([(image, 1.5) for image in FACES.images]).labels
     with pytest.raises(DataError, match=r"image 0: expected .* got a dict"):
         as_faces([{"image": image, "label": 0} for image in FACES.images])
+    with pytest.raises(DataError, match=r"expected a dataset with a length .* got list of none"):
+        as_faces([])
     with pytest.raises(DataError, match="expected a dataset with a length"):
         DatasetFaces(TensorDataset(PIXELS[:0]))

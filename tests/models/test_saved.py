@@ -91,8 +91,8 @@ def test_a_repository_is_a_folder_that_was_pushed(tmp_path, monkeypatch):
 
 def test_a_repository_that_cannot_be_read_is_one_error(monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
-    with pytest.raises(DataError, match="not a name: expected a folder, or a repository"):
-        Network.from_pretrained("not a name")
+    with pytest.raises(DataError, match="not a/name: expected a folder, or a repository"):
+        Network.from_pretrained("not a/name")
 
     def offline(*_, **__):
         raise OSError("no connection")
@@ -129,7 +129,7 @@ def test_other_files_and_other_networks_are_refused(tmp_path):
     other = wrap.wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2)), 4)
     with pytest.raises(ConfigError, match="built, got Wrapped"):
         other.save_pretrained(tmp_path)
-    for missing in (tmp_path / "model.safetensors", "no/such/folder"):
+    for missing in (tmp_path / "model.safetensors", "no/such/folder", "no-such-folder", "./shared"):
         with pytest.raises(ConfigError, match=r"expected a folder that has model\.safetensors, or"):
             Network.from_pretrained(missing)
     with pytest.raises(RunError, match="expected a folder, or a name for one"):

@@ -641,6 +641,7 @@ def test_a_label_that_the_head_does_not_have():
     [
         ({"faces": np.zeros((64, 8, 8, 3), np.uint8)}, "faces: expected a Dataset of .* got ndarray"),
         ({"network": torch.nn.Flatten()}, "network: expected a Network, got Flatten: .*lrkd.models.wrap.wrap"),
+        ({"head": torch.nn.Linear(8, 4)}, r"head: expected one of `lrkd\.models\.heads\.build`, got Linear"),
         ({"head": heads.build("cosface", 4, 6)}, "head: expected one for embeddings of 8 numbers, .* got one for 6"),
     ],
 )
