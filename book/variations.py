@@ -82,12 +82,12 @@ def at_fineness(scale: Scale, fineness: float) -> Scale:
 
 
 def spectrum(scale: Scale, length: int, chosen: Chosen) -> Iterator[tuple[float, Spec]]:
-    """The fineness and the run, world by world; setting S."""
+    """The fineness and the run, teachers too, world by world; setting S."""
     for world in WORLDS["spectrum"]:
         for fineness in FINENESS:
             place = Place(at_fineness(scale, fineness), epochs=length, lr=chosen.rate)
-            for entrant in MAIN:
-                yield fineness, place.spec(entrant, world, "S", chosen.factor(entrant))
+            runs = [place.spec(entrant, world, "S", chosen.factor(entrant)) for entrant in MAIN]
+            yield from ((fineness, one) for one in answer_plan.with_needs(runs))
 
 
 VARIED = {"people": people, "spectrum": spectrum}

@@ -191,6 +191,7 @@ def drawing(name: str, caption: str = "") -> Drawing:
 
 
 _READABLE = 540  # pixels: narrower, the text in a figure of a page's width cannot be read
+_PHONE = 330  # pixels that a phone shows of a figure: wider, it says that it scrolls
 _DARK, _LIGHT = 0.35, "#e8e8e8"  # what is darker is text or an axis, and has this colour in the dark
 
 
@@ -215,7 +216,8 @@ class Shown:
             )
 
         both = img(self.image, "only-light") + img(self.dark, "only-dark", ";display:none") if self.dark else ""
-        shown = f'<div style="overflow-x:auto" tabindex="0">{both or img(self.image, "dark-light plot")}</div>'
+        kind = ' class="wide"' if self.least > _PHONE else ""
+        shown = f'<div{kind} style="overflow-x:auto" tabindex="0">{both or img(self.image, "dark-light plot")}</div>'
         return f"{opened(self.name)}{shown}{figcaption(self.caption)}</figure>"
 
     def __repr__(self) -> str:

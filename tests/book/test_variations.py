@@ -37,6 +37,9 @@ def test_the_spectrum_goes_from_the_studys_turned_round_to_the_studys_own():
     same = [one for fineness, one in found if fineness == 1 and one.world.number == 0]
     place = Place(CPU, epochs=12, lr=0.05)
     assert config_hash(same[0]) == config_hash(place.spec(variations.MAIN[0], 0, "S"))
+    assert sum(one.role == "teacher" for _, one in found) == len(variations.FINENESS) * len(
+        variations.WORLDS["spectrum"]
+    )
     assert not any(one.world.judging for _, one in found)
 
 
