@@ -186,18 +186,23 @@ class Ladders(NamedTuple):
 
     Attributes:
         rungs: `entrant, world, rung, value`: a weight, or the learning rate of `none`; the mean validation accuracy of
-            both protocols, nan where the run diverged.
+            both protocols, nan where the run diverged. And `lr-lr`, `hr-lr`, that of each.
         chosen: The rung by entrant, of ladders that have ended.
     """
 
     rungs: pd.DataFrame
     chosen: dict[str, float]
 
+    def best(self, entrant: str, by: str) -> float:
+        """The rung that one of the columns of `rungs` would have chosen; nan without a ladder."""
+        means = self.rungs[self.rungs["entrant"] == entrant].groupby("rung")[by].mean()
+        return float(means.idxmax()) if means.notna().any() else np.nan
+
 
 def ladders(tables: Tables, setting: str = "T") -> Ladders:
     """Read the ladders of rendered faces that the plan asks for by now; empty before the study has its length."""
     epochs, table = chosen_length(tables.length), tables.ladders
-    nothing = pd.DataFrame(columns=["entrant", "world", "rung", "value"])
+    nothing = pd.DataFrame(columns=["entrant", "world", "rung", "value", *CHOSEN_BY])
     if epochs is None or table.empty:
         return Ladders(nothing, {})
     place = Place(SCALES[table["scale"].iloc[0]], epochs=max(1, epochs // 2))
@@ -209,7 +214,9 @@ def ladders(tables: Tables, setting: str = "T") -> Ladders:
     hardest = rows.groupby("config")["side"].rank("dense") <= 2  # of mixed sides the two hardest count
     rows = rows[(rows["endpoint"].isin(CHOSEN_BY) & hardest) | (rows["status"] != "ok")]
     rows = rows.assign(rung=rows["lr"].where(rows["method"] == "none", rows["weight"]).astype(float))
-    rungs = rows.groupby(["entrant", "world", "rung"], sort=False)["value"].mean().reset_index()
+    means = rows.groupby(["entrant", "world", "rung"], sort=False)["value"].mean()
+    each = rows.groupby(["entrant", "world", "rung", "endpoint"])["value"].mean().unstack().reindex(columns=CHOSEN_BY)
+    rungs = means.to_frame().join(each).reset_index()
     chosen = {"none": found.lr} if found.lr is not None else {}
     for name, factor in found.factors.items():
         chosen[name] = methods.METHODS[name.partition(" ")[0]].terms[0].weight * factor
@@ -217,7 +224,7 @@ def ladders(tables: Tables, setting: str = "T") -> Ladders:
 
 
 def climbed(found: Ladders, columns: int = 3) -> Figure:
-    """Draw a panel a ladder: the mean over worlds, small marks for worlds, a star at the chosen rung, crosses: lost."""
+    """Draw a panel a ladder, means over worlds: of both protocols, and thin, of each; a star: chosen, a cross: lost."""
     names = list(dict.fromkeys(found.rungs["entrant"]))
     columns = max(1, min(columns, len(names)))
     rows = max(1, -(-len(names) // columns))
@@ -227,7 +234,9 @@ def climbed(found: Ladders, columns: int = 3) -> Figure:
         part = found.rungs[found.rungs["entrant"] == name]
         mean = 100 * part.groupby("rung")["value"].apply(lambda values: values.mean(skipna=False))
         colour, marker = look(name.partition(" ")[0])
-        ax.plot(part["rung"], 100 * part["value"], marker, color=colour, markersize=3.5, alpha=0.55)
+        for endpoint, line in zip(CHOSEN_BY, (":", "--"), strict=True):
+            each = 100 * part.groupby("rung")[endpoint].mean()
+            ax.plot(each.index, each, line, color=GREY, linewidth=1.2, label=NAMES[endpoint])
         ax.plot(mean.index, mean, color=colour, marker=marker)
         for rung in mean.index[mean.isna()]:
             ax.plot(rung, 0.03, "X", color=BLACK, transform=ax.get_xaxis_transform())
@@ -243,6 +252,7 @@ def climbed(found: Ladders, columns: int = 3) -> Figure:
         ax.set_xlabel("learning rate" if name.startswith("none") else "weight", fontsize=9)
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
+    figures.legend(axes[0, 0])
     figure.supylabel("validation accuracy, %", fontsize=10)
     return figure
 

@@ -23,9 +23,11 @@ CHANCE = 0.5
 
 
 def answers(results: Path) -> pd.DataFrame:
-    """Read the verification rows of study answer, of the parts that there are: validation people, and test people."""
-    parts = [read_table(path) for part in ("length", "worlds") if (path := results / f"answer-{part}.csv").exists()]
-    table = pd.concat(parts, ignore_index=True)
+    """Read the verification rows of part length of study answer: validation people of two worlds, setting S.
+
+    Judged worlds have other people and another learning rate, and are not mixed with these.
+    """
+    table = read_table(results / "answer-length.csv")
     table = table[(table["status"] == "ok") & table["endpoint"].isin(VERIFICATION)]
     return table.assign(network=table["method"].where(table["role"] == "student", "teacher"))
 
@@ -67,6 +69,30 @@ def against(rows: pd.DataFrame, networks: Sequence[str]) -> dict[tuple[str, str,
                 )
                 found[f"{side} px", named(name), title] = viewers.picture(drawn)
     return found
+
+
+def along(ax: Axes, table: pd.DataFrame, value: str = "value") -> Axes:
+    """Draw what is varied against a percentage: a dot a run, a line through each method's means.
+
+    Args:
+        ax: Where to draw.
+        table: `at`, what was varied, `method`, and the value, a fraction.
+        value: Its column.
+    """
+    for method, part in table.groupby("method", sort=False):
+        colour, marker = look(str(method))
+        mean = 100 * part.groupby("at")[value].mean()
+        ax.plot(mean.index, mean, color=colour, marker=marker, label=named(str(method)))
+        ax.plot(part["at"], 100 * part[value], ".", color=colour, alpha=0.6)
+    return ax
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """Subtract the student without a teacher of the same world, and the same change of it: `gain` beside each run."""
+    where = ["world", "at", "side", "endpoint"]
+    none = table[table["method"] == "none"].set_index(where)["value"].rename("none")
+    found = table[table["method"] != "none"].join(none, on=where, how="inner")
+    return found.assign(gain=found["value"] - found["none"])
 
 
 def _figure() -> tuple[plt.Figure, Axes]:
