@@ -184,10 +184,31 @@ def test_the_answer_that_the_readme_gives():
         assert 0.5 < gain(name, "lr-lr") < 1.5, "about one point where both images are small"
         assert gain(name, "hr-lr") < 0.5, "nothing, or a loss, where a sharp one meets a small one"
     assert gain("none mixed", "hr-lr") > 10, "far more: students of all sizes"
-    assert gain("embedding-cos", "rank1-teacher", of="rank1") > 5, "and a gallery that the teacher enrols"
+    assert gain("embedding-cos", "rank1-teacher", of="rank1") > 5, "and a gallery that the teacher embeds"
     for setting in "STD":
         assert (
             abs(gain("fskd", "lr-lr", "fskd-l2", setting=setting))
             < 0.5
             < gain("fskd", "hr-lr", "fskd-l2", setting=setting)
         )
+
+
+def test_what_pages_say_without_a_number():
+    """Words of "What helps?", "Cosine or L2?" and "How sure are we?" that a new table could make false."""
+    tables = answer.read(RESULTS)
+    judged = answer.judged(tables).set_index("id")
+    for setting in "TS":  # half a point for the cosine is excluded, and one for L2 is not
+        row = judged.loc[f"cosine-{setting}-lr-lr"]
+        assert row["low_family"] < -0.005 < row["high_family"] < 0.005
+    rows = rows_of(RESULTS, "ladders").query("method == 'fskd' and lr == .6 and endpoint in @BOTH")
+    by_weight = rows.groupby(["endpoint", "weight"])["value"].mean().unstack("endpoint")
+    chosen, other = answer.ladders(tables).chosen["fskd"], by_weight["lr-lr"].idxmax()
+    assert (by_weight.loc[other] - by_weight.loc[chosen])[BOTH].between([0.02, -1], [1, -0.05]).all(), (
+        "one for the other"
+    )
+    assert (judged.loc[[f"{name}-lr-lr" for name in TAUGHT], "low_family"] < 0.005).all(), "half a point is not shown"
+    searches = judged[judged["verdict"] == "no difference that matters"]
+    assert not searches["endpoint"].isin(BOTH).any(), "all on searches"
+    same, different = (by_hand(RESULTS)[("embedding-cos", setting, "6", "lr-lr")] for setting in "ST")
+    worlds = sorted(set(same) & set(different))
+    assert stats.ttest_rel([different[w] for w in worlds], [same[w] for w in worlds]).pvalue > 0.05, "T against S"
