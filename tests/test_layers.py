@@ -39,6 +39,7 @@ def test_the_arrows_point_down_and_every_room_has_a_place():
     python("from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))")
 
 
+@pytest.mark.slow
 def test_training_and_evaluating_need_the_dependencies_alone():
     """Every module imports without what the extras bring, so that they run in any PyTorch image."""
     extras = {"matplotlib", "seaborn", "plotly", "sklearn", "statsmodels", "captum", "skimage", "submitit"}
@@ -163,6 +164,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(told.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "without"),
     [

@@ -89,6 +89,7 @@ def stage(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_or_crashes_does_not_stop_the_next(stage, tmp_path):
     worker = f"""
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -145,6 +146,7 @@ def _runs(process):
     return state != "Z"  # ended, and nobody has asked how
 
 
+@pytest.mark.slow
 def test_what_there_is_no_time_for_is_named(stage):
     said, _ = stage({"long": ("time.sleep(600)", 600.0), "late": ("", 60.0)}, budget=4.0)
     assert said == {"long": "ran out", "late": "no time was left"}

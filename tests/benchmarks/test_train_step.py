@@ -16,6 +16,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_when_the_call_is_ended(tmp_path, monkeypatch, capsys):
     words = ["--model", "small", "--batch", "2", "--repeats", "1", "--device", "cpu", "--out", str(tmp_path / "t.csv")]
     monkeypatch.setattr(sys, "argv", ["train_step", *words])

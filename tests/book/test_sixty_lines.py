@@ -58,6 +58,7 @@ def test_what_comes_before_takes_data_alone_from_this_package():
         assert "kit" not in source
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("smoke")
 def test_a_reader_who_copies_the_visible_cells_has_all_of_it(monkeypatch):
     monkeypatch.setattr(display, "say", lambda **values: None)

@@ -79,6 +79,7 @@ def test_a_run_of_another_study_is_refused(made, tmp_path):
         student.main(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_files_are_of_the_chosen_run(made):
     out, run = made
     about = json.loads((out / "student.json").read_text())
@@ -97,6 +98,7 @@ def test_the_files_are_of_the_chosen_run(made):
     assert row["cosine"] == pytest.approx(found.cosine.mean(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_every_design_is_weighed(made):
     sizes = pd.read_csv(made[0] / "student-sizes.csv").set_index("design")
     assert list(sizes.index) == ["cube", "mobile-xs", "plain-s"], "other rows stay"

@@ -91,6 +91,7 @@ def world(smoke):
     return ceiling.world(SMOKE, 0)
 
 
+@pytest.mark.slow
 def test_the_ceiling_is_that_of_its_images_and_is_computed_once(world, monkeypatch):
     found = pd.DataFrame(ceiling.ceilings(world, 2))
     assert len(found) == 2 * (2 * len(SMOKE.sides) + 1)
@@ -107,6 +108,7 @@ def test_the_ceiling_is_that_of_its_images_and_is_computed_once(world, monkeypat
     assert table["bound"].between(0, 1).all()
 
 
+@pytest.mark.slow
 def test_true_numbers_make_the_image_and_a_fit_from_them_stays(world, monkeypatch):
     """What is drawn from an image's numbers is the image but for noise and rounding."""
     monkeypatch.setattr(ceiling, "STARTS", {"truth": ((1.0, 1),)})
@@ -150,6 +152,7 @@ def test_what_is_fixed_is_what_the_best_vector_keeps():
     assert metamers.split(own, targets)["length"] < 1
 
 
+@pytest.mark.slow
 def test_draws_look_like_the_image(world, monkeypatch):
     monkeypatch.setattr(metamers, "metamers", partial(ideal_observer.metamers, steps=1))
     row = ceiling.genuine(world, 1)[0][0]
@@ -162,6 +165,7 @@ def test_draws_look_like_the_image(world, monkeypatch):
     np.testing.assert_allclose(left.flatten(1).square().mean(1).sqrt(), found[:, -1], rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_page_runs_on_the_committed_tables(smoke, tmp_path, monkeypatch):
     (tmp_path / "results").symlink_to(ceiling.RESULTS)
     names, said = run("why", tmp_path, monkeypatch)

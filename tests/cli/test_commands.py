@@ -108,6 +108,7 @@ def parses(words: list[str], line: str) -> None:
 # --------------------------------------------------------------------------------------------------- the first hour
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("smoke")
 def test_the_first_hour_runs(tmp_path, monkeypatch, capsys):
     """As help tells it, at scale smoke: each line after those before it, in a folder where there is nothing else."""

@@ -833,6 +833,7 @@ def test_a_role_is_a_word(tmp_path, role):
         load_prepared(folder)
 
 
+@pytest.mark.slow
 def test_bombs_take_less_than_a_gigabyte(tmp_path):
     """Two images just below the limit, transparent and lying on their side; one that claims far more; one program."""
     exif = Image.Exif()

@@ -250,6 +250,7 @@ def test_every_claim_compares_entrants_that_run_where_it_is_judged():
 # ------------------------------------------------------------------------------------------------------ a whole cycle
 
 
+@pytest.mark.slow
 def test_machines_divide_the_work_by_entrants(cycle, capsys):
     tables, _, _ = cycle
 
@@ -309,6 +310,7 @@ def test_choosing_shows_validation_people_and_judging_test_people(cycle):
     assert set(judged["setting"]) == {"S", "T", "D"}
 
 
+@pytest.mark.slow
 def test_every_value_is_the_mean_of_the_bits_that_are_kept(cycle):
     tables, _, _ = cycle
     judged = answer.read(tables, "worlds")
@@ -324,6 +326,7 @@ def test_every_value_is_the_mean_of_the_bits_that_are_kept(cycle):
         assert counts[row.world, "left" if row.endpoint in endpoints.VERIFICATION else "probe"] == row.n
 
 
+@pytest.mark.slow
 def test_the_tables_are_the_memory(cycle, monkeypatch):
     tables, store, run = cycle
     before = {path.name: path.read_bytes() for path in tables.glob("*.csv")}
@@ -339,6 +342,7 @@ def test_the_tables_are_the_memory(cycle, monkeypatch):
     assert {path.name: path.read_bytes() for path in tables.glob("*.csv")} == before
 
 
+@pytest.mark.slow
 def test_a_lost_row_is_trained_again_and_merges_with_the_others(cycle):
     tables, _, run = cycle
     path = answer.table_path(tables, "worlds")
@@ -364,6 +368,7 @@ def test_two_workers_find_what_one_does(cycle, tmp_path):
     pd.testing.assert_frame_equal(both[0], both[1][known].reset_index(drop=True))
 
 
+@pytest.mark.slow
 def test_photographs_have_their_own_ladders_and_then_seeds_that_nothing_was_chosen_on(
     photographs, tmp_path, monkeypatch
 ):
@@ -386,6 +391,7 @@ def test_photographs_have_their_own_ladders_and_then_seeds_that_nothing_was_chos
             answer.plan(part, SMOKE, source, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_teachers_kept_words_train_the_same_student(cycle, tmp_path):
     from lrkd.training.acceleration import Speed
 

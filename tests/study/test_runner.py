@@ -298,6 +298,7 @@ def test_what_is_done_is_not_trained_again(studied, store, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_bits_of_one(studied, store, tmp_path):
     some = [WANTED[0], *WANTED[2:6]]
     frame = runner.run_study(some, tmp_path, workers=2, device="cpu", progress=False)

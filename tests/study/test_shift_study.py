@@ -200,6 +200,7 @@ def test_gains_are_run_by_run():
     assert found["gain"].tolist() == pytest.approx([0.02])  # dark has nothing to be held against
 
 
+@pytest.mark.slow
 def test_a_row_a_measurement_of_what_is_there(gathered):
     assert set(gathered["config"]) == {study_spec.config_hash(spec) for spec in (*WANTED[:2], ABROAD)}
     once = gathered[gathered["part"] != "layers"]
@@ -228,6 +229,7 @@ def test_each_seed_meets_the_test_faces_in_an_order_of_its_own():
     assert found == 2 * once, "unadapted, the order does not matter"
 
 
+@pytest.mark.slow
 def test_what_was_trained_with_another_kernel_is_in_the_matrix_of_kernels_alone(gathered):
     away = gathered[gathered["preset"] == "askd-compat"]
     assert set(away["part"]) == {"matrix"}
@@ -250,6 +252,7 @@ def test_the_study_of_kernels_has_every_kernel_for_every_seed():
     assert sum(study_spec.config_hash(spec) in core for spec in wanted) == 3
 
 
+@pytest.mark.slow
 def test_what_is_known_is_not_measured_again(gathered, tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     results.write_table(path, gathered)
@@ -261,6 +264,7 @@ def test_what_is_known_is_not_measured_again(gathered, tmp_path, monkeypatch):
     np.testing.assert_allclose(again["accuracy"], gathered["accuracy"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_while_it_measures_nothing_known_is_lost(gathered, monkeypatch):
     """Whoever stops it must find in the file what was there before, also of parts that were not reached."""
     monkeypatch.setattr(shift_bench, "DIALS", DIALS[-2:])
@@ -273,6 +277,7 @@ def test_while_it_measures_nothing_known_is_lost(gathered, monkeypatch):
     assert len(again) == len(gathered), "what nothing has asked for goes at the end"
 
 
+@pytest.mark.slow
 def test_the_same_twice(gathered, shown, student):
     """Evaluated anew, a row of the table comes out the same."""
     row = gathered[(gathered["part"] == "test") & (gathered["adaptation"] == "facebn")].iloc[0]
@@ -284,12 +289,14 @@ def test_the_same_twice(gathered, shown, student):
         assert row[name] == pytest.approx(value, abs=1e-9), name
 
 
+@pytest.mark.slow
 def test_without_a_student_to_calibrate_there_is_an_error(gathered, tmp_path):
     for wanted, where in ((WANTED, tmp_path), (WANTED[1:2], None)):
         with pytest.raises(RunError, match="no student without a teacher of scale smoke, 3 px and a seed below 3"):
             shift_study.gather(wanted, where)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_table_and_says_what_is_missing(gathered, tmp_path, capsys, monkeypatch):
     out = tmp_path / "adaptation.csv"
     results.write_table(out, gathered)

@@ -52,6 +52,7 @@ def test_what_a_run_needs_is_trained_first_and_once(studied, store):
     assert experiment.find_run(spec("none"), store).finished
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_weights_that_it_is_lent(studied, store, tmp_path, monkeypatch):
     class Begun(Exception):
         pass
@@ -84,6 +85,7 @@ def test_a_start_is_of_the_same_seed_side_and_design():
     }
 
 
+@pytest.mark.slow
 def test_the_network_is_of_the_design_and_takes_images_of_the_side(studied, store):
     run = experiment.find_run(spec("skd"), store)
     assert run.path.name.startswith("procedural-smoke-skd-mobile-xs-8-s0-t0-")
@@ -96,6 +98,7 @@ def test_the_network_is_of_the_design_and_takes_images_of_the_side(studied, stor
     np.testing.assert_allclose(embedding.embed(network, faces.images[:6], side=8, mirror=False), small, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_measures_of_a_small_student(studied, store):
     faces = study_spec.splits(SMOKE).test
     pairs = measures.pairs_of(faces)
@@ -120,6 +123,7 @@ def test_measures_of_a_small_student(studied, store):
             assert np.isnan(scores[2:]).all()
 
 
+@pytest.mark.slow
 def test_without_scikit_learn_nothing_is_trained_and_what_is_there_is_found(studied, store, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
@@ -131,6 +135,7 @@ def test_without_scikit_learn_nothing_is_trained_and_what_is_there_is_found(stud
     assert experiment.train(spec("skd"), store, device="cpu", progress=False).finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
 def test_choices_have_their_size_and_kind(studied, store, fraction):
     faces, teacher = study_spec.splits(SMOKE).train, experiment.find_run(study_spec.teacher_spec(SMOKE), store)

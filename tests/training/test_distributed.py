@@ -86,6 +86,7 @@ def alone(scene: str):
     return toys.train(**SCENES[scene])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", ["whole head", "shared head", "shared AdaFace"])
 def test_two_processes_have_the_loss_curve_and_the_weights_of_one(found, scene):
     both = torch.load(found / scene / "found.pt", weights_only=True)
@@ -99,6 +100,7 @@ def test_two_processes_have_the_loss_curve_and_the_weights_of_one(found, scene):
         torch.testing.assert_close(both["weights"][key].float(), value.float(), rtol=1e-2, atol=2e-3, msg=key)
 
 
+@pytest.mark.slow
 def test_norms_that_see_half_a_batch_each_are_another_training_and_learn_too(found):
     both = torch.load(found / "norms apart" / "found.pt", weights_only=True)["rows"]
     one = alone("norms apart")[1].rows
@@ -106,11 +108,13 @@ def test_norms_that_see_half_a_batch_each_are_another_training_and_learn_too(fou
     assert both[-1]["loss"] < both[0]["loss"]
 
 
+@pytest.mark.slow
 def test_random_degradations_are_drawn_by_each(found):
     rows = torch.load(found / "random sides" / "found.pt", weights_only=True)["rows"]
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+@pytest.mark.slow
 def test_they_stop_together_and_the_checkpoint_holds_all_classes(found):
     assert {(found / f"said{rank}").read_text() for rank in (0, 1)} == {"train stopped at step 10 of 24"}
     state = torch.load(found / "stopped" / "state.pt", weights_only=True)

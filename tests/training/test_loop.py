@@ -47,6 +47,7 @@ def run_until(step: int, **more):
 # -------------------------------------------------------------------------------------------------------- resuming
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_ten_random_moments_ends_on_the_same_bits(tmp_path):
     uninterrupted, _ = toys.train(**toys.KILLED)
     done = subprocess.run(
