@@ -1,0 +1,48 @@
+"""The photograph student on sets that nobody chose with: what is compared, and what a threshold lets pass."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_photo_sides import lfw
+
+from book import photo_unseen
+from book.student_photos import SIDE, pixels
+from lrkd.errors import DataError
+
+
+def a_set():
+    whole = lfw()
+    return replace(whole, protocols={"generated": whole.protocols["view2"]})
+
+
+def knows(labels: np.ndarray):
+    """A network that gives each image its person's own direction."""
+    return lambda images, side: np.eye(labels.max() + 1, dtype=np.float32)[labels]
+
+
+def test_who_knows_everybody_is_always_right():
+    whole = a_set()
+    found = photo_unseen.row(whole, knows(whole.faces.labels), 0.5)
+    assert (found["accuracy"], found["rank1"], found["at_threshold"], found["false_matches"]) == (1, 1, 1, 0)
+    assert (found["people"], found["gallery"], found["probes"]) == (40, 40, 80)
+    assert found["side"] == SIDE
+
+
+def test_a_threshold_below_all_lets_everybody_pass():
+    whole = a_set()
+    found = photo_unseen.row(whole, knows(whole.faces.labels), -1.0)
+    assert found["false_matches"] == 1
+    assert found["at_threshold"] == whole.protocols["generated"].same.mean()
+    assert found["accuracy"] == 1, "folds have thresholds of their own"
+
+
+def test_pixels_have_no_threshold_and_tell_patterns_apart():
+    found = photo_unseen.row(a_set(), lambda images, _: pixels(images), None)
+    assert found["rank1"] == 1
+    assert "false_matches" not in found
+
+
+def test_a_folder_without_pairs_is_refused():
+    with pytest.raises(DataError, match="expected a folder with pairs"):
+        photo_unseen.row(replace(a_set(), protocols={}), knows(np.zeros(1, int)), None)
