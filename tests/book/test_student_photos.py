@@ -1,5 +1,6 @@
 """The student for photographs: what it is shown, how a rung is trained and chosen, and the file in the repository."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,19 +65,76 @@ def test_histograms_count_each_pair_once(gone):
         np.testing.assert_array_equal(found[kind], np.histogram(values, photos.BINS, (-1, 1))[0])
 
 
+def test_gentle_augmentation_stays_nearer_to_the_plain_image():
+    x = photos.area(noise(64, 56).repeat(2, 1).repeat(2, 2), 56)
+    plain, off = torch.nn.functional.interpolate(x, 16, mode="area"), []
+    for strength in (0.0, 0.5, 1.0):
+        made = photos.augmented(x, torch.Generator().manual_seed(0), strength)
+        near = torch.minimum((made - plain).square().mean((1, 2, 3)), (made - plain.flip(3)).square().mean((1, 2, 3)))
+        off.append(float(near.mean()))
+    assert off == sorted(off)
+
+
+def embeddings(path, count: int = 256):
+    np.save(path, np.random.default_rng(1).standard_normal((count, 9)).astype(np.float32))
+    return path
+
+
 @pytest.mark.parametrize("teacher", ["", "axes", "bridge"])
 def test_a_rung_trains_and_is_the_same_again(teacher, tmp_path):
-    rung = photos.Rung((4, 8), (1, 2), 6, 2, teacher)
-    faces = SimpleNamespace(images=noise(256), labels=np.arange(256) % 16, classes=16, rows=np.arange(256)[::-1])
-    np.save(tmp_path / "e.npy", np.random.default_rng(1).standard_normal((256, 9)).astype(np.float32))
-    target = photos.targets(rung, tmp_path / "e.npy", faces)
+    rung, labels, rows = photos.Rung((4, 8), (1, 2), 6, 2, teacher), np.arange(256) % 16, np.arange(256)[::-1]
+    table = embeddings(tmp_path / "e.npy")
+    target = photos.targets(rung, table, labels, rows)
     assert (target is None) == (not teacher)
-    one, two = (photos.train(rung, faces, target, seed=0).state_dict() for _ in range(2))
+    train = partial(photos.train, rung, noise(256), torch.from_numpy(labels), target, seed=0)
+    one, two = (train().state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     if teacher:
         assert target.shape == (256, 6)
         with pytest.raises(ConfigError, match="teacher is not given"):
-            photos.targets(rung, None, faces)
+            photos.targets(rung, None, labels, rows)
+
+
+def test_who_has_no_class_is_learned_of_from_the_teacher_alone(tmp_path):
+    labels, rows = np.where(np.arange(256) < 192, np.arange(256) % 16, -1), np.arange(256)
+    rung, table = photos.Rung((4, 8), (1, 2), 6, 1, "bridge", everybody=True), embeddings(tmp_path / "e.npy")
+    target = photos.targets(rung, table, labels, rows)
+    known = photos.targets(rung, table, labels[:192], rows[:192])
+    torch.testing.assert_close(target[:192], known), "the head is fitted to those with a class"
+    made = photos.train(rung, noise(256), torch.from_numpy(labels), target, 0)
+    other = target.clone()
+    other[192:] = target[192:].flip(0)
+    changed = photos.train(rung, noise(256), torch.from_numpy(labels), other, 0)
+    assert not all(torch.equal(a, b) for a, b in zip(made.parameters(), changed.parameters(), strict=True))
+
+
+def test_people_with_one_photograph_are_of_the_training_people_and_of_no_other_split(monkeypatch):
+    labels = np.array([0, 0, 1, 1, 2, 3, 4, 4, 5])
+    faces = SimpleNamespace(labels=labels, images=noise(9, 16), missing=np.arange(9) == 5)
+
+    def part(*rows):
+        return SimpleNamespace(rows=np.array(rows), images=faces.images[list(rows)], labels=labels[list(rows)])
+
+    splits = SimpleNamespace(train=part(0, 1), validation=part(2, 3), test=part(6, 7))
+    whole = SimpleNamespace(faces=faces, splits={"train": np.array([0, 1, 2, 3]), "test": np.array([4, 5])})
+    monkeypatch.setattr(photos, "load_prepared", lambda data: whole)
+    plain, every = (photos.Rung((4,), (1,), 6, 1, everybody=e) for e in (False, True))
+    assert photos.shown_to(plain, None, splits)[2].tolist() == [0, 1]
+    images, given, rows = photos.shown_to(every, None, splits)
+    assert rows.tolist() == [0, 1, 4], "person 2; person 3 has no face that was found, and 5 is a test person"
+    assert given.tolist() == [0, 0, -1]
+    np.testing.assert_array_equal(images[2], faces.images[4])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["four-60-gentle", "mobile-60-gentle", "shuffle-60-gentle"])
+def test_networks_of_other_kinds_are_of_the_same_size(name, tmp_path):
+    network = photos.network_of(photos.LADDER[name], seed=0).eval()
+    again = photos.network_of(photos.LADDER[name], seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+    made = export.export(network, tmp_path / "n.onnx", "int8", calibration=photos.shown(noise(16)))
+    assert made(photos.shown(noise(2))).shape == (2, 56)
+    assert 50_000 < made.bytes <= photos.LIMIT
 
 
 def test_the_best_on_validation_people_is_taken_with_its_card(tmp_path):
