@@ -71,30 +71,6 @@ def against(rows: pd.DataFrame, networks: Sequence[str]) -> dict[tuple[str, str,
     return found
 
 
-def along(ax: Axes, table: pd.DataFrame, value: str = "value") -> Axes:
-    """Draw what is varied against a percentage: a dot a run, a line through each method's means.
-
-    Args:
-        ax: Where to draw.
-        table: `at`, what was varied, `method`, and the value, a fraction.
-        value: Its column.
-    """
-    for method, part in table.groupby("method", sort=False):
-        colour, marker = look(str(method))
-        mean = 100 * part.groupby("at")[value].mean()
-        ax.plot(mean.index, mean, color=colour, marker=marker, label=named(str(method)))
-        ax.plot(part["at"], 100 * part[value], ".", color=colour, alpha=0.6)
-    return ax
-
-
-def gains(table: pd.DataFrame) -> pd.DataFrame:
-    """Subtract the student without a teacher of the same world, and the same change of it: `gain` beside each run."""
-    where = ["world", "at", "side", "endpoint"]
-    none = table[table["method"] == "none"].set_index(where)["value"].rename("none")
-    found = table[table["method"] != "none"].join(none, on=where, how="inner")
-    return found.assign(gain=found["value"] - found["none"])
-
-
 def _figure() -> tuple[plt.Figure, Axes]:
     return plt.subplots(figsize=(5.6, 3.4))
 

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,20 +29,6 @@ def rows() -> pd.DataFrame:
 
 def test_a_share_is_of_the_way_from_chance_to_the_ceiling():
     np.testing.assert_allclose(rows()["share"], [0.2 / 0.4, 0.3 / 0.4, 0.4 / 0.5])
-
-
-def test_a_gain_is_over_no_teacher_of_the_same_world_and_change():
-    keys = [(w, at, m) for w in (0, 1) for at in (250, 500) for m in ("none", "fskd")]
-    table = pd.DataFrame(keys, columns=["world", "at", "method"]).assign(side=6, endpoint="lr-lr")
-    table["value"] = np.arange(len(table)) ** 2 / 100
-    found = why.gains(table)
-    assert list(found["method"]) == ["fskd"] * 4
-    np.testing.assert_allclose(found["gain"], np.diff(table["value"])[::2])
-    ax = why.along(plt.subplots()[1], table)
-    means = table.groupby(["method", "at"])["value"].mean()
-    lines = {line.get_label(): line.get_ydata() for line in ax.lines if not line.get_label().startswith("_")}
-    np.testing.assert_allclose(lines["F-SKD"], 100 * means["fskd"])
-    plt.close(ax.figure)
 
 
 def test_every_choice_has_a_picture():
