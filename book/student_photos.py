@@ -81,6 +81,8 @@ LADDER = {
     "four-60-gentle": Rung(*FOUR, 60, **GENTLE),
     "four-60-gentler": Rung(*FOUR, 60, **GENTLE | {"strength": 0.25}),
     "four-120-gentle": Rung(*FOUR, 120, **GENTLE),
+    "four-60-taught": Rung(*FOUR, 60, **GENTLE, weight=60.0),
+    "four-120-taught": Rung(*FOUR, 120, **GENTLE, weight=60.0, decay=1e-4),
     "mobile-60-gentle": Rung(*MOBILE, 60, **GENTLE, kind="mobile"),
     "shuffle-60-gentle": Rung(*SHUFFLE, 60, **GENTLE, kind="shuffle"),
 }
