@@ -183,6 +183,10 @@ def test_the_answer_that_the_readme_gives():
     for name in TAUGHT:
         assert 0.5 < gain(name, "lr-lr") < 1.5, "about one point where both images are small"
         assert gain(name, "hr-lr") < 0.5, "nothing, or a loss, where a sharp one meets a small one"
+    longer = rows_of(RESULTS, "length").query("endpoint == 'lr-lr' and epochs == 24")
+    longer = longer.pivot(index="world", columns="method", values="value")
+    assert (longer[list(TAUGHT)].sub(longer["none"], axis=0).mean() < 0.005).all(), "gone after twice the training"
+    assert len(longer.dropna()) == 2, "in the two worlds that were tried"
     assert gain("none mixed", "hr-lr") > 10, "far more: students of all sizes"
     assert gain("embedding-cos", "rank1-teacher", of="rank1") > 5, "and a gallery that the teacher embeds"
     for setting in "STD":
