@@ -351,7 +351,7 @@ def card(row: pd.Series) -> dict[str, str]:
 def choose(work: Path, table: Path, results: Path = RESULTS) -> Path:
     """Write the best rung's file with its card; ConfigError where it is not there or too large."""
     rows = TABLE.read(table)
-    best = rows.loc[rows[rows["bytes"].notna()]["validation"].idxmax()]
+    best = rows.loc[rows[rows["bytes"] <= LIMIT]["validation"].idxmax()]
     file, out = work / f"{best['rung']}-s{best['seed']}.onnx", results / "photo-student.onnx"
     if not file.is_file():
         raise ConfigError(f"work {work}: expected {file.name}, the best on validation people: train that rung here")
