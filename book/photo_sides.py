@@ -29,6 +29,7 @@ from lrkd.data import alignment, detection
 from lrkd.data.degradation import degrade
 from lrkd.data.pairs import Pairs
 from lrkd.data.prepared import Prepared, load_prepared, prepared
+from lrkd.data.tables import Splits
 from lrkd.errors import DataError
 from lrkd.evaluation import embedding
 from lrkd.evaluation.search import search
@@ -78,6 +79,12 @@ def shown(whole: Prepared, trained: set[str]) -> tuple[Pairs, np.ndarray, np.nda
     if pairs is None or not len(gallery) < len(test):
         raise DataError(f"{faces.name}: expected LFW whole, with people whom the student was not trained on")
     return pairs, gallery, np.setdiff1d(test, gallery)
+
+
+def taught(whole: Prepared, splits: Splits) -> set[str]:
+    """The names of all people whom a student may have been trained on, those with a single photograph too."""
+    known = {whole.faces.names[label] for label in whole.splits["train"]}
+    return known - {splits.validation.names[label] for label in np.unique(splits.validation.labels)}
 
 
 def measured(
@@ -161,7 +168,7 @@ def main() -> None:
         table.check(out)
     networks = [student(arguments.student), *([outside(arguments.model)] if arguments.model else [])]
     sets = {"five points": load_prepared(arguments.aligned), "centre": load_prepared(arguments.centre)}
-    trained = set(prepared(arguments.aligned).train.names)
+    trained = taught(sets["five points"], prepared(arguments.aligned))
     rows, own = [], None
     for framing, whole in sets.items():
         faces = whole.faces

@@ -1,6 +1,7 @@
 """The table of the photograph student by side and framing: what is shown, who is scored, where errors are counted."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +34,12 @@ def lfw(people: int = 40, images: int = 3, seed: int = 0) -> Prepared:
     pairs = Pairs(left, right, same, np.arange(2 * people) // 8, "view2")
     half = np.arange(people) < people // 2
     return Prepared(faces, {"view2": pairs}, {}, splits={"train": np.flatnonzero(half), "test": np.flatnonzero(~half)})
+
+
+def test_whoever_may_have_been_trained_on_is_left_out():
+    whole = lfw()
+    held = SimpleNamespace(names=whole.faces.names[:3], labels=np.array([0, 1, 1, 2]))
+    assert sides.taught(whole, SimpleNamespace(validation=held)) == set(whole.faces.names[3:20])
 
 
 def test_the_networks_are_shown_what_the_side_leaves(monkeypatch):
