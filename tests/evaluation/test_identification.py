@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_curve, top_k_accuracy_score
@@ -142,6 +142,8 @@ def test_open_set_lies_on_scikit_learns_curve(seed, fpir, rank):
     found = open_set(gallery, labels, probe, wanted, rank=rank, fpir=(fpir,))
     score = np.round(1 - cdist(probe, gallery, "cosine"), 9)
     own = np.array([row[k] if k < 99 else row.max() for row, k in zip(score, wanted, strict=True)])
+    # A mate exactly as near as the stranger who sets the threshold: the last bit of a cosine decides, here and there.
+    assume(not np.intersect1d(own[wanted < 99], own[wanted == 99]).size)
     place = (score >= own[:, None]).sum(1)
     own[(place > rank) & (wanted < 99)] = -5.0
     far, tar, threshold = roc_curve(wanted < 99, own, drop_intermediate=False)
