@@ -348,3 +348,12 @@ def test_forests_have_a_band_each_and_no_negative_zero():
     assert bands == [-0.5, -2.0]
     assert "+0.0 [+0.0, +2.0]  n=6" in [text.get_text() for text in figure.axes[0].texts]
     plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["attention", "core-table", "distances", "race", "real-faces", "recogniser", "students-that-adapt", "three-epochs"],
+)
+def test_a_forest_of_small_images_says_what_the_other_protocols_show(page):
+    """Of the older tables, whose forests have small images on both sides; those of study `answer` have a panel each."""
+    assert "gains.elsewhere(" in (Path(__file__).parents[2] / "book" / f"{page}.ipynb").read_text(encoding="utf-8")
