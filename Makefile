@@ -91,6 +91,9 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/python -m book.metamers
 	$(BIN)/lrkd study answer --part ladders --scale cpu --tables $(RESULTS)
 	$(BIN)/lrkd study answer --part worlds --scale cpu --tables $(RESULTS)
+	$(BIN)/python -m book.variations differences
+	$(BIN)/python -m book.variations people --scale cpu
+	$(BIN)/python -m book.variations spectrum --scale cpu
 	$(BIN)/lrkd study answer --part attention --scale cpu --tables $(RESULTS)
 	$(BIN)/lrkd runs --of $(RESULTS)/answer-*.csv --out $(RESULTS)/answer-runs.csv
 
