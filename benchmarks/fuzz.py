@@ -9,6 +9,7 @@ code: processes, sockets, imports, files opened for writing, `exec` and `compile
 from __future__ import annotations
 
 import argparse
+import codecs
 import encodings.cp437  # zipfile imports it at a damaged archive's first odd name
 import encodings.raw_unicode_escape  # noqa: F401  # and pickletools this one at a pickle's first such text
 import io
@@ -250,6 +251,16 @@ def damage(data: bytes, injuries: list[Injury], other: bytes) -> bytes:
             random.Random(number).shuffle(lines)
             out = bytearray(b"\n".join(lines))
     return bytes(out[: 2**20])
+
+
+# Python imports a codec at its first use, which is no fault of the file whose text is in it.
+for _codec in (
+    "ascii",
+    "latin-1",
+    "utf-8",
+    *(f"utf-{bits}{order}" for bits in (16, 32) for order in ("", "-le", "-be")),
+):
+    codecs.lookup(_codec)
 
 
 class Watch:
