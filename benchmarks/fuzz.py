@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import encodings.cp437  # zipfile imports it at a damaged archive's first odd name
-import encodings.raw_unicode_escape  # noqa: F401  # and pickletools this one at a pickle's first such text
 import io
 import json
 import pickle
@@ -254,13 +252,11 @@ def damage(data: bytes, injuries: list[Injury], other: bytes) -> bytes:
 
 
 # Python imports a codec at its first use, which is no fault of the file whose text is in it.
-for _codec in (
-    "ascii",
-    "latin-1",
-    "utf-8",
-    *(f"utf-{bits}{order}" for bits in (16, 32) for order in ("", "-le", "-be")),
-):
+for _codec in ("ascii", "cp437", "latin-1", "raw_unicode_escape", "utf-8"):
     codecs.lookup(_codec)
+for _bits in (16, 32):
+    for _order in ("", "-le", "-be"):
+        codecs.lookup(f"utf-{_bits}{_order}")
 
 
 class Watch:

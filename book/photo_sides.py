@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from benchmarks import outside_teacher
-from book.student_photos import RESULTS, SIDE
+from book.student_photos import RESULTS, SIDE, lost
 from data_prep import lfw
 from lrkd.data import alignment, detection
 from lrkd.data.degradation import degrade
@@ -91,8 +91,7 @@ def measured(
     features: np.ndarray, whole: Prepared, pairs: Pairs, gallery: np.ndarray, probes: np.ndarray
 ) -> tuple[dict[str, Any], Verification]:
     """What says in a row how good a network is, and its verification; features (N,D), of the rows that are shown."""
-    labels, gone = whole.faces.labels, whole.faces.missing
-    gone = np.zeros(len(labels), bool) if gone is None else gone
+    labels, gone = whole.faces.labels, lost(whole.faces)
     ends = features[pairs.left], features[pairs.right], pairs.same
     verified = kfold_verification(*ends, pairs.fold, missing=pairs.touch(gone))
     right = bootstrap_identities(verified.correct, labels[pairs.left], labels[pairs.right])

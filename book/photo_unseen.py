@@ -41,6 +41,7 @@ def row(whole: Prepared, embed: Embed, threshold: float | None) -> dict[str, Any
     known = {"data": faces.name, "people": faces.classes, "images": len(faces), "side": SIDE, **found}
     if threshold is not None:
         passed = cosine_scores(features[pairs.left], features[pairs.right]) > threshold
+        passed &= ~pairs.touch(faces.missing)  # a face that was not found matches nobody
         known |= {"threshold": threshold, "at_threshold": float((passed == pairs.same).mean())}
         known["false_matches"] = float(passed[~pairs.same].mean())
     return known

@@ -171,6 +171,11 @@ def train(rung: Rung, photographs: np.ndarray, labels: Tensor, target: Tensor | 
     return network.eval()
 
 
+def lost(faces: Faces) -> np.ndarray:
+    """(N,) bool: images without a face."""
+    return np.zeros(len(faces.labels), bool) if faces.missing is None else faces.missing
+
+
 def shown_to(rung: Rung, data: Path, splits: Splits) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, labels and rows of the data that a rung is trained on; see Rung for `everybody`."""
     faces = splits.train
@@ -181,14 +186,9 @@ def shown_to(rung: Rung, data: Path, splits: Splits) -> tuple[np.ndarray, np.nda
     whole = load_prepared(data)
     known = [whole.faces.labels[part.rows] for part in (splits.train, splits.validation, splits.test)]
     single = np.setdiff1d(whole.splits["train"], np.concatenate(known))
-    more = np.flatnonzero(np.isin(whole.faces.labels, single) & ~gone(whole.faces))
+    more = np.flatnonzero(np.isin(whole.faces.labels, single) & ~lost(whole.faces))
     images = np.concatenate([images, np.stack([whole.faces.images[int(row)] for row in more])])
     return images, np.concatenate([labels, np.full(len(more), -1)]), np.concatenate([rows, more])
-
-
-def gone(faces: Faces) -> np.ndarray:
-    """(N,) bool: images without a face."""
-    return np.zeros(len(faces), bool) if faces.missing is None else faces.missing
 
 
 def targets(rung: Rung, table: Path | None, labels: np.ndarray, rows: np.ndarray) -> Tensor | None:
@@ -236,7 +236,7 @@ def measures(embed: Callable[[np.ndarray], np.ndarray], splits: Splits) -> dict[
     pairs, gone = test.pairs, test.pairs.touch(test.missing)
     scores = verification.cosine_scores(b[pairs.left], b[pairs.right])
     found["test"] = float((((scores > cut) & ~gone) == pairs.same).mean())
-    here = np.ones(len(b), bool) if test.missing is None else ~test.missing
+    here = ~lost(test)
     unit = (b / np.linalg.norm(b, axis=1, keepdims=True))[here]
     labels = np.asarray(test.labels)[here]
     gallery = np.unique(labels, return_index=True)[1]
@@ -256,7 +256,7 @@ def histograms(embed: Callable[[np.ndarray], np.ndarray], test: Faces) -> dict[s
     assert test.pairs is not None
     features, pairs = embed(test.images), test.pairs
     own = pairs.same & ~pairs.touch(test.missing)
-    here = np.arange(len(features)) if test.missing is None else np.flatnonzero(~test.missing)
+    here = np.flatnonzero(~lost(test))
     unit = features[here] / np.linalg.norm(features[here], axis=1, keepdims=True)
     labels, edges = np.asarray(test.labels)[here], np.linspace(-1, 1, BINS + 1)
     impostor = np.zeros(BINS, np.int64)

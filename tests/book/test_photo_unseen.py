@@ -37,6 +37,16 @@ def test_a_threshold_below_all_lets_everybody_pass():
     assert found["accuracy"] == 1, "folds have thresholds of their own"
 
 
+def test_a_face_that_was_not_found_matches_nobody():
+    whole = a_set()
+    pairs, missing = whole.protocols["generated"], np.arange(len(whole.faces)) == 0
+    found = photo_unseen.row(
+        replace(whole, faces=replace(whole.faces, missing=missing)), knows(whole.faces.labels), -1.0
+    )
+    assert found["false_matches"] == 1 - pairs.touch(missing)[~pairs.same].mean()
+    assert found["at_threshold"] == (pairs.same & ~pairs.touch(missing) | ~pairs.same & pairs.touch(missing)).mean()
+
+
 def test_pixels_have_no_threshold_and_tell_patterns_apart():
     found = photo_unseen.row(a_set(), lambda images, _: pixels(images), None)
     assert found["rank1"] == 1
