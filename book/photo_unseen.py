@@ -17,14 +17,14 @@ import pandas as pd
 from book.photo_sides import Embed, measured, outside, student
 from book.student_photos import RESULTS, SIDE, pixels
 from lrkd.data.prepared import Prepared, load_prepared
-from lrkd.errors import DataError
+from lrkd.errors import DataError, LrkdError
 from lrkd.evaluation.verification import cosine_scores
 from lrkd.files import Table
 from lrkd.onnx import recogniser
 from lrkd.study.experiment import commit
 
 COMMAND = "python -m book.photo_unseen"
-TABLE = Table(COMMAND, ("data", "network"))
+TABLE = Table(COMMAND, ("data", "digest", "network"))
 
 
 def row(whole: Prepared, embed: Embed, threshold: float | None) -> dict[str, Any]:
@@ -38,7 +38,14 @@ def row(whole: Prepared, embed: Embed, threshold: float | None) -> dict[str, Any
     features = embed(np.asarray(faces.images[:]), SIDE)
     probes = np.setdiff1d(np.arange(len(faces)), gallery)
     found = measured(features, whole, pairs, gallery, probes)[0]
-    known = {"data": faces.name, "people": faces.classes, "images": len(faces), "side": SIDE, **found}
+    known = {
+        "data": faces.name,
+        "digest": faces.digest,
+        "people": faces.classes,
+        "images": len(faces),
+        "side": SIDE,
+        **found,
+    }
     if threshold is not None:
         passed = cosine_scores(features[pairs.left], features[pairs.right]) > threshold
         passed &= ~pairs.touch(faces.missing)  # a face that was not found matches nobody
@@ -60,11 +67,14 @@ def main() -> None:
     cut = float(recogniser.load(arguments.student).metadata["threshold"])
     networks: list[tuple[str, Embed, float | None]] = [(name, embed, cut), ("pixels", lambda x, _: pixels(x), None)]
     networks += [(*outside(arguments.model), None)] if arguments.model else []
-    rows = [
-        {"network": who, **row(whole, how, threshold)}
-        for whole in map(load_prepared, arguments.data)
-        for who, how, threshold in networks
-    ]
+    try:
+        rows = [
+            {"network": who, **row(whole, how, threshold)}
+            for whole in map(load_prepared, arguments.data)
+            for who, how, threshold in networks
+        ]
+    except LrkdError as error:
+        parser.error(str(error))
     frame = pd.DataFrame(rows).round(4).assign(commit=commit())
     print(frame.to_string(index=False))
     TABLE.merge(arguments.out, frame)

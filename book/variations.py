@@ -179,6 +179,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="stop after that; the next call goes on")
     parser.add_argument("--tables", type=Path, default=RESULTS, help="folder of the tables")
     asked = parser.parse_args()
+    if not asked.tables.is_dir():
+        parser.error(f"--tables: expected a folder, got {asked.tables}")
     scale = presets.scale(asked.scale)
     if asked.what == "differences":
         return write_differences(scale, asked.data, asked.tables)

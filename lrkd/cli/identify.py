@@ -21,7 +21,7 @@ from lrkd.study.measures import evaluation_preset
 TABLE = Table(
     "lrkd identify",
     ("config", "data", "digest", "split", "side", "degradation", "unseen"),
-    ("data", "side", "degradation", "network"),
+    ("data", "split", "side", "degradation", "network"),
 )
 
 

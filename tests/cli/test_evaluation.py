@@ -178,6 +178,16 @@ def test_tables_keep_rows_of_other_data_of_the_same_name(called, trained, photog
         out.unlink()
 
 
+def test_a_table_of_pairs_is_none_of_searches_nor_the_other_way(called, trained, photographs, tmp_path):
+    for one, other in (("verify", "identify"), ("identify", "verify")):
+        out = tmp_path / f"{one}.csv"
+        assert called(one, trained.path, "--data", photographs, "--side", 6, "--out", out, out=False)[0] == 0
+        before = out.read_bytes()
+        status, _, err = called(other, trained.path, "--data", photographs, "--side", 6, "--out", out, out=False)
+        assert (status, out.read_bytes()) == (2, before)
+        assert f"is no such table of `lrkd {other}`" in err
+
+
 def test_no_word_where_nobody_was_trained_on(called, trained, photographs):
     status, _, err = called("verify", trained.path, "--side", 6)
     assert (status, err) == (0, ""), "its own test people"
