@@ -130,12 +130,11 @@ def _person(path: str) -> str | None:
 class _Member(tarfile.TarInfo):
     """Refuses what no archive of photographs holds before tarfile takes it into memory, which it does at any length."""
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _Member:
-        member = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
-        if member.type == tarfile.GNUTYPE_SPARSE or (not member.isreg() and member.size > MAX_HEADER):
-            raise ValueError(f"{member.name[:80]!r} is of type {member.type!r}, with {member.size} bytes")
-        return member
+    # What reads a header in every Python; `frombuf` is passed by in newer ones.
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type == tarfile.GNUTYPE_SPARSE or (not self.isreg() and self.size > MAX_HEADER):
+            raise ValueError(f"{self.name[:80]!r} is of type {self.type!r}, with {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
 
     def _proc_gnusparse_10(self, *_: object) -> None:
         raise ValueError("a sparse file")

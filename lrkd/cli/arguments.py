@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import stat
 from pathlib import Path
 
 from lrkd.data.degradation import PRESETS
@@ -19,10 +20,12 @@ def output_file(text: str) -> Path:
     path = Path(text)
     try:
         path = path.resolve() if path.is_symlink() else path
-        good = os.access(path.parent, os.W_OK | os.X_OK) and (path.is_file() or not path.exists())
+        good = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        good = True
     except (OSError, RuntimeError):  # too long a name; a ring of links
         good = False
-    if not good:
+    if not (good and os.access(path.parent, os.W_OK | os.X_OK)):
         raise argparse.ArgumentTypeError(f"expected a file in a folder that exists and can be written, got {text}")
     return path
 

@@ -67,14 +67,16 @@ def embed_photographs(subject: Subject, paths: Sequence[Path], side: int | None,
     Raises:
         DataError: An image that cannot be read, or in which no face is found.
     """
-    find, cut, size = None, [0.0], subject.network.size
+    find, missing, cut, size = None, None, [0.0], subject.network.size
     if not cropped:
         try:
             find = detection.finder()
         except ConfigError as error:
-            warn(f"the images were taken for crops of faces: {error}")
+            missing = error
     detectors = [None if find is None else partial(_face, find, path, cut) for path in paths]
     images = np.stack([recogniser.photograph(path, size, one) for path, one in zip(paths, detectors, strict=True)])
+    if missing:
+        warn(f"the images were taken for crops of faces: {missing}")
     return Shown(embed_plain(subject, images, side), find is not None, max(cut))
 
 

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from typing import get_origin
 
 import kit
 import pytest
@@ -22,8 +23,11 @@ MODULES = [
 
 
 def own(one):
-    """Its docstring, not that of a class which it inherits from: those of torch have roles that only Sphinx knows."""
-    return inspect.cleandoc(one.__doc__ or "")
+    """Its docstring, not that of a class which it inherits from: those of torch have roles that only Sphinx knows.
+
+    The name of a type, such as `int | str`, has none of its own.
+    """
+    return inspect.cleandoc("" if get_origin(one) else one.__doc__ or "")
 
 
 def docstrings(module):
