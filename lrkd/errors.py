@@ -41,12 +41,12 @@ class TrainingError(LrkdError):
 
 
 @contextmanager
-def needed(for_what: str, extra: str) -> Iterator[None]:
-    """Around the import of packages that not everybody needs: ConfigError that names what is missing, and its extra."""
+def needed(for_what: str, extra: str, only: str = "") -> Iterator[None]:
+    """Around the import of packages that not everybody needs: ConfigError that names what is missing, its extra, and where alone it is."""
     try:
         yield
     except ImportError as error:
-        raise ConfigError(f"{for_what} needs {error.name}: pip install 'lrkd[{extra}]'") from error
+        raise ConfigError(f"{for_what} needs {error.name}: pip install 'lrkd[{extra}]'{only}") from error
 
 
 def check_inside(name: str, value: float, low: float, high: float) -> None:

