@@ -42,7 +42,10 @@ class TrainingError(LrkdError):
 
 @contextmanager
 def needed(for_what: str, extra: str, only: str = "") -> Iterator[None]:
-    """Around the import of packages that not everybody needs: ConfigError that names what is missing, its extra, and where alone it is."""
+    """Around the import of packages that not everybody needs: ConfigError that names what is missing, and its extra.
+
+    only: where alone the extra brings it, told after its name.
+    """
     try:
         yield
     except ImportError as error:

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import pkgutil
-from typing import get_origin
+from typing import TypeVar
 
 import kit
 import pytest
@@ -25,9 +25,9 @@ MODULES = [
 def own(one):
     """Its docstring, not that of a class which it inherits from: those of torch have roles that only Sphinx knows.
 
-    The name of a type, such as `int | str`, has none of its own.
+    A type variable has none of its own.
     """
-    return inspect.cleandoc("" if get_origin(one) else one.__doc__ or "")
+    return inspect.cleandoc("" if isinstance(one, TypeVar) else one.__doc__ or "")
 
 
 def docstrings(module):
