@@ -10,6 +10,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +33,16 @@ from lrkd.models import backbones, heads
 from lrkd.models.layers import Network
 from lrkd.models.wrap import wrap
 from lrkd.onnx import export, recogniser
+from lrkd.study import presets, worlds
 from lrkd.study.experiment import commit, device_name
+from lrkd.study.presets import Scale
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLE = Table("python -m book.student_photos", ("rung", "seed"))
 LIMIT = 57_000  # bytes, as many as Bridge Distillation's student has
 SIDE, MIDDLE, BATCH = 16, 56, 128
 SIDES = (8, 10, 12, 16)
+SHOWN = (8, 10, 12, 14, 16, 16, 16, 16)  # sides of a batch's images, by turns, of a rung of several
 CALIBRATION, PAIRS = 512, 1000  # training photographs; View 1's test pairs
 SCORES = Table("python -m book.student_photos scores", ("side",))
 BINS = 100  # of the cosines from -1 to 1
@@ -52,6 +56,8 @@ class Rung(NamedTuple):
     teacher: of its embeddings: "axes", the main ones; "bridge", the head that training people fit. strength: of the
     augmentation. decay: of the weights. everybody: training people with a single photograph too, who are no class, and
     of whom the teacher alone speaks. kind: "plain" blocks of two convolutions, or the blocks of "mobile" or "shuffle".
+    sides: images of several sides are shown, see SHOWN. first: epochs on rendered faces, before the photographs.
+    stem: the stride of the first convolution.
     """
 
     widths: tuple[int, ...]
@@ -64,9 +70,13 @@ class Rung(NamedTuple):
     decay: float = 5e-4
     everybody: bool = False
     kind: str = "plain"
+    sides: bool = False
+    first: int = 0
+    stem: int = 1
 
 
 THREE, FOUR = ((8, 16, 32), (1, 2, 2), 56), ((8, 16, 28, 36), (1, 2, 2, 2), 56)
+PATCH = (16, 28, 40), (1, 2, 2), 56
 MOBILE, SHUFFLE = ((16, 36, 62), (1, 2, 2), 56), ((16, 44, 64, 92), (1, 2, 2), 56)
 GENTLE = {"teacher": "bridge", "strength": 0.5, "everybody": True}
 LADDER = {
@@ -83,6 +93,14 @@ LADDER = {
     "four-120-gentle": Rung(*FOUR, 120, **GENTLE),
     "four-60-taught": Rung(*FOUR, 60, **GENTLE, weight=60.0),
     "four-120-taught": Rung(*FOUR, 120, **GENTLE, weight=60.0, decay=1e-4),
+    "patch-60-taught": Rung(*PATCH, 60, **GENTLE, weight=60.0, stem=2),
+    "patch-120-taught": Rung(*PATCH, 120, **GENTLE, weight=60.0, stem=2),
+    "four-60-sides": Rung(*FOUR, 60, **GENTLE, weight=60.0, sides=True),
+    "four-60-rendered": Rung(*FOUR, 60, **GENTLE, weight=60.0, first=20),
+    # Whose teacher? All three see the same people. The table that --teacher names tells the last two apart.
+    "four-60-none": Rung(*FOUR, 60, strength=0.5),
+    "four-60-own": Rung(*FOUR, 60, "bridge", 60.0, strength=0.5),
+    "four-60-outside": Rung(*FOUR, 60, "bridge", 60.0, strength=0.5),
     "mobile-60-gentle": Rung(*MOBILE, 60, **GENTLE, kind="mobile"),
     "shuffle-60-gentle": Rung(*SHUFFLE, 60, **GENTLE, kind="shuffle"),
 }
@@ -100,7 +118,7 @@ def network_of(rung: Rung, seed: int) -> Network:
         made.conv1[0].stride, made.maxpool = (1, 1), torch.nn.Identity()
         return wrap(made, SIDE)
     return backbones.small(
-        SIDE, rung.embedding, rung.widths, cbam=False, stem_stride=1, strides=rung.strides, seed=seed
+        SIDE, rung.embedding, rung.widths, cbam=False, stem_stride=rung.stem, strides=rung.strides, seed=seed
     )
 
 
@@ -137,14 +155,33 @@ def augmented(x: Tensor, generator: torch.Generator, strength: float = 1.0) -> T
     return (small + draw(0, 0.04, 1, 1, 1) * torch.randn(small.shape, generator=generator)).clamp(0, 1)
 
 
-def train(rung: Rung, photographs: np.ndarray, labels: Tensor, target: Tensor | None, seed: int) -> torch.nn.Module:
+def resized(x: Tensor, side: int) -> Tensor:
+    """(B,3,S,S) in [0,1] -> (B,3,16,16): averages over areas to `side` pixels, and enlarged where that is too few."""
+    small = F.interpolate(x, (side, side), mode="area")
+    return small if side == SIDE else F.interpolate(small, (SIDE, SIDE), mode="bicubic").clamp(0, 1)
+
+
+def rendered(scale: Scale) -> tuple[np.ndarray, Tensor]:
+    """The training people of a choosing world, at the size of the photographs' augmentation."""
+    faces = worlds.people(replace(scale, size=MIDDLE), worlds.World(0), "train").faces()
+    return np.asarray(faces.images[:]), torch.from_numpy(np.asarray(faces.labels))
+
+
+def train(
+    rung: Rung,
+    photographs: np.ndarray,
+    labels: Tensor,
+    target: Tensor | None,
+    seed: int,
+    network: Network | None = None,
+) -> Network:
     """Train a rung by CosFace, and by the cosine distance to the targets (N,embedding) where there are some.
 
-    A label below zero is no class: of such an image the target alone is learned.
+    A label below zero is no class: of such an image the target alone is learned. network: goes on with that one.
     """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    generator, network = torch.Generator().manual_seed(seed), network_of(rung, seed)
+    generator, network = torch.Generator().manual_seed(seed), network or network_of(rung, seed)
     head = heads.build("cosface", int(labels.max()) + 1, rung.embedding, scale=16.0, margin=0.15, seed=seed)
     images = area(photographs, MIDDLE)
     steps = len(images) // BATCH * rung.epochs
@@ -156,7 +193,9 @@ def train(rung: Rung, photographs: np.ndarray, labels: Tensor, target: Tensor | 
         order, seen = torch.randperm(len(images), generator=generator), []
         for step, index in enumerate(order[: len(order) // BATCH * BATCH].split(BATCH)):
             done = (epoch + step * BATCH / len(order)) / rung.epochs
-            found = network(augmented(images[index], generator, rung.strength) * 2 - 1).embedding
+            small = augmented(images[index], generator, rung.strength)
+            small = resized(small, SHOWN[step % len(SHOWN)]) if rung.sides else small
+            found = network(small * 2 - 1).embedding
             own = labels[index] >= 0
             named = labels[index][own]
             loss = F.cross_entropy(head(found[own], named, min(1.0, done / 0.4)), named)
@@ -211,10 +250,7 @@ def targets(rung: Rung, table: Path | None, labels: np.ndarray, rows: np.ndarray
 def shown(images: np.ndarray, side: int = SIDE) -> np.ndarray:
     """What the network sees of (N,112,112,3) uint8 faces of `side` pixels: (N,3,16,16) float32 in [-1,1]."""
     small = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
-    small = F.interpolate(small, (side, side), mode="area")
-    if side != SIDE:
-        small = F.interpolate(small, (SIDE, SIDE), mode="bicubic", align_corners=False).clamp(0, 1)
-    return (small * 2 - 1).numpy()
+    return (resized(small, side) * 2 - 1).numpy()
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
@@ -289,7 +325,11 @@ def run(name: str, data: Path, teacher: Path | None, seed: int, work: Path, out:
     rung, splits = LADDER[name], prepared(data, protocol="view1-test")
     train_images, labels, rows = shown_to(rung, data, splits)
     start = time.process_time()
-    network = train(rung, train_images, torch.from_numpy(labels), targets(rung, teacher, labels, rows), seed)
+    wanted, network = targets(rung, teacher, labels, rows), None
+    if rung.first:
+        faces, people = rendered(presets.scale("cpu"))
+        network = train(rung._replace(epochs=rung.first), faces, people, None, seed)
+    network = train(rung, train_images, torch.from_numpy(labels), wanted, seed, network)
     seconds = time.process_time() - start
     some = np.linspace(0, len(splits.train) - 1, CALIBRATION).astype(np.int64)
     work.mkdir(parents=True, exist_ok=True)

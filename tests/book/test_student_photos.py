@@ -12,6 +12,7 @@ from book import student_photos as photos
 from lrkd.data.pairs import Pairs
 from lrkd.errors import ConfigError
 from lrkd.onnx import export, recogniser
+from lrkd.study import presets
 
 FILE = photos.RESULTS / "photo-student.onnx"
 
@@ -95,6 +96,32 @@ def test_a_rung_trains_and_is_the_same_again(teacher, tmp_path):
             photos.targets(rung, None, labels, rows)
 
 
+def test_rungs_of_several_sides_and_what_goes_on_with_a_network():
+    x = photos.area(noise(4), 16)
+    assert photos.resized(x, 16).equal(x)
+    means = x.reshape(4, 3, 8, 2, 8, 2).mean((3, 5))
+    for part in (photos.resized(x, 8), torch.from_numpy(photos.shown(noise(4), 8))):
+        assert part.shape == (4, 3, 16, 16)
+    enlarged = torch.nn.functional.interpolate(means, 16, mode="bicubic").clamp(0, 1)
+    torch.testing.assert_close(photos.resized(x, 8), enlarged)
+    labels = torch.arange(256) % 16
+    plain = photos.Rung((4, 8), (1, 2), 6, 1)
+    one = photos.train(plain, noise(256), labels, None, 0).state_dict()
+    several = photos.train(plain._replace(sides=True), noise(256), labels, None, 0).state_dict()
+    first = photos.train(plain, noise(256), labels, None, 0)
+    further = photos.train(plain, noise(256), labels, None, 0, first).state_dict()
+    for other in (several, further):
+        assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_rendered_faces_are_as_large_as_what_is_augmented():
+    faces, people = photos.rendered(presets.scale("smoke"))
+    assert faces.shape[1:] == (photos.MIDDLE, photos.MIDDLE, 3)
+    assert faces.dtype == np.uint8
+    assert len(faces) == len(people)
+    assert people.min() == 0
+
+
 def test_who_has_no_class_is_learned_of_from_the_teacher_alone(tmp_path):
     labels, rows = np.where(np.arange(256) < 192, np.arange(256) % 16, -1), np.arange(256)
     rung, table = photos.Rung((4, 8), (1, 2), 6, 1, "bridge", everybody=True), embeddings(tmp_path / "e.npy")
@@ -127,7 +154,7 @@ def test_people_with_one_photograph_are_of_the_training_people_and_of_no_other_s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["four-60-gentle", "mobile-60-gentle", "shuffle-60-gentle"])
+@pytest.mark.parametrize("name", ["four-60-gentle", "patch-60-taught", "mobile-60-gentle", "shuffle-60-gentle"])
 def test_networks_of_other_kinds_are_of_the_same_size(name, tmp_path):
     network = photos.network_of(photos.LADDER[name], seed=0).eval()
     again = photos.network_of(photos.LADDER[name], seed=0)
