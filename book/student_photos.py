@@ -76,7 +76,7 @@ class Rung(NamedTuple):
 
 
 THREE, FOUR = ((8, 16, 32), (1, 2, 2), 56), ((8, 16, 28, 36), (1, 2, 2, 2), 56)
-PATCH = (16, 28, 40), (1, 2, 2), 56
+PATCH = (16, 28, 36), (1, 2, 2), 56
 MOBILE, SHUFFLE = ((16, 36, 62), (1, 2, 2), 56), ((16, 44, 64, 92), (1, 2, 2), 56)
 GENTLE = {"teacher": "bridge", "strength": 0.5, "everybody": True}
 LADDER = {

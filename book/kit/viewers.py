@@ -38,6 +38,7 @@ def chooser(
     quality: int = 80,
     sliders: Collection[str] = (),
     name: str = "",
+    lines: bool = False,
 ) -> Chooser:
     """Show one picture at a time, chosen by a labelled list for each part of its key, with no kernel and by keys too.
 
@@ -53,6 +54,7 @@ def chooser(
         quality: Of the lossy WebP.
         sliders: Those of `names` that are a slider instead of a list.
         name: As that of `display.show`.
+        lines: Whether the pictures are of lines and text, which turn light in the dark, and not of faces.
 
     Raises:
         DataError: A combination is missing, a key has another length, or a picture another shape than the first.
@@ -89,9 +91,11 @@ def chooser(
         "alts": texts,
         "which": which,
     }
+    kind = ' class="dark-light plot"' if lines else ""
     before = (
         '<div class="controls" role="group" aria-label="Choose the picture" hidden></div>'
-        f'<img src="{data["uris"][first_uri]}" alt="{html.escape(texts[first_alt])}" '
+        f'<img{kind} src="{data["uris"][first_uri]}" '
+        f'alt="{html.escape(texts[first_alt])}" '
         f'style="width:100%;max-width:{width}px;height:auto;image-rendering:auto">'
     )
     return Chooser(display.moving("moving.js", data, before, caption, name), texts[0])
