@@ -29,8 +29,7 @@ help:  ## This list
 book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: a quarter of an hour on 2 cores)
 	@$(BIN)/python book/prepare.py
 	@$(BIN)/python book/runtime.py --optional --seconds 90
-	$(BIN)/lrkd study book
-	TQDM_DISABLE=1 $(BIN)/python book/execute.py
+	$(BIN)/python book/execute.py
 	TQDM_DISABLE=1 $(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going --all
 	@echo
 	@echo "The book is built. Open $(CURDIR)/_build/html/index.html"

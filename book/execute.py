@@ -1,10 +1,13 @@
-"""What `make book` does before Sphinx: execute the pages that jupyter-cache lacks, one on each core at a time.
+"""What `make book` does before Sphinx: train the runs that pages share, and execute the pages that jupyter-cache lacks.
 
-Sphinx would execute them one after another. A page that fails here is left to it, which says where and why.
+Sphinx would execute them one after another; here it is one on each core at a time. FIRST needs no run, and takes what
+the training leaves free. A page that fails here is left to Sphinx, which says where and why.
 """
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
@@ -12,8 +15,10 @@ from _ext.local_kernels import local
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
 
+ROOT = Path(__file__).resolve().parent.parent
+FIRST = "sixty-lines"
 # What trains or measures much, the longest first.
-LONG = ("students", "sixty-lines", "add-a-method", "distances", "teacher", "is-it-real")
+LONG = ("add-a-method", "students", "distances", "teacher", "faces", "is-it-real")
 
 
 def dealt(pages: list[Path], workers: int) -> list[Path]:
@@ -28,22 +33,38 @@ def dealt(pages: list[Path], workers: int) -> list[Path]:
     return found
 
 
-def main() -> None:
-    root = Path(__file__).resolve().parent.parent
-    settings = yaml.safe_load((root / "_config.yml").read_text())["execute"]
-    cache = get_cache(root / settings["cache"])
-    pages = [str(page) for page in dealt(sorted((root / "book").glob("*.ipynb")), os.cpu_count() or 1)]
-    for page in pages:
-        cache.add_nb_to_project(page)
+def execute(pages: list[Path]) -> None:
+    """Execute pages that the cache lacks, in this order."""
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text())["execute"]
+    cache, names = get_cache(ROOT / settings["cache"]), list(map(str, pages))
+    for name in names:
+        cache.add_nb_to_project(name)
     # More threads than cores wait for each other: a page would take many times longer than with one.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["TQDM_DISABLE"] = "1"
     local()
     logging.basicConfig(format="%(message)s")
     log = logging.getLogger("pages")
     log.setLevel(logging.INFO)
-    executor = load_executor("local-parallel", cache, log)
-    executor.run_and_cache(filter_uris=pages, timeout=settings["timeout"])
+    load_executor("local-parallel", cache, log).run_and_cache(filter_uris=names, timeout=settings["timeout"])
+
+
+def main() -> int:
+    """Train and execute; with the name of a page, execute that one alone, when nothing else wants the core."""
+    pages = {page.stem: page for page in sorted((ROOT / "book").glob("*.ipynb"))}
+    if sys.argv[1:]:
+        os.nice(19)
+        execute([pages[name] for name in sys.argv[1:]])
+        return 0
+    first = subprocess.Popen([sys.executable, __file__, FIRST])
+    trained = subprocess.run([sys.executable, "-m", "lrkd", "study", "book"], check=False).returncode
+    if trained:
+        first.terminate()
+    first.wait()
+    if not trained:
+        execute(dealt([page for name, page in pages.items() if name != FIRST], os.cpu_count() or 1))
+    return trained
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

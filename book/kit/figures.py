@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from kit.display import BLACK, BLUE, ORANGE, SEQUENTIAL, Look, look, looks, named
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -158,6 +157,8 @@ def score_histogram(
         threshold: A dashed line.
         xlabel: Below.
     """
+    import seaborn as sns  # takes a second, and most pages need none
+
     at = np.asarray(edges, dtype=np.float64)
     for name, counts, colour in (("same person", genuine, BLUE), ("different people", impostor, ORANGE)):
         share = np.asarray(counts, dtype=np.float64)
@@ -388,6 +389,8 @@ def matrix(
     Raises:
         DataError: The values have another shape than the labels.
     """
+    import seaborn as sns
+
     x = np.asarray(values, dtype=np.float64)
     if x.shape != (len(rows), len(columns)):
         raise DataError(f"values: shape {x.shape} is not ({len(rows)} rows, {len(columns)} columns)")

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from lrkd.errors import ConfigError
 
@@ -320,6 +319,8 @@ def _low(
 def _jpeg(x: Tensor, quality: Tensor) -> Tensor:
     if x.shape[1] not in (1, 3):
         raise ConfigError(f"jpeg: images of {x.shape[1]} channels; JPEG takes 1 or 3")
+    from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg  # takes a second, and few degradations need it
+
     raw = (x.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     mode = ImageReadMode.GRAY if x.shape[1] == 1 else ImageReadMode.RGB
     coded = [decode_jpeg(encode_jpeg(image, int(q)), mode) for image, q in zip(raw, quality.tolist(), strict=True)]
