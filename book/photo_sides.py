@@ -89,8 +89,11 @@ def taught(whole: Prepared, splits: Splits) -> set[str]:
 
 def measured(
     features: np.ndarray, whole: Prepared, pairs: Pairs, gallery: np.ndarray, probes: np.ndarray
-) -> tuple[dict[str, Any], Verification]:
-    """What says in a row how good a network is, and its verification; features (N,D), of the rows that are shown."""
+) -> tuple[dict[str, Any], Verification, np.ndarray]:
+    """What says in a row how good a network is, its verification, and which probes are found at rank 1.
+
+    features: (N,D), of the rows that are shown.
+    """
     labels, gone = whole.faces.labels, lost(whole.faces)
     ends = features[pairs.left], features[pairs.right], pairs.same
     verified = kfold_verification(*ends, pairs.fold, missing=pairs.touch(gone))
@@ -100,7 +103,7 @@ def measured(
     first = bootstrap_identities(hits, labels[probes], labels[probes])
     row = {"pairs": len(pairs), "accuracy": right.estimate, "low": right.low, "high": right.high}
     row |= {"missed": int(pairs.touch(gone).sum()), "gallery": len(there), "probes": len(probes)}
-    return row | {"rank1": first.estimate, "rank1_low": first.low, "rank1_high": first.high}, verified
+    return row | {"rank1": first.estimate, "rank1_low": first.low, "rank1_high": first.high}, verified, hits
 
 
 def landmarks(source: Path, wanted: dict[str, int], count: int) -> np.ndarray:
@@ -179,7 +182,7 @@ def main() -> None:
                 found = embed(images, side)
                 features = np.zeros((len(faces), found.shape[1]), np.float32)
                 features[used] = found
-                row, verified = measured(features, whole, pairs, gallery, probes)
+                row, verified, _ = measured(features, whole, pairs, gallery, probes)
                 rows.append({"network": name, "framing": framing, "side": side, **row})
                 print(rows[-1], flush=True)
                 if (name, framing, side) == (networks[0][0], "five points", SIDE):

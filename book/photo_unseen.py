@@ -4,12 +4,13 @@
 --align` wrote at 112 px, with pairs. At the student's side, photo-unseen.csv has a row a set and a network: the
 student, the plain correlation of its pixels, and a published network of others. Verification takes each fold's
 threshold from the others, or the one in the student's own file; of a search each person's first image is the gallery.
-Mirror images are left out. Intervals are of 95 %, from a bootstrap over people.
+Mirror images are left out. Intervals are of 95 %, from a bootstrap over people; `ahead` is by how much the student has
+more pairs right than this network, and `rank1_ahead` more probes, on the same ones.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from book.photo_sides import Embed, measured, outside, student
 from book.student_photos import RESULTS, SIDE, pixels
 from lrkd.data.prepared import Prepared, load_prepared
 from lrkd.errors import DataError, LrkdError
+from lrkd.evaluation.separation import Interval, bootstrap_identities
 from lrkd.evaluation.verification import cosine_scores
 from lrkd.files import Table
 from lrkd.onnx import recogniser
@@ -27,8 +29,20 @@ COMMAND = "python -m book.photo_unseen"
 TABLE = Table(COMMAND, ("data", "digest", "network"))
 
 
-def row(whole: Prepared, embed: Embed, threshold: float | None) -> dict[str, Any]:
-    """What a network makes of a set; threshold: of plain cosines, whose errors are given beside the folds' own."""
+class Outcome(NamedTuple):
+    """Which pairs are right, and which probes are found at rank 1."""
+
+    correct: np.ndarray
+    hits: np.ndarray
+
+
+def row(
+    whole: Prepared, embed: Embed, threshold: float | None, student: Outcome | None = None
+) -> tuple[dict[str, Any], Outcome]:
+    """What a network makes of a set.
+
+    threshold: of plain cosines, whose errors are given beside the folds' own. student: what is compared with it.
+    """
     faces, pairs = whole.faces, next(iter(whole.protocols.values()), None)
     if pairs is None:
         raise DataError(
@@ -37,7 +51,7 @@ def row(whole: Prepared, embed: Embed, threshold: float | None) -> dict[str, Any
     gallery = np.unique(faces.labels, return_index=True)[1]
     features = embed(np.asarray(faces.images[:]), SIDE)
     probes = np.setdiff1d(np.arange(len(faces)), gallery)
-    found = measured(features, whole, pairs, gallery, probes)[0]
+    found, verified, hits = measured(features, whole, pairs, gallery, probes)
     known = {
         "data": faces.name,
         "digest": faces.digest,
@@ -51,7 +65,16 @@ def row(whole: Prepared, embed: Embed, threshold: float | None) -> dict[str, Any
         passed &= ~pairs.touch(faces.missing)  # a face that was not found matches nobody
         known |= {"threshold": threshold, "at_threshold": float((passed == pairs.same).mean())}
         known["false_matches"] = float(passed[~pairs.same].mean())
-    return known
+    if student is not None:
+        left, right, who = faces.labels[pairs.left], faces.labels[pairs.right], faces.labels[probes]
+        known |= ends("ahead", bootstrap_identities(student.correct, left, right, other=verified.correct))
+        known |= ends("rank1_ahead", bootstrap_identities(student.hits, who, who, other=hits))
+    return known, Outcome(verified.correct, hits)
+
+
+def ends(name: str, interval: Interval) -> dict[str, float]:
+    """Columns of an interval."""
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def main() -> None:
@@ -67,12 +90,14 @@ def main() -> None:
     cut = float(recogniser.load(arguments.student).metadata["threshold"])
     networks: list[tuple[str, Embed, float | None]] = [(name, embed, cut), ("pixels", lambda x, _: pixels(x), None)]
     networks += [(*outside(arguments.model), None)] if arguments.model else []
+    rows = []
     try:
-        rows = [
-            {"network": who, **row(whole, how, threshold)}
-            for whole in map(load_prepared, arguments.data)
-            for who, how, threshold in networks
-        ]
+        for whole in map(load_prepared, arguments.data):
+            own = None  # the student's, who comes first
+            for who, how, threshold in networks:
+                found, outcome = row(whole, how, threshold, own)
+                own = own or outcome
+                rows.append({"network": who, **found})
     except LrkdError as error:
         parser.error(str(error))
     frame = pd.DataFrame(rows).round(4).assign(commit=commit())
