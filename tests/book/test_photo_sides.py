@@ -78,13 +78,14 @@ def test_a_row_is_verification_and_rank_1_with_their_intervals():
     whole = lfw()
     pairs, gallery, probes = sides.shown(whole, set())
     x = pixels(whole.faces.images)
-    row, verified = sides.measured(x, whole, pairs, gallery, probes)
+    row, verified, hits = sides.measured(x, whole, pairs, gallery, probes)
     expected = kfold_verification(x[pairs.left], x[pairs.right], pairs.same, pairs.fold)
     assert row["accuracy"] == pytest.approx(expected.correct.mean())
     np.testing.assert_array_equal(verified.correct, expected.correct)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     nearest = gallery[(unit[probes] @ unit[gallery].T).argmax(1)]
     assert row["rank1"] == pytest.approx((whole.faces.labels[nearest] == whole.faces.labels[probes]).mean())
+    np.testing.assert_array_equal(hits, whole.faces.labels[nearest] == whole.faces.labels[probes])
     assert row["low"] <= row["accuracy"] <= row["high"]
     assert row["rank1_low"] <= row["rank1"] <= row["rank1_high"]
     assert (row["pairs"], row["probes"], row["missed"]) == (len(pairs), len(probes), 0)
