@@ -5,6 +5,7 @@ the training leaves free. A page that fails here is left to Sphinx, which says w
 """
 
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def execute(pages: list[Path]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["TQDM_DISABLE"] = "1"
     local()
+    multiprocessing.set_start_method("fork")  # or processes that Python 3.14 starts would not know the last line
     logging.basicConfig(format="%(message)s")
     log = logging.getLogger("pages")
     log.setLevel(logging.INFO)
