@@ -42,10 +42,7 @@ class TrainingError(LrkdError):
 
 @contextmanager
 def needed(for_what: str, extra: str, only: str = "") -> Iterator[None]:
-    """Around the import of packages that not everybody needs: ConfigError that names what is missing, and its extra.
-
-    only: where alone the extra brings it, told after its name.
-    """
+    """Around the import of what not everybody needs: ConfigError that names it, its extra and where `only` that is."""
     try:
         yield
     except ImportError as error:

@@ -132,7 +132,9 @@ def kill(folder: Path, kills: int, seed: int) -> None:
         wanted, steps, since, pace = draw.randint(1, 9), 0, time.perf_counter(), 0.02
         while (last or steps < wanted) and os.read(reader, 1):
             steps += 1
-            pace, since = time.perf_counter() - since, time.perf_counter()
+            if steps > 1:  # before the first the process started
+                pace = time.perf_counter() - since
+            since = time.perf_counter()
         if not last:
             time.sleep(draw.random() * pace)
             with contextlib.suppress(ProcessLookupError):

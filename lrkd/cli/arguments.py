@@ -21,10 +21,8 @@ def output_file(text: str) -> Path:
     try:
         path = path.resolve() if path.is_symlink() else path
         good = stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:
-        good = True
-    except (OSError, RuntimeError):  # too long a name; a ring of links
-        good = False
+    except (OSError, RuntimeError) as error:  # not there yet, or too long a name, or a ring of links
+        good = isinstance(error, FileNotFoundError)
     if not (good and os.access(path.parent, os.W_OK | os.X_OK)):
         raise argparse.ArgumentTypeError(f"expected a file in a folder that exists and can be written, got {text}")
     return path

@@ -68,11 +68,10 @@ def embed_photographs(subject: Subject, paths: Sequence[Path], side: int | None,
         DataError: An image that cannot be read, or in which no face is found.
     """
     find, missing, cut, size = None, None, [0.0], subject.network.size
-    if not cropped:
-        try:
-            find = detection.finder()
-        except ConfigError as error:
-            missing = error
+    try:
+        find = None if cropped else detection.finder()
+    except ConfigError as error:
+        missing = error
     detectors = [None if find is None else partial(_face, find, path, cut) for path in paths]
     images = np.stack([recogniser.photograph(path, size, one) for path, one in zip(paths, detectors, strict=True)])
     if missing:

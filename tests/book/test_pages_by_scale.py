@@ -31,10 +31,11 @@ def measured(smoke, photographs):
 
 @pytest.fixture
 def folder(tmp_path):
-    shutil.copytree(BOOK / "results", tmp_path / "results")
-    for file in (tmp_path / "results").glob("gpu-*"):
+    shutil.copytree(BOOK / "results", tmp_path / "book" / "results")
+    (tmp_path / "benchmarks").symlink_to(BOOK.parent / "benchmarks")
+    for file in (tmp_path / "book" / "results").glob("gpu-*"):
         file.unlink()
-    return tmp_path
+    return tmp_path / "book"
 
 
 def run(page, folder, monkeypatch):

@@ -20,6 +20,9 @@ from lrkd.study.presets import SCALES
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
 RUNS = pd.read_csv(RESULTS / "runs.csv", dtype=str, keep_default_na=False)
+# LFW in another framing, under the same name, and teachers from outside, of which the repository has no file.
+FRAMED = [pd.read_csv(file, dtype=str)["config"] for file in RESULTS.glob("photo-teacher-*.csv")]
+RUNS = RUNS[~RUNS["config"].isin(pd.concat(FRAMED))]
 CPU = SCALES["cpu"]
 
 
