@@ -19,14 +19,16 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help book runtime test test-all browse zip pdf lab check results gpu-results clean lock
+.PHONY: help env book runtime test test-all browse zip pdf lab check results gpu-results clean lock
 
 help:  ## This list
 	@echo "lrkd: knowledge distillation for low-resolution face recognition"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "Each makes $(VENV) first. Other Python: make PYTHON=python3.13 book. Scale: LRKD_SCALE=smoke|cpu|gpu make book."
 
-book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: a quarter of an hour on 2 cores)
+env: $(READY)  ## Make the environment alone, which every other goal makes first
+
+book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: about ten minutes on 2 cores)
 	@$(BIN)/python book/prepare.py
 	@$(BIN)/python book/runtime.py --optional --seconds 90
 	$(BIN)/python book/execute.py
