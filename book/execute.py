@@ -7,6 +7,7 @@ the training leaves free. A page that fails here is left to Sphinx, which says w
 import logging
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,9 +60,12 @@ def main() -> int:
         execute([pages[name] for name in sys.argv[1:]])
         return 0
     first = subprocess.Popen([sys.executable, __file__, FIRST])
-    trained = subprocess.run([sys.executable, "-m", "lrkd", "study", "book"], check=False).returncode
+    try:
+        trained = subprocess.run([sys.executable, "-m", "lrkd", "study", "book"], check=False).returncode
+    except KeyboardInterrupt:
+        trained = 130
     if trained:
-        first.terminate()
+        first.send_signal(signal.SIGINT)  # it stops its kernel, which a kill would leave
     first.wait()
     if not trained:
         execute(dealt([page for name, page in pages.items() if name != FIRST], os.cpu_count() or 1))

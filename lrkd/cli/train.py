@@ -81,4 +81,4 @@ def train(spec: Spec, arguments: argparse.Namespace) -> None:
     if "test-hr-lr" in measures:
         told += [f"{measures['test-hr-lr']['accuracy']:.2%} (HR against LR)"]
         told += [f"rank-1 {measures['identification']['rank1']:.2%}"]
-    print(f"{made.path}\naccuracy {', '.join(told)}")
+    print(f"{made.path}\naccuracy on {spec.source}: {', '.join(told)}")

@@ -34,7 +34,7 @@ def how_to_prepare(path: Path) -> str:
         return f"it looks like LFW, which {_command('lfw', path, path.name)} prepares"
     people = [entry for entry in inside if entry.is_dir() and any(map(_is_image, _entries(Path(entry))))]
     if people:
-        return f"it holds a folder a person: {_command('folder', path, path.name)} prepares it (--align finds faces)"
+        return f"it holds a folder a person, which {_command('folder', path, path.name)} prepares (--align finds faces)"
     if any(map(_is_image, inside)):
         command = _command("folder", path, path.name)
         return f"its images lie side by side: move each person's into a folder of their own, then {command} prepares it"

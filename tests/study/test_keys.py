@@ -13,24 +13,28 @@ from benchmarks.gpu import photographs
 from lrkd.data import procedural
 from lrkd.data.tables import SPLITS
 from lrkd.distill import methods
+from lrkd.study import networks, store, variants
 from lrkd.study import spec as study_spec
-from lrkd.study import store
 from lrkd.study.grids import STUDIES, specs
 from lrkd.study.presets import SCALES
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
 RUNS = pd.read_csv(RESULTS / "runs.csv", dtype=str, keep_default_na=False)
-# LFW in another framing, under the same name, and teachers from outside, of which the repository has no file.
-FRAMED = [pd.read_csv(file, dtype=str)["config"] for file in RESULTS.glob("photo-teacher-*.csv")]
-RUNS = RUNS[~RUNS["config"].isin(pd.concat(FRAMED))]
+# LFW in another framing, which has the same name, and of whose teacher from outside the repository has no file.
+ALIGNED, OUTSIDE = "lfw-aligned", "teacher.npy"
+FRAMED = pd.concat(pd.read_csv(file, dtype=str)["config"] for file in RESULTS.glob("photo-teacher-*.csv"))
 CPU = SCALES["cpu"]
+
+
+def name_of(source: str) -> str:
+    return "lfw" if source == ALIGNED else source
 
 
 @lru_cache
 def digests(source: str) -> dict[str, str]:
     """What the data of a source are, by split: of rendered faces computed without rendering one, of LFW as written."""
     if source != study_spec.PROCEDURAL:
-        made = RUNS[RUNS["data.source"] == source]
+        made = RUNS[(RUNS["data.source"] == name_of(source)) & (RUNS["config"].isin(FRAMED) == (source == ALIGNED))]
         return {split: made[f"data.{split}"].unique().item() for split in SPLITS}
     return procedural.RenderedSplits(CPU.size, CPU.identities, CPU.images, CPU.pairs, face=dict(CPU.face)).digests
 
@@ -46,18 +50,26 @@ class Table(SimpleNamespace):
 def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
     def tables(scale, source=study_spec.PROCEDURAL):
         return SimpleNamespace(
-            **{part: Table(name=f"{source}/{part}", digest=digest) for part, digest in digests(source).items()}
+            **{part: Table(name=f"{name_of(source)}/{part}", digest=digest) for part, digest in digests(source).items()}
         )
 
     monkeypatch.setattr(study_spec, "splits", tables)
-    monkeypatch.setattr(study_spec, "digests", lambda scale, source: (source, digests(source)))
+    monkeypatch.setattr(study_spec, "digests", lambda scale, source: (name_of(source), digests(source)))
     monkeypatch.setattr(study_spec, "_prepared", lambda source: tables(None, source))
+    digest = RUNS.loc[RUNS["teacher.kind"] == "embeddings", "teacher.sha256"].unique().item()
+    lent = networks.Lent(192, {"kind": "embeddings", "sha256": digest})
+    kept = networks.lent_teacher
+    monkeypatch.setattr(networks, "lent_teacher", lambda which, *more: lent if which == OUTSIDE else kept(which, *more))
 
 
 def planned() -> list[study_spec.Spec]:
     """The runs of every study at scale cpu, of rendered faces and of LFW, and of photographs at 112 px."""
     ladder = pd.read_csv(RESULTS / "ladder.csv")
     grids = [specs(name, CPU, source, ladder) for name in STUDIES for source in ("procedural", "lfw")]
+    own = specs("core", CPU, ALIGNED)
+    names = ("none", "embedding-cos", "aird", "rkd", "bridge", "skd")
+    outside = variants.with_methods(own, [methods.get(name) for name in names])
+    grids += [own, variants.with_networks(outside, None, OUTSIDE)]
     return [spec for grid in [*grids, *photographs.grid(SCALES["gpu"], "lfw-jpeg88").values()] for spec in grid]
 
 
