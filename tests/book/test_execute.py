@@ -2,20 +2,23 @@
 
 from pathlib import Path
 
-from execute import FIRST, LONG, dealt
+from execute import LONG, TRAINED, dealt
 
 PAGES = sorted((Path(__file__).parents[2] / "book").glob("*.ipynb"))
 
 
-def test_each_worker_begins_with_a_long_page():
-    for workers in (1, 2, 8):
-        found = dealt(PAGES, workers)
-        assert sorted(found) == PAGES
-        share = -(-len(PAGES) // (4 * workers))  # what `Pool.map` hands out at a time
-        begun = [page.stem for page in found[::share]]
-        assert begun[: len(LONG)] == list(LONG)[: len(begun)]
+def test_every_page_is_executed_once_and_long_ones_are_begun_first():
+    first, last = dealt(PAGES)
+    assert sorted([*first, *last]) == PAGES
+    assert [page.stem for page in first][: len(LONG)] == list(LONG)
+    assert [page.stem for page in last] == list(TRAINED)
 
 
-def test_pages_that_are_named_exist():
-    assert {page.stem for page in PAGES} >= {FIRST, *LONG}
-    assert dealt([], 2) == []
+def test_pages_that_look_at_trained_runs_wait_for_them():
+    looks = ("experiment.train(", "runner.run_study([teacher]")
+    using = {page.stem for page in PAGES if any(word in page.read_text(encoding="utf-8") for word in looks)}
+    assert using == set(TRAINED)
+
+
+def test_without_pages_there_is_nothing_to_do():
+    assert dealt([]) == ([], [])
