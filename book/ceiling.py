@@ -171,7 +171,11 @@ def bounds(of: Sequence[World], count: int) -> pd.DataFrame:
 
 def fit(of: World, rows: np.ndarray, side: int, start: str) -> list[np.ndarray]:
     """Mean and covariance of the identity given each image, (1+D,D) stacked, by `laplace` from a start."""
-    folder, size, d = cache_dir() / f"fits-{of.faces.digest}" / f"{side}-{start}", of.scale.size, of.identity.shape[1]
+    folder, size, d = (
+        cache_dir() / f"posteriors-{of.faces.digest}" / f"{side}-{start}",
+        of.scale.size,
+        of.identity.shape[1],
+    )
     missing = [row for row in rows if not (folder / f"{row}.npy").exists()]
     for some in tqdm(
         [missing[i : i + BATCH] for i in range(0, len(missing), BATCH)], desc=f"fits from the {start}", unit="batch"
@@ -185,7 +189,7 @@ def fit(of: World, rows: np.ndarray, side: int, start: str) -> list[np.ndarray]:
                 at.float(),
                 factor * of.noise_at(side),
                 steps,
-                lambda z: of.drawn(z, size // 2, side),
+                step=1e-3,
             )
         for row, mean, covariance in zip(some, at[:, :d], spread[:, :d, :d], strict=True):
             made = torch.cat([mean[None], covariance]).numpy()

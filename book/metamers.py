@@ -34,11 +34,11 @@ def drawn(of: ceiling.World, row: int, side: int, draws: int) -> np.ndarray:
             of.numbers(rows),
             of.noise_at(side),
             torch.Generator().manual_seed(int(row)),
-            coarse=lambda z: of.drawn(z, of.scale.size // 2, side),
+            step=1e-3,
         )
         return torch.cat([found, left[:, None]], 1).numpy()
 
-    return ceiling.kept_or(ceiling.cache_dir() / f"metamers-{of.faces.digest}" / f"{side}-{draws}-{row}.npy", make)
+    return ceiling.kept_or(ceiling.cache_dir() / f"alike-{of.faces.digest}" / f"{side}-{draws}-{row}.npy", make)
 
 
 def split(own: np.ndarray, targets: np.ndarray) -> dict[str, float]:

@@ -208,20 +208,21 @@ class FaceModel:
         def draw(some: slice) -> Tensor:
             torch.set_num_threads(1)  # of this worker; new threads inherit it until it is set back below
             with torch.no_grad():
-                return self._image(identity[some], nuisance[some], size)
+                return self.image(identity[some], nuisance[some], size)
 
         step = max(1, _CPU_CHUNK // max(1, size * size))
         if identity.device.type != "cpu" or workers < 2 or len(identity) <= step:
             with torch.no_grad():
-                return self._image(identity, nuisance, size)
-        self._image(identity[:1], nuisance[:1], size)  # bad input fails here, and the constants are made once
+                return self.image(identity, nuisance, size)
+        self.image(identity[:1], nuisance[:1], size)  # bad input fails here, and the constants are made once
         try:
             with ThreadPoolExecutor(workers) as pool:
                 return torch.cat(list(pool.map(draw, (slice(i, i + step) for i in range(0, len(identity), step)))))
         finally:
             torch.set_num_threads(threads)
 
-    def _image(self, identity: Tensor, nuisance: Tensor, size: int) -> Tensor:
+    def image(self, identity: Tensor, nuisance: Tensor, size: int) -> Tensor:
+        """`render` without masks."""
         image = self.render(identity, nuisance, size)
         assert isinstance(image, Tensor)
         return image

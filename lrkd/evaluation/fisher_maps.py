@@ -17,14 +17,16 @@ from lrkd.data.renderer import FaceModel
 from lrkd.errors import ConfigError, DataError
 
 
-def derivatives(function: Callable[[Tensor], Tensor], at: Tensor, chunk: int = 128) -> Tensor:
-    """Compute forward-mode derivatives, one `torch.func.jvp` a dimension.
+def derivatives(function: Callable[[Tensor], Tensor], at: Tensor, chunk: int = 128, step: float = 0) -> Tensor:
+    """Compute forward-mode derivatives, one `torch.func.jvp` a dimension, or differences.
 
     Args:
         function: (N,D) -> (N,3,S,S), whose rows do not depend on one another, such as the renderer with its other
             argument fixed.
         at: (N,D), the points.
-        chunk: Images of tangents that are computed together.
+        chunk: Images of tangents that are computed together, where derivatives are exact.
+        step: Of differences to the right, a fraction of the work, for which the function is shown (N*D,D), each point
+            D times in turn; 0: exact derivatives.
 
     Returns:
         (N,D,3,S,S).
@@ -35,12 +37,17 @@ def derivatives(function: Callable[[Tensor], Tensor], at: Tensor, chunk: int = 1
     if at.ndim != 2:
         raise DataError(f"at: expected (N,D), one point a row, got {tuple(at.shape)}")
 
+    basis = torch.eye(at.shape[1], dtype=at.dtype, device=at.device)
+    if step:
+        with torch.no_grad():
+            moved = function((at[:, None] + step * basis).flatten(0, 1)).unflatten(0, (len(at), -1))
+            return (moved - function(at)[:, None]) / step
+
     def along(direction: Tensor) -> Tensor:
         return torch.func.jvp(function, (at,), (direction.expand_as(at),))[1]
 
     with warnings.catch_warnings():  # torch 2.11 warns of its own torch.jit.script at the first use of forward mode
         warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)
-        basis = torch.eye(at.shape[1], dtype=at.dtype, device=at.device)
         size = max(1, chunk // max(1, len(at)))
         return torch.func.vmap(along, chunk_size=size)(basis).transpose(0, 1).detach()
 
@@ -66,7 +73,9 @@ class Derivatives(NamedTuple):
         return Derivatives(matrix @ self.identity @ matrix.T, matrix @ self.nuisance @ matrix.T)
 
 
-def face_derivatives(model: FaceModel, identity: Tensor, nuisance: Tensor, spread: Tensor, size: int) -> Derivatives:
+def face_derivatives(
+    model: FaceModel, identity: Tensor, nuisance: Tensor, spread: Tensor, size: int, step: float = 0
+) -> Derivatives:
     """Compute the derivatives of one rendered face at `size` pixels.
 
     The mixing weights and the level of the sensor noise are left out: `fisher` takes noise separately.
@@ -77,6 +86,7 @@ def face_derivatives(model: FaceModel, identity: Tensor, nuisance: Tensor, sprea
         nuisance: (K,).
         spread: (K,), the standard deviation of each nuisance in the data.
         size: Of the image, in pixels.
+        step: As `derivatives` has it, in standard deviations.
 
     Raises:
         DataError: `spread` has another shape than `nuisance`, or values that are negative or not finite.
@@ -84,14 +94,17 @@ def face_derivatives(model: FaceModel, identity: Tensor, nuisance: Tensor, sprea
     kept = [k for k, name in enumerate(model.nuisance_names) if not name.startswith("noise")]
     if spread.shape != nuisance.shape or not (torch.isfinite(spread).all() and (spread >= 0).all()):
         raise DataError(f"spread: expected {tuple(nuisance.shape)} finite numbers >= 0, got {spread.tolist()}")
-    of_identity = derivatives(lambda z: _render(model, z, nuisance.expand(len(z), -1), size), identity[None])[0]
+
+    def identify(z: Tensor) -> Tensor:
+        return model.image(z, nuisance.expand(len(z), -1), size)
 
     def vary(some: Tensor) -> Tensor:  # (N,len(kept)) in standard deviations from this face's own
         full = torch.zeros(len(some), len(nuisance), dtype=some.dtype, device=some.device)
         full = full.index_copy(1, torch.tensor(kept, device=some.device), some * spread[kept])
-        return _render(model, identity.expand(len(some), -1), nuisance + full, size)
+        return model.image(identity.expand(len(some), -1), nuisance + full, size)
 
-    return Derivatives(of_identity, derivatives(vary, torch.zeros_like(nuisance[None, kept]))[0])
+    still = torch.zeros_like(nuisance[None, kept])
+    return Derivatives(derivatives(identify, identity[None], step=step)[0], derivatives(vary, still, step=step)[0])
 
 
 class Maps(NamedTuple):
@@ -145,9 +158,3 @@ def fisher(found: Derivatives, noise: float) -> Maps:
 
     spectrum = torch.linalg.eigvalsh(white @ white.T).clamp(min=0)
     return Maps(per_pixel(j), per_pixel(n), per_pixel(white), float(torch.log2(1 + spectrum).sum() / 2))
-
-
-def _render(model: FaceModel, identity: Tensor, nuisance: Tensor, size: int) -> Tensor:
-    image = model.render(identity, nuisance, size)
-    assert isinstance(image, Tensor)
-    return image

@@ -119,7 +119,7 @@ def laplace(
     start: Tensor,
     noise: float,
     steps: int = 10,
-    coarse: Callable[[Tensor], Tensor] | None = None,
+    step: float = 0,
 ) -> tuple[Tensor, Tensor]:
     """Fit what made each image, with a standard normal prior, and return Laplace's approximation of the posterior.
 
@@ -131,7 +131,7 @@ def laplace(
         start: (N,D), where the search begins.
         noise: The standard deviation of a pixel's noise.
         steps: How many; each takes the derivatives anew.
-        coarse: What the derivatives are taken of; default: the function. A render of fewer pixels is cheaper.
+        step: Of the derivatives, as in `derivatives`.
 
     Returns:
         The modes (N,D) and the covariances there (N,D,D), float64.
@@ -144,7 +144,7 @@ def laplace(
             return (seen.double() - function(z.to(start)).double()).flatten(1) / noise
 
     def slopes() -> Tensor:
-        return derivatives(coarse or function, at.to(start)).flatten(2).double() / noise
+        return derivatives(function, at.to(start), step=step).flatten(2).double() / noise
 
     left = miss(at)
     for _ in range(steps):
@@ -153,11 +153,11 @@ def laplace(
         down = (by @ left[..., None])[..., 0] - at
         moved = torch.zeros(len(at), dtype=torch.bool)
         for _ in range(6):  # until each face has gone downhill, ever more damped
-            step = torch.linalg.solve(curvature + damping[:, None, None] * curvature * unit, down)
-            rest = miss(at + step)
-            gain = left.square().sum(1) + at.square().sum(1) - rest.square().sum(1) - (at + step).square().sum(1)
+            there = at + torch.linalg.solve(curvature + damping[:, None, None] * curvature * unit, down)
+            rest = miss(there)
+            gain = left.square().sum(1) + at.square().sum(1) - rest.square().sum(1) - there.square().sum(1)
             good = (gain > 0) & ~moved
-            at, left = torch.where(good[:, None], at + step, at), torch.where(good[:, None], rest, left)
+            at, left = torch.where(good[:, None], there, at), torch.where(good[:, None], rest, left)
             moved |= good
             damping = torch.where(good, damping / 4, torch.where(moved, damping, damping * 6))
             if moved.all():
@@ -173,7 +173,7 @@ def metamers(
     noise: float,
     generator: torch.Generator,
     steps: int = 6,
-    coarse: Callable[[Tensor], Tensor] | None = None,
+    step: float = 0,
 ) -> tuple[Tensor, Tensor]:
     """Draw others that look the same: one from the posterior of each image's numbers, by randomise-then-optimise.
 
@@ -187,7 +187,7 @@ def metamers(
         noise: The standard deviation of a pixel's noise.
         generator: Draws prior and noise.
         steps: As in `laplace`.
-        coarse: As in `laplace`.
+        step: As in `laplace`.
 
     Returns:
         The numbers (N,D) float64, and the root mean square (N,) of what they leave of the image, in units of the noise:
@@ -196,11 +196,12 @@ def metamers(
     prior = torch.randn(at.shape, generator=generator, dtype=torch.float64)
     fresh = noise * torch.randn(seen.shape, generator=generator, dtype=torch.float64)
 
-    def moved(by: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda z: by(prior.to(z) + z)
+    start = (at - prior).to(at.dtype)
 
-    start, cheap = (at - prior).to(at.dtype), None if coarse is None else moved(coarse)
-    found, _ = laplace(moved(function), seen + fresh, start, noise, steps, cheap)
+    def moved(z: Tensor) -> Tensor:  # by rows of its own, or where differences are taken by each of them several times
+        return function(prior.to(z).repeat_interleave(len(z) // len(prior), 0) + z)
+
+    found, _ = laplace(moved, seen + fresh, start, noise, steps, step)
     with torch.no_grad():
         left = (seen.double() - function((prior + found).to(at.dtype)).double()).flatten(1) / noise
     return prior + found, left.square().mean(1).sqrt()

@@ -69,6 +69,18 @@ def test_rows_and_chunks_change_nothing():
         derivatives(function, at[0])
 
 
+def test_differences_give_nearly_the_same_maps(model, face):
+    exact, near = (fisher(face_derivatives(model, *face, 16, step), 0.01).information for step in (0, 1e-3))
+    assert torch.corrcoef(torch.stack([exact.flatten(), near.flatten()]))[0, 1] > 0.999
+    torch.testing.assert_close(near.sum(), exact.sum(), rtol=0.02, atol=0)
+
+    def line(x: torch.Tensor) -> torch.Tensor:
+        return (x @ torch.arange(24.0).reshape(2, 12)).view(-1, 3, 2, 2)
+
+    at = torch.tensor([[0.1, 0.2], [0.3, -0.4]])
+    torch.testing.assert_close(derivatives(line, at, chunk=2, step=0.5), derivatives(line, at))
+
+
 def test_shrunken_derivatives_are_the_derivatives_of_the_shrunken_image(model, face):
     """LR pixels average blocks of HR pixels, and enlarged they are what `degrade` makes of the derivatives."""
     identity, nuisance, spread = face

@@ -43,8 +43,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_maps_are_those_of_fisher_and_are_computed_once(smoke, monkeypatch):
     """Of each image's own numbers, with the sensor's noise at that side; the derivatives are made up."""
 
-    def slopes(model, identity, nuisance, spread, size):
-        assert size == SMOKE.size // 2
+    def slopes(model, identity, nuisance, spread, size, step=None):
+        assert size == SMOKE.size
         rows = torch.outer(torch.stack([identity[:9].sum(), *nuisance[:3]]), torch.arange(1.0, 1 + 3 * size**2).sin())
         return Derivatives(rows[:2].view(2, 3, size, size), (rows[2:] * spread[0]).view(2, 3, size, size))
 
@@ -57,7 +57,7 @@ def test_maps_are_those_of_fisher_and_are_computed_once(smoke, monkeypatch):
     noise = nuisance[:, model.nuisance_names.index("noise")].square().mean().sqrt() * SIDE / SMOKE.size
     identity = torch.from_numpy(np.array(faces.identity))
     for row in range(8):
-        own = slopes(model, identity[faces.labels[row]], nuisance[row], nuisance.std(0), SMOKE.size // 2)
+        own = slopes(model, identity[faces.labels[row]], nuisance[row], nuisance.std(0), SMOKE.size)
         expected = fisher(own.at_side(SIDE), float(noise)).information
         np.testing.assert_allclose(maps[row], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
     monkeypatch.setattr(information, "face_derivatives", None)
