@@ -196,12 +196,10 @@ def metamers(
     prior = torch.randn(at.shape, generator=generator, dtype=torch.float64)
     fresh = noise * torch.randn(seen.shape, generator=generator, dtype=torch.float64)
 
-    start = (at - prior).to(at.dtype)
-
     def moved(z: Tensor) -> Tensor:  # by rows of its own, or where differences are taken by each of them several times
         return function(prior.to(z).repeat_interleave(len(z) // len(prior), 0) + z)
 
-    found, _ = laplace(moved, seen + fresh, start, noise, steps, step)
+    found, _ = laplace(moved, seen + fresh, (at - prior).to(at.dtype), noise, steps, step)
     with torch.no_grad():
         left = (seen.double() - function((prior + found).to(at.dtype)).double()).flatten(1) / noise
     return prior + found, left.square().mean(1).sqrt()

@@ -49,8 +49,7 @@ def information_maps(faces: Faces, scale: Scale, side: int, device: str = "cpu")
             continue
         found = []
         for row in block:
-            person = identity[faces.labels[row]]
-            slopes = face_derivatives(model, person, nuisance[row], spread, scale.size, step=1e-3)
+            slopes = face_derivatives(model, identity[faces.labels[row]], nuisance[row], spread, scale.size, step=1e-3)
             found.append(fisher(slopes.at_side(side), noise).information.float().cpu())
         with atomic(path, "wb") as file:
             np.save(file, torch.stack(found).numpy(), allow_pickle=False)
