@@ -65,15 +65,14 @@ def _diverged(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows[~lost], chance], ignore_index=True)
 
 
-def _pivoted(rows: pd.DataFrame, cell: tuple[str, ...]) -> pd.DataFrame:
-    """Pivot the rows of one setting, side and endpoint -> world by entrant; DataError for two runs of one of these."""
-    twice = rows.duplicated(["world", "entrant"])
-    if twice.any():
-        first = rows[twice].iloc[0]
-        raise DataError(
-            f"results: expected one run of {first['entrant']} in world {first['world']}, got two ({', '.join(cell)})"
-        )
-    return rows.pivot(index="world", columns="entrant", values="value")
+def _cells(found: pd.DataFrame) -> dict[object, np.ndarray]:
+    """Values by (setting, shown, endpoint, entrant), by rising world, nan where it lacks one; DataError for two."""
+    cell = ["setting", "shown", "endpoint", "entrant"]
+    twice = found[found.duplicated([*cell, "world"])]
+    for *where, entrant, world in twice[[*cell, "world"]].itertuples(index=False):
+        raise DataError(f"results: expected one run of {entrant} in world {world}, got two ({', '.join(where)})")
+    values = found.pivot(index=cell, columns="world", values="value")
+    return dict(zip(values.index, values.to_numpy(np.float64), strict=True))
 
 
 def verdict(mean: float, adjusted: float, low: float, high: float, margin: float, alpha: float = 0.05) -> str:
@@ -122,8 +121,7 @@ def judge(
     Raises:
         DataError: An entrant has two runs in one world.
     """
-    cells = {key: _pivoted(part, key) for key, part in found.groupby(["setting", "shown", "endpoint"])}
-    rows = []
+    cells, rows = _cells(found), []
     for claim in claims.to_dict("records"):
         x = _differences(cells, claim)
         count = int((claims["family"] == claim["family"]).sum())
@@ -171,15 +169,15 @@ def powered(judged: pd.DataFrame, alpha: float = 0.05, target: float = 0.8) -> p
     return judged.assign(**dict(zip(("power", "detectable"), np.reshape(rows, (-1, 2)).T, strict=True)))
 
 
-def _differences(cells: Mapping[object, pd.DataFrame], claim: Mapping[str, object]) -> np.ndarray:
+def _differences(cells: Mapping[object, np.ndarray], claim: Mapping[str, object]) -> np.ndarray:
     """Subtract a claim's baseline from its method, in the worlds that have both, by rising world: (n,)."""
     name, _, other = str(claim["baseline"]).partition("@")
-    setting, side, nothing = claim["setting"], claim["side"], pd.DataFrame()
-    method = cells.get((setting, side, claim["endpoint"]), nothing).get(claim["method"])
-    baseline = cells.get((setting, side, other or claim["endpoint"]), nothing).get(name)
+    setting, side, endpoint = claim["setting"], claim["side"], claim["endpoint"]
+    method = cells.get((setting, side, endpoint, claim["method"]))
+    baseline = cells.get((setting, side, other or endpoint, name))
     if method is None or baseline is None:
         return np.empty(0)
-    return (method - baseline).dropna().sort_index().to_numpy(np.float64)
+    return (method - baseline)[~np.isnan(method - baseline)]
 
 
 # ----------------------------------------------------------------------------------------------------------- bootstrap
