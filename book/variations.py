@@ -82,10 +82,10 @@ def at_fineness(scale: Scale, fineness: float) -> Scale:
 
 
 def spectrum(scale: Scale, length: int, chosen: Chosen) -> Iterator[tuple[float, Spec]]:
-    """The fineness and the run, teachers too, world by world; setting S."""
+    """The fineness and the run, teachers too, world by world; setting S, half the length, as the ladders have it."""
     for world in WORLDS["spectrum"]:
         for fineness in FINENESS:
-            place = Place(at_fineness(scale, fineness), epochs=length, lr=chosen.rate)
+            place = Place(at_fineness(scale, fineness), epochs=max(1, length // 2), lr=chosen.rate)
             runs = [place.spec(entrant, world, "S", chosen.factor(entrant)) for entrant in MAIN]
             yield from ((fineness, one) for one in answer_plan.with_needs(runs))
 

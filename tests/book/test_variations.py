@@ -35,7 +35,7 @@ def test_the_spectrum_goes_from_the_studys_turned_round_to_the_studys_own():
     assert set(middle) == {own[1]}
     found = list(variations.spectrum(CPU, 12, CHOSEN))
     same = [one for fineness, one in found if fineness == 1 and one.world.number == 0]
-    place = Place(CPU, epochs=12, lr=0.05)
+    place = Place(CPU, epochs=6, lr=0.05)
     assert config_hash(same[0]) == config_hash(place.spec(variations.MAIN[0], 0, "S"))
     assert sum(one.role == "teacher" for _, one in found) == len(variations.FINENESS) * len(
         variations.WORLDS["spectrum"]
