@@ -28,7 +28,7 @@ help:  ## This list
 
 env: $(READY)  ## Make the environment alone, which every other goal makes first
 
-book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: ten to twelve minutes on 2 cores)
+book: $(READY)  ## Train, measure and build the book: _build/html/index.html (first time: nine minutes on 2 cores)
 	@$(BIN)/python book/prepare.py
 	@$(BIN)/python book/runtime.py --optional --seconds 90
 	$(BIN)/python book/execute.py
