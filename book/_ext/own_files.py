@@ -17,14 +17,17 @@ SIGNATURE = re.compile(rf"({OPEN}\s*)<dl>(.*?)</dl>(?=\s*{CLOSE})", re.DOTALL)
 
 
 def told(body: str) -> str:
-    """A signature's parameters as plain blocks, a line each; the bibliography without a role that its entries deny; and
-    a minus sign where a number of the text is below zero."""
+    """A signature's parameters as plain blocks, a line each; the bibliography without a role that its entries deny; a
+    minus sign where a number of the text is below zero; and no line that ends within an interval or before its %."""
 
     def blocks(found: re.Match[str]) -> str:
         inner = found[2].replace("<dd>", "<div>").replace("</dd>", "</div>")
         return f'{found[1]}<div class="sig-lines">{inner}</div>'
 
     body = re.sub(r'(<span class="pasted-text">)-(?=\d)', r"\1−", body)
+    body = re.sub(r'(\[<span class="pasted-text">[^<]*</span>,) (?=<span class="pasted-text">)', r"\1&nbsp;", body)
+    body = re.sub(r'(<span class="pasted-text">\[[^<\]]*,) (?=[^<]*\])', r"\1&nbsp;", body)
+    body = re.sub(r'(<span class="pasted-text">[^<]*</span>) %', r"\1&nbsp;%", body)
     return SIGNATURE.sub(blocks, body).replace('role="list" class="citation-list"', 'class="citation-list"')
 
 

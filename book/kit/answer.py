@@ -365,8 +365,12 @@ def numbers(table: pd.DataFrame, ids: str) -> dict[str, str]:
     """What text says of claims of `judged`, ids in a row: by each the mean in points, its range, verdict and worlds."""
     found = {}
     for row in table.set_index("id", drop=False).loc[ids.split()].to_dict("records"):
-        mean, low, high = (points(100 * float(row[name])) for name in ("mean", "low", "high"))
-        one = {"": mean, "_range": f"[{low}, {high}]", "_verdict": row["verdict"] if row["n"] > 1 else OPEN}
+        ends = ", ".join(f"{100 * row[end]:+.1f}".replace("-", "−") for end in ("low", "high"))
+        one = {
+            "": points(100 * row["mean"]),
+            "_range": f"[{ends}]",
+            "_verdict": row["verdict"] if row["n"] > 1 else OPEN,
+        }
         found |= {f"{row['id']}{end}": value for end, value in (one | {"_n": str(int(row["n"]))}).items()}
     return found
 

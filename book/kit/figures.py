@@ -204,8 +204,8 @@ def forest(
         ax.plot([a, b], [i, i], color=own[i].colour, linewidth=2.2, solid_capstyle="butt")
         ax.plot(m, i, own[i].marker, color=own[i].colour, markersize=7, markeredgecolor="white", markeredgewidth=0.7)
         count = "" if n is None else f"  n={n if isinstance(n, int) else n[i]}"
-        told = [fmt.format(value) for value in (m, a, b)]
-        told = [text if text.strip("+-0.") else fmt.format(0.0) for text in told]  # no "-0.0"
+        told = [fmt.format(value) for value in (m, a, b)]  # an end "-0.0" says on which side of zero it is
+        told[0] = told[0] if told[0].strip("+-0.") else fmt.format(0.0)
         interval = f" [{told[1]}, {told[2]}]" if np.isfinite([a, b]).all() else ""
         text = f"{told[0]}{interval}{count}".replace("-", "−")
         ax.annotate(text, (1.02, i), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9)

@@ -341,12 +341,12 @@ def test_numbers_reach_the_text(monkeypatch):
     assert [type(value) for value, _ in heard.values()] == [float, int, str]
 
 
-def test_forests_have_a_band_each_and_no_negative_zero():
+def test_forests_have_a_band_each_and_no_estimate_of_minus_zero():
     table = pd.DataFrame({"mean": [-0.0002], "low": [-0.0004], "high": [0.02], "n": [6]}, ["none"])
     figure = figures.forests({"a": table, "b": table}, "points", band={"a": 0.5, "b": 2.0})
     bands = [ax.patches[0].get_x() for ax in figure.axes]
     assert bands == [-0.5, -2.0]
-    assert "+0.0 [+0.0, +2.0]  n=6" in [text.get_text() for text in figure.axes[0].texts]
+    assert "+0.0 [−0.0, +2.0]  n=6" in [text.get_text() for text in figure.axes[0].texts]
     plt.close(figure)
 
 
