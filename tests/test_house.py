@@ -342,7 +342,7 @@ def test_no_prose_is_taken_for_a_comment():
 
 def test_every_run_of_a_results_table_has_its_configuration_beside_it():
     folder = ROOT / "book" / "results"
-    described = [pd.read_csv(folder / f"{name}.csv", dtype=str) for name in ("runs", "answer-runs")]
+    described = [pd.read_csv(folder / f"{name}.csv", dtype=str) for name in ("runs", "answer-runs", "variations-runs")]
     known = set(pd.concat(described)["config"])
     for file in sorted(folder.glob("*.csv")):
         table = pd.read_csv(file, dtype=str)
