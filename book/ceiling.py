@@ -171,11 +171,8 @@ def bounds(of: Sequence[World], count: int) -> pd.DataFrame:
 
 def fit(of: World, rows: np.ndarray, side: int, start: str) -> list[np.ndarray]:
     """Mean and covariance of the identity given each image, (1+D,D) stacked, by `laplace` from a start."""
-    folder, size, d = (
-        cache_dir() / f"posteriors-{of.faces.digest}" / f"{side}-{start}",
-        of.scale.size,
-        of.identity.shape[1],
-    )
+    folder = cache_dir() / f"posteriors-{of.faces.digest}" / f"{side}-{start}"
+    size, d = of.scale.size, of.identity.shape[1]
     missing = [row for row in rows if not (folder / f"{row}.npy").exists()]
     for some in tqdm(
         [missing[i : i + BATCH] for i in range(0, len(missing), BATCH)], desc=f"fits from the {start}", unit="batch"

@@ -37,7 +37,7 @@ class LocalKernelManager(jupyter_client.AsyncKernelManager):
 
 
 def _serve(command: list[str], env: dict[str, str], cwd: str) -> None:
-    """What `command`, which is of `python -m ipykernel_launcher`, does in a new process."""
+    """Be the kernel that `command`, of `python -m ipykernel_launcher`, would start."""
     os.setsid()  # a signal to the kernel's group reaches what it started, and a terminal's does not reach the kernel
     os.chdir(cwd)
     os.environ.clear()
@@ -50,6 +50,7 @@ def _serve(command: list[str], env: dict[str, str], cwd: str) -> None:
 
 
 def _end_with_parent() -> None:
+    """End the kernel where who asked for it is killed: its parent, the server of forks, would stay."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -67,8 +68,10 @@ class _Process:
         context.set_forkserver_preload(IMPORTED)
         self.own = context.Process(target=_serve, args=told)
         self.own.start()
-        self.pid, self.send_signal = self.own.pid, lambda signum: os.kill(self.pid, signum)
-        self.kill, self.terminate = self.own.kill, self.own.terminate
+        self.pid, self.kill, self.terminate = self.own.pid, self.own.kill, self.own.terminate
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
 
     def poll(self) -> int | None:
         return self.own.exitcode

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "book" / "_ext"))
 import jupyter_client
 import launch
 import local_kernels
+from jupyter_client.provisioning import KernelProvisionerFactory
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from own_files import lighten, numbered, process, told
@@ -22,6 +25,13 @@ SIGNATURE = (
     '<dl class="py"><dt>f<span class="sig-paren">(</span>\n\n<dl>\n<dd><em>a</em>,</dd>\n<dd><em>b</em></dd>\n</dl>\n\n'
     '<span class="sig-paren">)</span></dt><dd><dl>\n<dt>term</dt><dd>meaning</dd></dl></dd></dl>'
 )
+
+
+def test_no_line_ends_within_an_interval_or_before_a_percent_sign():
+    one = '<span class="pasted-text">{}</span>'.format
+    assert told(f"[{one('+0.6')}, {one('-1.2')}]") == f"[{one('+0.6')},&nbsp;{one('−1.2')}]"
+    assert told(f"{one('[+0.6, +1.2]')} of {one('79.7')} %") == f"{one('[+0.6,&nbsp;+1.2]')} of {one('79.7')}&nbsp;%"
+    assert told(f"a, {one('b')}, {one('c, d')}") == f"a, {one('b')}, {one('c, d')}"
 
 
 def test_a_signature_is_no_list_and_lists_stay():
@@ -94,12 +104,55 @@ def test_what_nobody_asks_for_is_not_in_the_book(tmp_path):
 
 def test_kernels_have_no_port_and_each_its_own_sockets(monkeypatch):
     monkeypatch.setattr(jupyter_client, "AsyncKernelManager", jupyter_client.AsyncKernelManager)
+    factory = KernelProvisionerFactory.instance()
+    monkeypatch.setattr(factory, "default_provisioner_name", factory.default_provisioner_name)
     local_kernels.local()
     pages = [NotebookClient(new_notebook(cells=[new_code_cell(f"print({k})")])) for k in range(2)]
     managers = [page.create_kernel_manager() for page in pages]
     assert {manager.transport for manager in managers} == {"ipc"}
     assert len({manager.ip for manager in managers}) == 2
     assert pages[0].execute()["cells"][0]["outputs"][0]["text"] == "0\n"
+
+
+PAGE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import local_kernels
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+
+if __name__ == "__main__":
+    local_kernels.local()
+    cell = "import os, pathlib, sys, time; loaded = 'torch' in sys.modules; "
+    cell += "pathlib.Path('seen').write_text(f'{os.getpid()} {loaded}'); time.sleep(600)"
+    resources = {"metadata": {"path": sys.argv[2]}}
+    NotebookClient(new_notebook(cells=[new_code_cell(cell)]), resources=resources).execute()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")
+def test_a_forked_kernel_has_its_page_s_folder_and_ends_with_what_executes_it(tmp_path):
+    """Nothing has to be imported; and a kill of what executes a page leaves no process."""
+    script, folder = tmp_path / "script.py", tmp_path / "folder"
+    script.write_text(PAGE)
+    folder.mkdir()
+    running = subprocess.Popen([sys.executable, script, Path(local_kernels.__file__).parent, folder])
+    try:
+        until(lambda: (folder / "seen").exists() and (folder / "seen").read_text())
+        kernel, loaded = (folder / "seen").read_text().split()
+        assert loaded == "True"
+        running.kill()
+        running.wait()
+        until(lambda: not Path(f"/proc/{kernel}").exists())
+    finally:
+        running.kill()
+
+
+def until(there: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 # Binder and Colab
