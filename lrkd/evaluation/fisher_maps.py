@@ -25,8 +25,8 @@ def derivatives(function: Callable[[Tensor], Tensor], at: Tensor, chunk: int = 1
             argument fixed.
         at: (N,D), the points.
         chunk: Images of tangents that are computed together, where derivatives are exact.
-        step: Of differences to the right, a fraction of the work, for which the function is shown (N*D,D), each point
-            D times in turn; 0: exact derivatives.
+        step: Of forward differences, which are a fraction of the work: the function is then shown `at`, and (N*D,D),
+            each point D times in turn. 0: exact derivatives.
 
     Returns:
         (N,D,3,S,S).

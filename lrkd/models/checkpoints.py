@@ -53,11 +53,12 @@ _BESIDE = re.compile(
     r"collections defaultdict|_codecs encode"
 )
 _MODULE = re.compile(r"torch\.nn\.(modules\.)?\w+(\.\w+)* [A-Z]\w+")
-_MAGIC = {
+_MAGIC: dict[bytes | tuple[bytes, ...], str] = {
     b"\x89HDF": "an HDF5 file (Keras)",
     b"\x1f\x8b": "a file compressed by gzip",
     b"7z\xbc\xaf": "a 7z archive",
     b"\x93NUMPY": "a NumPy array",
+    (b"\x89PNG", b"\xff\xd8\xff"): "an image",
 }
 
 

@@ -84,7 +84,7 @@ def check(spec: Spec, student: tuple[Network, Head], teacher: Network, head: Hea
     fit = [name for name, terms in known.items() if _fits(terms, network, teacher, head, shown)]
     stages = [", ".join("x".join(map(str, part.shape[1:])) for part in out.features) for out in shown]
     if stages[0] != stages[1] and any("features" in parts.read(term) for term in method.terms):
-        said = f"the shapes of their stages differ: {stages[0]} of the student, {stages[1]} of the teacher; {said}"
+        said = f"the shapes of their stages differ: {stages[0]} of the student, {stages[1]} of the teacher"
     raise ConfigError(
         f"method {method.name!r}: student {named['student']} and teacher {named['teacher']} do not fit together "
         f"({said}); these methods work: {', '.join(fit) or 'none of lrkd'}"

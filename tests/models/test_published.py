@@ -22,6 +22,7 @@ import pytest
 import safetensors.torch
 import torch
 import toys
+from PIL import Image
 from test_backbones import naive_forward, naive_norm, naive_prelu, norm_names, published_names
 from torch import Tensor
 from torch.nn import functional as F
@@ -450,6 +451,8 @@ def test_another_format_is_named_with_what_would_be_right(tmp_path, narrow):
     saved(tmp_path / "wrapped.pth", {"model": Whole()})
     (tmp_path / "network.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
     (tmp_path / "network.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "face.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "face.jpg")
     (tmp_path / "network.pth.gz").write_bytes(gzip.compress(b"x"))
     np.save(tmp_path / "embeddings.npy", np.zeros(3))
     saved(tmp_path / "head.pt", {"head.kernel": torch.zeros(9, 20), "head.t": torch.zeros(1)})
@@ -460,6 +463,8 @@ def test_another_format_is_named_with_what_would_be_right(tmp_path, narrow):
         "wrapped.pth": r"expected a state_dict\(\), got a whole module",
         "network.onnx": r"an ONNX file: lrkd\.models\.wrap\.onnx_network reads it",
         "network.h5": "an HDF5 file",
+        "face.png": "an image",
+        "face.jpg": "an image",
         "network.pth.gz": "compressed by gzip",
         "embeddings.npy": "a NumPy array",
         "head.pt": "looks like a margin head",
