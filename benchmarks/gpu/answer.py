@@ -11,19 +11,19 @@ import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.gpu.photographs import photographs
-from benchmarks.gpu.stage import Stage, begin, shared_gpu
+from benchmarks.gpu.photographs import RESULTS, photographs
+from benchmarks.gpu.stage import Stage, begin, chosen, shared_gpu
 from lrkd.data.tables import Faces
 from lrkd.distill import methods
 from lrkd.errors import LrkdError, RunError
 from lrkd.models import backbones, heads
 from lrkd.study import answer, worlds
-from lrkd.study.answer_plan import ENTRANTS, MAIN, Entrant, Place
+from lrkd.study.answer_plan import ATTENTION, ENTRANTS, MAIN, Entrant, Place
+from lrkd.study.information import information_maps
 from lrkd.study.presets import SCALES
 from lrkd.study.runner import Workers
 from lrkd.study.spec import PROCEDURAL, faces_of
@@ -33,16 +33,9 @@ from lrkd.training.execution import Execution
 from lrkd.training.schedule import Options, Schedule
 from lrkd.training.step import Teacher
 
-RESULTS = Path(__file__).parent.parent.parent / "book" / "results"
 EVERYBODY = tuple(ENTRANTS.values())
-# Whatever is stopped has ladders of the same length for all that it judges: photographs have their own.
-ORDER = (
-    ("ladders", MAIN),
-    ("photographs", MAIN),
-    ("ladders", EVERYBODY),
-    ("worlds", EVERYBODY),
-    ("length", EVERYBODY),
-)
+# The most valuable first. A part has the entrants whose ladders have ended, or those of its own.
+ORDER = dict.fromkeys(("ladders", "worlds", "attention", "photographs", "length"), EVERYBODY)
 PROCESSES = (1, 4, 8, 14)
 GIB = 4.5  # of the GPU's memory, that a process was seen to take
 SPEED = Speed(cache_teacher=True, compile=False)  # compiling takes longer than it saves; steps are recorded
@@ -94,13 +87,20 @@ def render(world: int) -> None:
 
 
 def warm(stage: Stage) -> int:
-    """Render the worlds, those that come first first, in processes of one thread: more would hold each other up."""
+    """Render the worlds, those that come first first, in processes of one thread: more would hold each other up.
+
+    Of those that attention is judged in, the GPU computes the maps of information meanwhile.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
     os.nice(10)  # what else goes on comes first
     every = (*worlds.CHOOSING, *worlds.JUDGING)
     count = min(len(every), max(1, (os.cpu_count() or 2) - 4))  # beside what else goes on
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(render, every))
+        for world, _ in zip(every, pool.map(render, every), strict=True):
+            spec = Place(SCALES["cpu"]).spec(ATTENTION[1], world, "T")
+            if stage.gpu and world in (*worlds.CHOOSING, *worlds.JUDGING[:6]):
+                information_maps(faces_of(spec, "train"), spec.scale, Place(spec.scale).hardest, stage.device.type)
+                print(f"maps of world {world}, {stage.left:.0f} s left", flush=True)
     print(f"rendered, {stage.left:.0f} s left", flush=True)
     return 0
 
@@ -149,7 +149,7 @@ def measure(stage: Stage) -> int:
     for path in (*RESULTS.glob("answer-*.csv"), RESULTS / "claims.csv"):
         if path.is_file() and not stage.rehearse:
             shutil.copyfile(path, stage.out / path.name)
-    parts = list(ORDER[-1:] if stage.rehearse else ORDER)
+    parts = list(chosen(ORDER).items())[-1 if stage.rehearse else 0 :]
     with shared_gpu(stage) as service:
         best, end = processes(stage, service), time.monotonic() + (2 if stage.rehearse else stage.left - 8)
         while parts and best:

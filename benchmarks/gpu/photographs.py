@@ -27,6 +27,7 @@ from lrkd.study.presets import SCALES, Scale
 from lrkd.study.spec import Spec
 from lrkd.training.acceleration import Speed
 
+RESULTS = Path(__file__).parent.parent.parent / "book" / "results"
 METHODS = ("none", "embedding-cos", "fskd", "fskd-l2", "askd")
 DEEP_METHODS = ("embedding-cos", "fskd", "fskd-l2")  # whose terms need no map for map of the teacher
 SEEDS, MORE_SEEDS = range(6), range(3)
@@ -117,6 +118,12 @@ def photographs(stage: Stage) -> str | None:
     return str(work / "unpacked")
 
 
+def measured() -> set[str]:
+    """The configurations of the runs that the repository's tables have."""
+    paths = RESULTS.glob("gpu-lfw-*.csv")
+    return {config for path in paths for config in pd.read_csv(path, dtype={"config": str})["config"]}
+
+
 def measure(stage: Stage) -> int:
     """Train and write the tables after every run until the time is over."""
     source = photographs(stage)
@@ -128,6 +135,9 @@ def measure(stage: Stage) -> int:
     if stage.rehearse:
         names = ("none", "fskd-l2")
         wanted = [s for s in wanted if s.seed == 0 and s.method.name in names and type(s) is Spec and s.side != 6]
+    else:  # seeds that the repository's tables have are not trained again, but for who teaches
+        known = measured()
+        wanted = [s for s in wanted if s.role == "teacher" or study_spec.config_hash(s) not in known]
     print(f"{prepared(source).train.name}: {len(wanted)} runs", flush=True)
     mixed: list[dict[str, Any]] = []
 

@@ -16,7 +16,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import against_peer, faces, student_speed, train_step
-from benchmarks.gpu.stage import Stage, begin
+from benchmarks.gpu.stage import Stage, begin, chosen
 from lrkd.study.experiment import commit
 from lrkd.study.results import write_table
 from lrkd.training.acceleration import Speed, cudnn_benchmark
@@ -187,11 +187,9 @@ def compiled(stage: Stage) -> Parts:
 
 
 def run(stage: Stage, parts: Parts) -> int:
-    """Run the parts in their order, each as long as there is time; $LRKD_PARTS names some. -> how many failed."""
-    failed, some = 0, os.environ.get("LRKD_PARTS")
-    for name, part in parts.items():
-        if some and name not in some.split(","):
-            continue
+    """Run the parts in their order, each as long as there is time. -> how many failed."""
+    failed = 0
+    for name, part in chosen(parts).items():
         if stage.left < 2:
             print(f"{name}: no time was left", flush=True)
             continue

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
 
 from lrkd.study.experiment import commit, device_name
 from lrkd.study.results import write_table
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ def begin(what: str) -> Stage:
         torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     return Stage(given.out, time.monotonic() + given.seconds, device, given.rehearse)
+
+
+def chosen(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """Those of a stage's parts that $LRKD_PARTS names, with commas between them; all where it does not."""
+    some = os.environ.get("LRKD_PARTS")
+    return {name: part for name, part in parts.items() if not some or name in some.split(",")}
 
 
 @contextmanager

@@ -53,18 +53,18 @@ def derivatives(function: Callable[[Tensor], Tensor], at: Tensor, chunk: int = 1
 
 
 class Derivatives(NamedTuple):
-    """One face's derivatives, each by a standard deviation of the data: what one such step adds to the image.
+    """A face's derivatives, each by a standard deviation of the data: what one such step adds to the image.
 
     Attributes:
-        identity: (D,3,S,S).
-        nuisance: (K,3,S,S).
+        identity: (D,3,S,S), or (N,D,3,S,S) of as many faces.
+        nuisance: (K,3,S,S), or (N,K,3,S,S).
     """
 
     identity: Tensor
     nuisance: Tensor
 
     def at_side(self, side: int, kernel: str = "area") -> "Derivatives":
-        """Shrink the derivatives to `side` pixels by a kernel: (.,3,S,S) -> (.,3,side,side).
+        """Shrink the derivatives to `side` pixels by a kernel: (...,3,S,S) -> (...,3,side,side).
 
         Shrinking is linear, so it does to a derivative what it does to an image. The way up again, by which a network
         sees the LR image at HR size, can be undone, so it neither adds nor takes information and is left out.
@@ -76,35 +76,38 @@ class Derivatives(NamedTuple):
 def face_derivatives(
     model: FaceModel, identity: Tensor, nuisance: Tensor, spread: Tensor, size: int, step: float = 0
 ) -> Derivatives:
-    """Compute the derivatives of one rendered face at `size` pixels.
+    """Compute the derivatives of one rendered face at `size` pixels, or of several together, as a GPU likes it.
 
     The mixing weights and the level of the sensor noise are left out: `fisher` takes noise separately.
 
     Args:
         model: The renderer.
-        identity: (64,), of unit standard deviation in the data.
-        nuisance: (K,).
+        identity: (64,), of unit standard deviation in the data, or (N,64).
+        nuisance: (K,), or (N,K).
         spread: (K,), the standard deviation of each nuisance in the data.
         size: Of the image, in pixels.
         step: As `derivatives` has it, in standard deviations.
 
     Raises:
-        DataError: `spread` has another shape than `nuisance`, or values that are negative or not finite.
+        DataError: `spread` is not of the nuisances, or has values that are negative or not finite.
     """
     kept = [k for k, name in enumerate(model.nuisance_names) if not name.startswith("noise")]
-    if spread.shape != nuisance.shape or not (torch.isfinite(spread).all() and (spread >= 0).all()):
-        raise DataError(f"spread: expected {tuple(nuisance.shape)} finite numbers >= 0, got {spread.tolist()}")
+    if spread.shape != nuisance.shape[-1:] or not (torch.isfinite(spread).all() and (spread >= 0).all()):
+        raise DataError(f"spread: expected {tuple(nuisance.shape[-1:])} finite numbers >= 0, got {spread.tolist()}")
 
-    def identify(z: Tensor) -> Tensor:
-        return model.image(z, nuisance.expand(len(z), -1), size)
+    who, how = torch.atleast_2d(identity), torch.atleast_2d(nuisance)
 
-    def vary(some: Tensor) -> Tensor:  # (N,len(kept)) in standard deviations from this face's own
-        full = torch.zeros(len(some), len(nuisance), dtype=some.dtype, device=some.device)
+    def identify(z: Tensor) -> Tensor:  # each face once, or several times in turn
+        return model.image(z, how.repeat_interleave(len(z) // len(who), 0), size)
+
+    def vary(some: Tensor) -> Tensor:  # (.,len(kept)) in standard deviations from each face's own
+        full = some.new_zeros(len(some), how.shape[1])
         full = full.index_copy(1, torch.tensor(kept, device=some.device), some * spread[kept])
-        return model.image(identity.expand(len(some), -1), nuisance + full, size)
+        each, own = (x.repeat_interleave(len(some) // len(x), 0) for x in (who, how))
+        return model.image(each, own + full, size)
 
-    still = torch.zeros_like(nuisance[None, kept])
-    return Derivatives(derivatives(identify, identity[None], step=step)[0], derivatives(vary, still, step=step)[0])
+    found = derivatives(identify, who, step=step), derivatives(vary, 0 * how[:, kept], step=step)
+    return Derivatives(*(found if identity.ndim == 2 else (slopes[0] for slopes in found)))
 
 
 class Maps(NamedTuple):

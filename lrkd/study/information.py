@@ -8,13 +8,13 @@ from lrkd.data.renderer import FaceModel
 from lrkd.data.tables import Faces
 from lrkd.errors import DataError
 from lrkd.evaluation.attention import standardise
-from lrkd.evaluation.fisher_maps import face_derivatives, fisher
+from lrkd.evaluation.fisher_maps import Derivatives, face_derivatives, fisher
 from lrkd.files import atomic
 from lrkd.models.wrap import Maps
 from lrkd.progress import bar as progress_bar
 from lrkd.study.presets import Scale
 
-_BLOCK = 100  # images that are kept together: what a stopped run has to do again
+_BLOCK = 25  # images that are computed and kept together: what a stopped run has to do again
 
 
 def information_maps(faces: Faces, scale: Scale, side: int, device: str = "cpu") -> np.ndarray:
@@ -40,20 +40,18 @@ def information_maps(faces: Faces, scale: Scale, side: int, device: str = "cpu")
     folder, model = cache_dir() / f"information-{faces.digest}-{side}px", FaceModel(**scale.face)
     folder.mkdir(parents=True, exist_ok=True)
     identity, nuisance = (torch.from_numpy(np.array(x)).to(device) for x in (faces.identity, faces.nuisance))
-    spread, level = nuisance.std(0), nuisance[:, model.nuisance_names.index("noise")]
-    noise = float(level.square().mean().sqrt()) * side / scale.size
-    blocks = torch.arange(len(faces)).split(_BLOCK)
-    for block in progress_bar(blocks, desc="information", unit="block", leave=False):
-        path = folder / f"{int(block[0])}.npy"
+    noise = float(nuisance[:, model.nuisance_names.index("noise")].square().mean().sqrt()) * side / scale.size
+    blocks = {folder / f"{int(b[0])}-{len(b)}.npy": b for b in torch.arange(len(faces)).split(_BLOCK)}
+    for path, block in progress_bar(blocks.items(), desc="information", unit="block", leave=False):
         if path.exists():
             continue
-        found = []
-        for row in block:
-            slopes = face_derivatives(model, identity[faces.labels[row]], nuisance[row], spread, scale.size, step=1e-3)
-            found.append(fisher(slopes.at_side(side), noise).information.float().cpu())
+        who = identity[torch.from_numpy(faces.labels)[block]]
+        slopes = face_derivatives(model, who, nuisance[block], nuisance.std(0), scale.size, step=1e-3).at_side(side)
+        each = map(Derivatives, slopes.identity.cpu(), slopes.nuisance.cpu())  # small from here on
+        maps = [fisher(one, noise).information.float() for one in each]
         with atomic(path, "wb") as file:
-            np.save(file, torch.stack(found).numpy(), allow_pickle=False)
-    return np.concatenate([np.load(folder / f"{int(block[0])}.npy", allow_pickle=False) for block in blocks])
+            np.save(file, torch.stack(maps).numpy(), allow_pickle=False)
+    return np.concatenate([np.load(path, allow_pickle=False) for path in blocks])
 
 
 def teacher(faces: Faces, scale: Scale, side: int, scrambled: bool = False, device: str = "cpu") -> Maps:

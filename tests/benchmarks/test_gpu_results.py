@@ -15,7 +15,7 @@ import torch
 from benchmarks import gpu_results
 from benchmarks.gpu import answer, merge, photographs
 from benchmarks.gpu.deep import DeepTaught
-from benchmarks.gpu.stage import Stage
+from benchmarks.gpu.stage import Stage, chosen
 from lrkd.errors import RunError
 from lrkd.models import backbones
 from lrkd.study import gains, presets
@@ -297,11 +297,26 @@ def test_a_gpu_without_memory_left_is_shared_by_fewer(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(answer.answer, "run", run)
     monkeypatch.setattr(answer, "processes", lambda *_: 5)
-    monkeypatch.setattr(answer, "ORDER", (("ladders", ()), ("worlds", ())))
+    monkeypatch.setattr(answer, "ORDER", {"ladders": (), "worlds": ()})
     monkeypatch.setattr(answer, "RESULTS", tmp_path / "none")
     assert answer.measure(Stage(tmp_path, time.monotonic() + 60, torch.device("cpu"), rehearse=False)) == 0
     assert asked == [("ladders", 5), ("ladders", 2), ("worlds", 2)]
     assert "part ladders, 5 processes: a worker process died" in capsys.readouterr().out
+
+
+def test_parts_are_named_by_the_environment(monkeypatch):
+    parts = {"a": 1, "b": 2, "c": 3}
+    monkeypatch.delenv("LRKD_PARTS", raising=False)
+    assert chosen(parts) == parts
+    monkeypatch.setenv("LRKD_PARTS", "c,a")
+    assert chosen(parts) == {"a": 1, "c": 3}
+
+
+def test_photographs_that_the_tables_have_are_not_trained_on_again(tmp_path, monkeypatch):
+    (tmp_path / "gpu-lfw-core.csv").write_text("method,config\nfskd,1234567890\n")
+    (tmp_path / "gpu-lfw-mixed.csv").write_text("method,config\nnone,12345e7890\n")
+    monkeypatch.setattr(photographs, "RESULTS", tmp_path)
+    assert photographs.measured() == {"1234567890", "12345e7890"}
 
 
 def _folder(path):

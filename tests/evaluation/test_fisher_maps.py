@@ -136,3 +136,15 @@ def test_bad_input_is_named(model, face):
         fisher(toy(), 0)
     with pytest.raises(DataError, match=r"spread: expected \(53,\) finite numbers"):
         face_derivatives(model, identity, nuisance, spread[:3], 16)
+
+
+@pytest.mark.parametrize("step", [0, 1e-3])
+def test_several_faces_have_each_its_own_derivatives(model, step):
+    """To the rounding of a difference, which is the image's over the step."""
+    generator = torch.Generator().manual_seed(3)
+    identity, nuisance = model.sample_identity(3, generator), model.sample_nuisance(3, generator)
+    spread = model.sample_nuisance(100).std(0)
+    together = face_derivatives(model, identity, nuisance, spread, 12, step=step)
+    for k, face in enumerate(zip(identity, nuisance, strict=True)):
+        for found, alone in zip(together, face_derivatives(model, *face, spread, 12, step=step), strict=True):
+            torch.testing.assert_close(found[k], alone, rtol=1e-4, atol=1e-3 if step else 1e-5)

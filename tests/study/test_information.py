@@ -40,15 +40,19 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(information, "information_maps", maps)
 
 
-def test_maps_are_those_of_fisher_and_are_computed_once(smoke, monkeypatch):
+@pytest.mark.parametrize("together", [1, 5])
+def test_maps_are_those_of_fisher_and_are_computed_once(together, smoke, monkeypatch):
     """Of each image's own numbers, with the sensor's noise at that side; the derivatives are made up."""
 
     def slopes(model, identity, nuisance, spread, size, step=None):
         assert size == SMOKE.size
+        if identity.ndim == 2:
+            both = [slopes(model, *one, spread, size) for one in zip(identity, nuisance, strict=True)]
+            return Derivatives(*(torch.stack(some) for some in zip(*both, strict=True)))
         rows = torch.outer(torch.stack([identity[:9].sum(), *nuisance[:3]]), torch.arange(1.0, 1 + 3 * size**2).sin())
         return Derivatives(rows[:2].view(2, 3, size, size), (rows[2:] * spread[0]).view(2, 3, size, size))
 
-    monkeypatch.setattr(information, "_BLOCK", 5)
+    monkeypatch.setattr(information, "_BLOCK", together)
     monkeypatch.setattr(information, "face_derivatives", slopes)
     faces = people()
     maps = information.information_maps(faces, SMOKE, SIDE)
