@@ -204,7 +204,7 @@ def test_what_pages_say_without_a_number():
     for setting in "TS":  # half a point for the cosine is excluded, and one for L2 is not
         row = judged.loc[f"cosine-{setting}-lr-lr"]
         assert row["low_family"] < -0.005 < row["high_family"] < 0.005
-    rows = rows_of(RESULTS, "ladders").query("method == 'fskd' and lr == .6 and endpoint in @BOTH")
+    rows = rows_of(RESULTS, "ladders").query("method == 'fskd' and trained == '6' and lr == .6 and endpoint in @BOTH")
     by_weight = rows.groupby(["endpoint", "weight"])["value"].mean().unstack("endpoint")
     chosen, other = answer.ladders(tables).chosen["fskd"], by_weight["lr-lr"].idxmax()
     assert (by_weight.loc[other] - by_weight.loc[chosen])[BOTH].between([0.02, -1], [1, -0.05]).all(), (
