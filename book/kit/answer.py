@@ -39,7 +39,7 @@ class Tables(NamedTuple):
     """The tables of study `answer`; one that is not there yet is empty.
 
     Attributes:
-        length, ladders, judged: Rows of results; judged are worlds and photographs together.
+        length, ladders, judged: Rows of results; judged are worlds, attention and photographs together.
         right, people: What each judged run had right, and who was shown.
         claims: What was claimed beforehand.
     """
@@ -56,9 +56,13 @@ def read(folder: Path = Path("results")) -> Tables:
     """Read what a folder has of them, and its claims.csv."""
 
     def both(end: str, columns: Sequence[str]) -> pd.DataFrame:
-        paths = [folder / f"answer-{part}{end}.csv" for part in ("worlds", "photographs")]
-        found = [read_table(path, columns) for path in paths if path.exists()]
-        return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(columns))
+        found = pd.DataFrame(columns=list(columns))
+        for path in (folder / f"answer-{part}{end}.csv" for part in ("worlds", "attention", "photographs")):
+            if path.exists():  # parts may share runs, and worlds' people
+                own = read_table(path, columns)
+                own = own[~own["config"].isin(found["config"])]
+                found = pd.concat([found, own], ignore_index=True) if len(found) else own
+        return found
 
     judging = both("-right", ("config", "side", "endpoint", "n", "right"))
     people = both("-people", ("config", "data", "scale", "world", "what", "people"))
