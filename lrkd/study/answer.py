@@ -78,7 +78,7 @@ def plan(
         return _photographs(place, read(tables, part))
     epochs = length(read(tables, "length"))
     if part == "attention":
-        return _attention(replace(place, epochs=epochs), tables)
+        return _attention(place, epochs, tables)
     chosen = ladders(replace(place, epochs=max(1, epochs // 2)), entrants, read(tables, "ladders"), "T")
     return chosen.wanted if part == "ladders" else _worlds(replace(place, epochs=epochs), chosen, entrants)
 
@@ -123,13 +123,12 @@ def _worlds(place: Place, chosen: Chosen, judged: Sequence[Entrant]) -> list[Spe
     ]
 
 
-def _attention(place: Place, tables: Path) -> list[Spec]:
+def _attention(place: Place, epochs: int, tables: Path) -> list[Spec]:
     """Ladders of attention by intervention, at the rate of part ladders, then six worlds of setting T."""
     before = read(tables, "ladders")
-    assert place.epochs is not None
-    half = replace(place, epochs=max(1, place.epochs // 2))
+    half = replace(place, epochs=max(1, epochs // 2))
     chosen = ladders(half, ATTENTION, pd.concat([before, read(tables, "attention")]), "T")
-    judged = replace(place, lr=chosen.rate)
+    judged = replace(place, epochs=epochs, lr=chosen.rate)
     return [
         *(spec for spec in chosen.wanted if config_hash(spec) not in set(before["config"])),
         *(

@@ -1,5 +1,7 @@
 """The renderer's own answer to where to look, as a teacher: of each training image the map of its information."""
 
+import random
+
 import numpy as np
 import torch
 
@@ -42,13 +44,14 @@ def information_maps(faces: Faces, scale: Scale, side: int, device: str = "cpu")
     identity, nuisance = (torch.from_numpy(np.array(x)).to(device) for x in (faces.identity, faces.nuisance))
     noise = float(nuisance[:, model.nuisance_names.index("noise")].square().mean().sqrt()) * side / scale.size
     blocks = {folder / f"{int(b[0])}-{len(b)}.npy": b for b in torch.arange(len(faces)).split(_BLOCK)}
-    for path, block in progress_bar(blocks.items(), desc="information", unit="block", leave=False):
+    order = random.SystemRandom().sample([*blocks.items()], len(blocks))  # so that processes divide the work
+    for path, block in progress_bar(order, desc="information", unit="block", leave=False):
         if path.exists():
             continue
         who = identity[torch.from_numpy(faces.labels)[block]]
         slopes = face_derivatives(model, who, nuisance[block], nuisance.std(0), scale.size, step=1e-3).at_side(side)
-        each = map(Derivatives, slopes.identity.cpu(), slopes.nuisance.cpu())  # small from here on
-        maps = [fisher(one, noise).information.float() for one in each]
+        # Small from here on, and so a CPU's work.
+        maps = [fisher(one, noise).information.float() for one in map(Derivatives, *(x.cpu() for x in slopes))]
         with atomic(path, "wb") as file:
             np.save(file, torch.stack(maps).numpy(), allow_pickle=False)
     return np.concatenate([np.load(path, allow_pickle=False) for path in blocks])
