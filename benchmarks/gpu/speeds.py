@@ -178,7 +178,7 @@ def compiled(stage: Stage) -> Parts:
     steps = Steps(stage)
     if stage.rehearse:
         return {"compiled": lambda: steps.add("askd", "rehearsed", *COMPILED["teacher each time"])}
-    return {  # the peer last: with its own two networks it took more than 90 s beside two compiled ones
+    return {
         "compiled": lambda: steps.of(COMPILED, NAMES),
         "profile, compiled": watch(steps, "teacher each time", COMPILED["teacher each time"]),
         "peer, default": lambda: beside(stage, "default"),
