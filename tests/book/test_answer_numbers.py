@@ -176,7 +176,7 @@ def test_t_intervals_over_worlds_holm_and_verdicts(folder):
 
 
 def test_the_answer_that_the_readme_gives():
-    """Its words, once more from the table: a point or two, hardly a gain or less, far more, the cosine ahead in one."""
+    """Its words, once more from the table: about a point, hardly a gain or less, far more, the cosine ahead in one."""
     values = by_hand(RESULTS)
 
     def gain(name: str, endpoint: str, over: str = "none", of: str | None = None, setting: str = "T") -> float:
