@@ -5,6 +5,7 @@ units have the same people (photographs, where the unit is a seed) the crossed b
 """
 
 import base64
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -184,8 +185,10 @@ def _differences(cells: Mapping[object, np.ndarray], claim: Mapping[str, object]
 
 
 def unpack(code: str, count: int) -> np.ndarray:
-    """Decode the `right` of a table `answer-*-right.csv` -> (count,) bool."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(code), np.uint8), count=count).astype(bool)
+    """Decode the `right` of a table `answer-*-right.csv`, base64 of bits, deflated where shorter -> (count,) bool."""
+    packed, size = base64.b64decode(code), -(-count // 8)
+    plain = packed if len(packed) >= size else zlib.decompressobj().decompress(packed, size)
+    return np.unpackbits(np.frombuffer(plain, np.uint8), count=count).astype(bool)
 
 
 def ids(code: str) -> np.ndarray:

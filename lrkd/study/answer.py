@@ -6,6 +6,7 @@ whose rows are there is not trained again. Any number of processes may share tab
 
 import base64
 import subprocess
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -176,7 +177,7 @@ def read(tables: Path, part: str) -> pd.DataFrame:
 
 
 def right_table(wanted: Iterable[Spec], where: Path) -> pd.DataFrame:
-    """Collect what each finished judging run had right: `config, side, endpoint, n, right` (base64 of packed bits)."""
+    """Collect what each finished judging run had right: `config, side, endpoint, n, right` (see `inference.unpack`)."""
     rows = []
     for spec in wanted:
         run = find_run(spec, where)
@@ -192,11 +193,8 @@ def right_table(wanted: Iterable[Spec], where: Path) -> pd.DataFrame:
             raise RunError(f"{path}: cannot be read ({error}); remove the run directory") from error
         for name, packed in bits.items():
             side, _, endpoint = name.partition("/")
-            count = run.result["measures"][name]["n"]
-            code = base64.b64encode(packed).decode()
-            rows.append(
-                {"config": config_hash(spec), "side": int(side), "endpoint": endpoint, "n": count, "right": code}
-            )
+            code = base64.b64encode(min(packed, zlib.compress(packed, 9), key=len)).decode()
+            rows.append((config_hash(spec), int(side), endpoint, run.result["measures"][name]["n"], code))
     return pd.DataFrame(rows, columns=["config", "side", "endpoint", "n", "right"])
 
 
@@ -224,8 +222,7 @@ def people_table(wanted: Iterable[Spec]) -> pd.DataFrame:
         shown["probe"] = labels[endpoints.gallery_and_probes(labels)[1]]
         for what, who in shown.items():
             code = base64.b64encode(who.astype("<u2").tobytes()).decode()
-            row = {"data": faces.name.split("/")[0], "scale": spec.scale.name, "world": number}
-            rows.append({"config": faces.digest, **row, "what": what, "people": code})
+            rows.append((faces.digest, faces.name.split("/")[0], spec.scale.name, number, what, code))
     return pd.DataFrame(rows, columns=["config", "data", "scale", "world", "what", "people"])
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,17 @@ def test_the_crossed_bootstrap_is_worlds_and_people_drawn_one_by_one(shared):
     assert found.mean == pytest.approx(np.mean([x.mean() for x in values]))
     spread = np.std(naive)
     np.testing.assert_allclose([found.low, found.high], np.quantile(naive, [0.025, 0.975]), atol=0.15 * spread)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
+def test_bits_are_read_whether_deflated_or_not(share):
+    """Of a search most are zero; random ones cannot be made shorter. A stream does not swell beyond its count."""
+    right = np.random.default_rng(0).random(4001) < share
+    packed = np.packbits(right).tobytes()
+    for kept in (packed, min(packed, zlib.compress(packed, 9), key=len)):
+        np.testing.assert_array_equal(inference.unpack(base64.b64encode(kept).decode(), 4001), right)
+    bomb = base64.b64encode(zlib.compress(bytes(10**7), 9)).decode()
+    assert len(inference.unpack(bomb, 10**6)) == 10**6
 
 
 def test_the_bootstrap_of_a_claim_reads_the_tables():
