@@ -2,7 +2,7 @@
 
 First it is measured with how many processes the most images a second are trained on ($LRKD_PROCESSES says it instead).
 Then the study trains what its tables lack, part after part. They are the repository's own, copied and gone on with.
-Under LRKD_WARM the faces of the worlds are rendered, which is a CPU's work.
+Under LRKD_WARM the faces of the worlds are rendered, which is a CPU's work, and their maps of information computed.
 """
 
 import json
@@ -22,7 +22,7 @@ from lrkd.distill import methods
 from lrkd.errors import LrkdError, RunError
 from lrkd.models import backbones, heads
 from lrkd.study import answer, worlds
-from lrkd.study.answer_plan import ATTENTION, ENTRANTS, MAIN, Entrant, Place
+from lrkd.study.answer_plan import ATTENTION, FEW, MAIN, Place
 from lrkd.study.information import information_maps
 from lrkd.study.presets import SCALES
 from lrkd.study.runner import Workers
@@ -33,9 +33,7 @@ from lrkd.training.execution import Execution
 from lrkd.training.schedule import Options, Schedule
 from lrkd.training.step import Teacher
 
-EVERYBODY = tuple(ENTRANTS.values())
-# The most valuable first. A part has the entrants whose ladders have ended, or those of its own.
-ORDER = dict.fromkeys(("ladders", "worlds", "attention", "photographs", "length"), EVERYBODY)
+ORDER = ("ladders", "worlds", "attention", "photographs", "length")  # the most valuable first
 PROCESSES = (1, 4, 8, 14)
 GIB = 4.5  # of the GPU's memory, that a process was seen to take
 SPEED = Speed(cache_teacher=True, compile=False)  # compiling takes longer than it saves; steps are recorded
@@ -98,7 +96,7 @@ def warm(stage: Stage) -> int:
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
         for world, _ in zip(every, pool.map(render, every), strict=True):
             spec = Place(SCALES["cpu"]).spec(ATTENTION[1], world, "T")
-            if stage.gpu and world in (*worlds.CHOOSING, *worlds.JUDGING[:6]):
+            if stage.gpu and world in (*worlds.CHOOSING, *FEW):
                 information_maps(faces_of(spec, "train"), spec.scale, Place(spec.scale).hardest, stage.device.type)
                 print(f"maps of world {world}, {stage.left:.0f} s left", flush=True)
     print(f"rendered, {stage.left:.0f} s left", flush=True)
@@ -120,19 +118,18 @@ def processes(stage: Stage, service: bool) -> int:
     return max(found, key=lambda count: found[count])
 
 
-def train(stage: Stage, workers: Workers, parts: list[tuple[str, tuple[Entrant, ...]]], end: float) -> None:
+def train(stage: Stage, workers: Workers, parts: list[str], end: float) -> None:
     """Train part after part until the time is over; what has ended is taken from the list."""
     scale = SCALES["smoke" if stage.rehearse else "cpu"]
     many, speed = (1, None) if stage.rehearse else (workers, SPEED)
     while parts:
-        (part, entrants), began = parts[0], time.monotonic()
+        part, began = parts[0], time.monotonic()
         source = (photographs(stage) or "") if part == "photographs" else PROCEDURAL
         if not source:
             del parts[0]
             continue
         how = {
             "source": source,
-            "entrants": entrants,
             "workers": many,
             "device": stage.device.type,
             "progress": False,
@@ -149,7 +146,7 @@ def measure(stage: Stage) -> int:
     for path in (*RESULTS.glob("answer-*.csv"), RESULTS / "claims.csv"):
         if path.is_file() and not stage.rehearse:
             shutil.copyfile(path, stage.out / path.name)
-    parts = list(chosen(ORDER).items())[-1 if stage.rehearse else 0 :]
+    parts = list(chosen(dict.fromkeys(ORDER)))[-1 if stage.rehearse else 0 :]
     with shared_gpu(stage) as service:
         best, end = processes(stage, service), time.monotonic() + (2 if stage.rehearse else stage.left - 8)
         while parts and best:
@@ -157,10 +154,10 @@ def measure(stage: Stage) -> int:
                 with Workers(best) as workers:
                     train(stage, workers, parts, end)
             except RunError as error:  # perhaps for want of the GPU's memory, which others use as well
-                print(f"part {parts[0][0]}, {best} processes: {error}", flush=True)
+                print(f"part {parts[0]}, {best} processes: {error}", flush=True)
                 best //= 2
             except LrkdError as error:
-                print(f"part {parts[0][0]}: {error}", flush=True)
+                print(f"part {parts[0]}: {error}", flush=True)
                 return 1
     return int(bool(parts))
 

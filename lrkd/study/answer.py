@@ -22,12 +22,12 @@ from lrkd.study import results, runner
 from lrkd.study.answer_plan import (
     ATTENTION,
     ENTRANTS,
+    FEW,
     LENGTHS,
     LOGITS,
     MAIN,
     PHOTOGRAPHED,
     REST,
-    SEEDS,
     Chosen,
     Entrant,
     Place,
@@ -100,19 +100,19 @@ def _worlds(place: Place, chosen: Chosen, judged: Sequence[Entrant]) -> list[Spe
     Blocks of whole worlds: whatever is stopped has the same worlds for all that it compares. Raises DataError before
     the rates of `none` are known, at which all are trained.
     """
-    few, all_of_them, hardest, easier = JUDGING[:6], JUDGING, place.hardest, place.scale.sides[-2]
+    all_of_them, hardest, easier = JUDGING, place.hardest, place.scale.sides[-2]
     blocks: list[tuple[Sequence[Entrant], Setting, Sequence[int], int]] = [
-        (MAIN, "T", few, hardest),
-        (MAIN, "S", few, hardest),
-        (MAIN, "D", few[:4], hardest),
-        (REST, "T", few, hardest),
-        ((LOGITS,), "S", few, hardest),
+        (MAIN, "T", FEW, hardest),
+        (MAIN, "S", FEW, hardest),
+        (MAIN, "D", FEW[:4], hardest),
+        (REST, "T", FEW, hardest),
+        ((LOGITS,), "S", FEW, hardest),
         (MAIN, "T", all_of_them, hardest),
-        (MAIN, "T", few, easier),
+        (MAIN, "T", FEW, easier),
         (REST, "T", all_of_them, hardest),
-        (REST, "T", few, easier),
-        (MAIN, "S", few, easier),
-        (MAIN, "D", few[:4], easier),
+        (REST, "T", FEW, easier),
+        (MAIN, "S", FEW, easier),
+        (MAIN, "D", FEW[:4], easier),
     ]
     judging = replace(place, lr=chosen.rate)
     return [
@@ -134,7 +134,7 @@ def _attention(place: Place, epochs: int, tables: Path) -> list[Spec]:
         *(spec for spec in chosen.wanted if config_hash(spec) not in set(before["config"])),
         *(
             judged.spec(entrant, world, "T", chosen.factor(entrant))
-            for world in JUDGING[:6]
+            for world in FEW
             for entrant in (MAIN[0], *ATTENTION)
             if chosen.knows(entrant)
         ),
@@ -147,7 +147,7 @@ def _photographs(place: Place, table: pd.DataFrame) -> list[Spec]:
     chosen = ladders(replace(place, epochs=max(1, epochs // 2)), PHOTOGRAPHED, table, "S")
     judged = replace(place, epochs=epochs, lr=chosen.lr)
     try:
-        runs = [judged.spec(e, seed, "S", chosen.factor(e)) for seed in SEEDS for e in PHOTOGRAPHED]
+        runs = [judged.spec(e, seed, "S", chosen.factor(e)) for seed in FEW for e in PHOTOGRAPHED]
     except DataError:  # a ladder goes on
         return chosen.wanted
     return [*chosen.wanted, *runs]

@@ -77,7 +77,7 @@ ATTENTION = (
 LOGITS = Entrant("logit-kd", same_people=True)
 ENTRANTS = {entrant.name: entrant for entrant in (*MAIN, *REST, LOGITS)}  # of parts ladders and worlds
 PHOTOGRAPHED = tuple(ENTRANTS[name] for name in ("none", "embedding-cos", "fskd", "fskd-l2", "askd", "none mixed"))
-SEEDS = JUDGING[:6]  # of photographs
+FEW = JUDGING[:6]  # worlds of all but the main ones and of attention; seeds of photographs
 
 
 def named(names: Iterable[str]) -> tuple[Entrant, ...]:

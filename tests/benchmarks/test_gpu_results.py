@@ -297,7 +297,7 @@ def test_a_gpu_without_memory_left_is_shared_by_fewer(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(answer.answer, "run", run)
     monkeypatch.setattr(answer, "processes", lambda *_: 5)
-    monkeypatch.setattr(answer, "ORDER", {"ladders": (), "worlds": ()})
+    monkeypatch.setattr(answer, "ORDER", ("ladders", "worlds"))
     monkeypatch.setattr(answer, "RESULTS", tmp_path / "none")
     assert answer.measure(Stage(tmp_path, time.monotonic() + 60, torch.device("cpu"), rehearse=False)) == 0
     assert asked == [("ladders", 5), ("ladders", 2), ("worlds", 2)]

@@ -282,7 +282,8 @@ def cycle(smoke, tmp_path_factory):
         rest = tuple(answer_plan.ENTRANTS[name] for name in ("octuplet mixed", "embedding-own-side"))
         entrants = {e.name: e for e in (NONE, COSINE, *rest, answer_plan.LOGITS)}
         small = {"LENGTHS": (1, 2), "ENOUGH": 2.0, "MORE": 0, "RATES": (1.0, 2.0), "WEIGHTS": (1.0, 4.0)}
-        change(patch, **small, MAIN=(NONE, COSINE), REST=rest, JUDGING=(100, 101), ENTRANTS=entrants)
+        own = {"MAIN": (NONE, COSINE), "REST": rest, "JUDGING": (100, 101), "FEW": (100, 101), "ENTRANTS": entrants}
+        change(patch, **small, **own)
 
         def run(part, **more):
             more = {"workers": 1, "device": "cpu", "progress": False} | more
@@ -372,7 +373,7 @@ def test_two_workers_find_what_one_does(cycle, tmp_path):
 def test_photographs_have_their_own_ladders_and_then_seeds_that_nothing_was_chosen_on(
     photographs, tmp_path, monkeypatch
 ):
-    change(monkeypatch, MORE=0, RATES=(1.0, 2.0), WEIGHTS=(1.0, 4.0), SEEDS=(100, 101), PHOTOGRAPHED=(NONE, COSINE))
+    change(monkeypatch, MORE=0, RATES=(1.0, 2.0), WEIGHTS=(1.0, 4.0), FEW=(100, 101), PHOTOGRAPHED=(NONE, COSINE))
     (tmp_path / "claims.csv").write_text("here\n")
     more = {"source": photographs, "workers": 1, "device": "cpu", "progress": False}
     table = answer.run("photographs", SMOKE, tmp_path, tmp_path / "runs", **more)
