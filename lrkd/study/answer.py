@@ -1,6 +1,6 @@
 """Study `answer`: how long to train, which weights, and then what each method is worth in worlds nobody chose on.
 
-Its four parts are lists of runs that follow from the tables of the parts before: the tables are the memory, and a run
+Its parts are lists of runs that follow from the tables of the parts before: the tables are the memory, and a run
 whose rows are there is not trained again. Any number of processes may share tables and run store.
 """
 
