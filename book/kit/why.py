@@ -17,6 +17,7 @@ from torch import Tensor
 from lrkd.evaluation.endpoints import VERIFICATION
 from lrkd.evaluation.separation import roc
 from lrkd.files import read_table
+from lrkd.study.answer_plan import MAIN
 
 PROTOCOLS = {"lr-lr": "small against small", "hr-lr": "sharp against small"}
 CHANCE = 0.5
@@ -200,3 +201,45 @@ def numbers(ax: Axes, bound: pd.Series, lines: Mapping[str, pd.Series], count: i
     ax.set(xlabel="R²", xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
     ax.grid(False, axis="y")
     return ax
+
+
+def spectrum(table: pd.DataFrame) -> pd.DataFrame:
+    """Say what small pixels cost and each method gains, by how fine the things are that people differ in.
+
+    Args:
+        table: variations.csv.
+
+    Returns:
+        In points, a row a fineness and world, a column (kind, method): of each protocol the method minus no teacher at
+        the smallest side; "cost" of "none": the sharp network on sharp images minus the student without a teacher on
+        small ones. A world that lacks `none` has no row.
+    """
+    rows = table[(table["varied"] == "spectrum") & (table["status"] == "ok")]
+    values = rows.assign(network=rows["method"].where(rows["role"] == "student", "teacher")).pivot_table(
+        index=["at", "world"], columns=["endpoint", "side", "network"], values="value"
+    )
+    hard, sharp = rows["side"].min(), rows["side"].max()
+    taught = [entrant.name for entrant in MAIN if entrant.name != "none"]
+    columns = [(kind, hard, name) for kind in PROTOCOLS for name in ("none", *taught)]
+    values = values.reindex(columns=[*columns, ("lr-lr", sharp, "teacher")])
+    found = {(k, name): values[k, hard, name] - values[k, hard, "none"] for k in PROTOCOLS for name in taught}
+    found["cost", "none"] = values["lr-lr", sharp, "teacher"] - values["lr-lr", hard, "none"]
+    return 100 * pd.DataFrame(found).dropna(how="all")
+
+
+def along(found: pd.DataFrame, photographs: float) -> plt.Figure:
+    """Draw `spectrum`: what small pixels cost, of photographs too, then each protocol's gains; small marks: worlds."""
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.4))
+    axes[0].axhline(photographs, color=GREY, linestyle=":", label="photographs")
+    titles = {"cost": "what small pixels cost"} | PROTOCOLS
+    for ax, (kind, title) in zip(axes, titles.items(), strict=True):
+        ax.axhline(0, color=BLACK, linestyle="--", linewidth=1)
+        for name in found[kind]:
+            each, (colour, marker) = found[kind, name].dropna(), look(name)
+            mean = each.groupby("at").mean()
+            ax.plot(each.index.get_level_values("at"), each, marker, color=colour, markersize=3.5, alpha=0.55)
+            ax.plot(mean.index, mean, marker=marker, color=colour, label=named(name))
+        ax.set(title=title, xticks=[0, 0.5, 1], xticklabels=["coarse", "even", "fine"], xlabel="people differ in")
+    axes[0].set_ylabel("points")
+    axes[1].set_ylabel("points over no teacher")
+    return figure

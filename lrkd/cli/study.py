@@ -192,7 +192,7 @@ def _answer(arguments: argparse.Namespace, scale: presets.Scale, over: Callable[
         device=arguments.device,
         stop=over,
     )
-    left = sum(not row["there"] for row in answer.listed(arguments.part, scale, arguments.data, tables, entrants))
+    left = sum(not row["measured"] for row in answer.listed(arguments.part, scale, arguments.data, tables, entrants))
     print(f"{answer.table_path(tables, arguments.part)}: {table['config'].nunique()} runs; {left} are still to come.")
 
 

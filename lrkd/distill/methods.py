@@ -158,7 +158,7 @@ METHODS: dict[str, Method] = {
         Method("fskd-l2", "features, L2", (feature(lp(2), weight=20.0),), source="ours, F-SKD with another distance"),
         Method(
             "fskd-unit-l2",
-            "features, L2 on unit vectors",
+            "features, L2 of unit vectors",
             (feature(on_unit(euclidean), weight=10.0),),
             source="ours, F-SKD with another distance",
             note="unsquared: squared it would be twice the cosine distance, an identity and no method",

@@ -181,9 +181,8 @@ def right_table(wanted: Iterable[Spec], where: Path) -> pd.DataFrame:
     rows = []
     for spec in wanted:
         run = find_run(spec, where)
-        if spec.role == "teacher" or spec.world is None or not spec.world.judging or not run.finished:
-            continue
-        if run.result["status"] != "ok":
+        judging = spec.role == "student" and spec.world is not None and spec.world.judging
+        if not (judging and run.finished and run.result["status"] == "ok"):
             continue
         path = run.path / RIGHT
         try:
@@ -306,7 +305,8 @@ def check_claims(tables: Path) -> None:
 def listed(
     part: str, scale: Scale, source: str, tables: Path, entrants: Sequence[Entrant] = tuple(ENTRANTS.values())
 ) -> Iterator[dict[str, object]]:
-    """List the runs of `plan`, and whether the part's table has them."""
+    """List the runs of `plan`, the weight of each one's first term, and whether the part's table has it."""
     known = set(read(tables, part)["config"])
     for spec in with_needs(plan(part, scale, source, tables, entrants)):
-        yield {"run": find_run(spec).path.name, "there": config_hash(spec) in known}
+        weight = next((term.weight for term in spec.method.terms), None)
+        yield {"run": find_run(spec).path.name, "weight": weight, "measured": config_hash(spec) in known}

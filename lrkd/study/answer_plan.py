@@ -195,8 +195,8 @@ def length(table: pd.DataFrame) -> int:
     if len(found) and found["epochs"].max() >= LENGTHS[-1]:
         return int(found["epochs"].max())
     raise DataError(
-        f"part length: doubling gained none {ENOUGH:.1%} or more at {', '.join(map(str, found['epochs'])) or 'no'} "
-        "epochs: finish `lrkd study answer --part length` first"
+        f"part length: expected lengths until doubling gains the student without a teacher less than {ENOUGH:.1%}, got "
+        f"{', '.join(map(str, found['epochs'])) or 'none'}: finish `lrkd study answer --part length` first"
     )
 
 

@@ -90,7 +90,7 @@ def test_a_method_has_one_name_wherever_a_label_has_it():
         "H1: cosine − L2 †",
         "no teacher",
         "a method of none",
-        "features, L2 on unit vectors",
+        "features, L2 of unit vectors",
     ]
     assert list(map(display_.named, labels)) == wanted
     assert len(set(display_.NAMES.values())) == len(display_.NAMES)

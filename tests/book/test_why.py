@@ -31,6 +31,27 @@ def test_a_share_is_of_the_way_from_chance_to_the_ceiling():
     np.testing.assert_allclose(rows()["share"], [0.2 / 0.4, 0.3 / 0.4, 0.4 / 0.5])
 
 
+def test_the_spectrum_is_each_students_distance_from_its_own_worlds():
+    def run(world: int, method: str, side: int, endpoint: str, value: float, role: str = "student") -> tuple:
+        return "spectrum", "ok", 0.25, world, role, method, side, endpoint, value
+
+    table = pd.DataFrame(
+        [
+            *(run(w, "none", 6, end, 0.7 + 0.1 * w) for w in (0, 1) for end in ("lr-lr", "hr-lr")),
+            *(run(w, "none", 24, "lr-lr", 0.99) for w in (0, 1)),
+            *(run(w, "none", 48, "lr-lr", 0.95, "teacher") for w in (0, 1)),
+            run(0, "fskd", 6, "lr-lr", 0.72),
+            run(0, "fskd", 6, "hr-lr", 0.69),
+        ],
+        columns=["varied", "status", "at", "world", "role", "method", "side", "endpoint", "value"],
+    )
+    found = why.spectrum(table)
+    np.testing.assert_allclose(found["cost", "none"], [25, 15])
+    np.testing.assert_allclose(found.loc[(0.25, 0), [("lr-lr", "fskd"), ("hr-lr", "fskd")]].astype(float), [2, -1])
+    assert found["lr-lr"].loc[(0.25, 1)].isna().all()
+    assert found["lr-lr"]["askd"].isna().all()
+
+
 def test_every_choice_has_a_picture():
     found = why.against(rows(), ["none", "teacher"])
     assert len(found) == 2 * 2 * len(why.PROTOCOLS)
