@@ -96,6 +96,7 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/python -m book.variations people --scale cpu
 	$(BIN)/python -m book.variations spectrum --scale cpu
 	$(BIN)/lrkd study answer --part attention --scale cpu --tables $(RESULTS)
+	$(BIN)/python -m book.followed
 	$(BIN)/lrkd runs --of $(RESULTS)/answer-*.csv --out $(RESULTS)/answer-runs.csv
 
 gpu-results: $(READY)  ## On a GPU: check, measure and train what is worth most in BUDGET=MINUTES (9), into OUT=runs/gpu
