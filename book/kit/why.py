@@ -48,7 +48,7 @@ def shares(table: pd.DataFrame, ceiling: pd.DataFrame) -> pd.DataFrame:
     return found.assign(share=(found["value"] - CHANCE) / (found["ceiling"] - CHANCE))
 
 
-def against(rows: pd.DataFrame, networks: Sequence[str]) -> dict[tuple[str, str, str], np.ndarray]:
+def against(rows: pd.DataFrame, networks: Sequence[str]) -> dict[tuple[str, str], np.ndarray]:
     """Draw each network against the ceiling, by the length of its training, for `viewers.chooser`.
 
     Args:
@@ -56,35 +56,22 @@ def against(rows: pd.DataFrame, networks: Sequence[str]) -> dict[tuple[str, str,
         networks: Which, in the order of the list.
 
     Returns:
-        {(side, network, protocol): picture}; a network that was not measured there has a picture that says so.
+        {(network and side, protocol): picture}, of what was measured under all of `PROTOCOLS`.
     """
     found = {}
-    for side in sorted(rows["side"].unique()):
-        for name in networks:
+    for name in networks:
+        for side, part in rows[rows["network"] == name].groupby("side"):
+            if set(part["endpoint"]) < set(PROTOCOLS):
+                continue
             for endpoint, title in PROTOCOLS.items():
                 here = rows[(rows["side"] == side) & (rows["endpoint"] == endpoint)]
-                own = here[here["network"] == name]
-                where = f"{side} px, {title}"
-                drawn = (
-                    _empty(f"{named(name)}: not measured at {where}") if own.empty else _curve(here, own, name, where)
-                )
-                found[f"{side} px", named(name), title] = viewers.picture(drawn)
+                drawn = _curve(here, here[here["network"] == name], name, f"{side} px, {title}")
+                found[f"{named(name)}, {side} px", title] = viewers.picture(drawn)
     return found
 
 
-def _figure() -> tuple[plt.Figure, Axes]:
-    return plt.subplots(figsize=(5.6, 3.4))
-
-
-def _empty(text: str) -> plt.Figure:
-    figure, ax = _figure()
-    ax.text(0.5, 0.5, text, ha="center", va="center", color=GREY)
-    ax.set_axis_off()
-    return figure
-
-
 def _curve(here: pd.DataFrame, own: pd.DataFrame, name: str, title: str) -> plt.Figure:
-    figure, ax = _figure()
+    figure, ax = plt.subplots(figsize=(5.6, 3.4))
     for other, part in here.groupby("network"):
         mean = part.groupby("epochs")["value"].mean()
         colour = look(name).colour if other == name else "#d0d0d0"

@@ -52,13 +52,14 @@ def test_the_spectrum_is_each_students_distance_from_its_own_worlds():
     assert found["lr-lr"]["askd"].isna().all()
 
 
-def test_every_choice_has_a_picture():
-    found = why.against(rows(), ["none", "teacher"])
-    assert len(found) == 2 * 2 * len(why.PROTOCOLS)
-    assert (
-        found["12 px", "no teacher", "small against small"] != found["12 px", "no teacher", "sharp against small"]
-    ).any()
-    assert len({picture.shape for picture in found.values()}) == 1
+def test_every_choice_has_a_picture_and_what_was_not_measured_is_none():
+    measured = rows()
+    both = pd.concat([measured, measured[measured["network"] == "none"].assign(endpoint="hr-lr", value=0.6)])
+    found = why.against(both, ["none", "teacher"])
+    assert list(found) == [("no teacher, 6 px", title) for title in why.PROTOCOLS.values()]
+    one, other = found.values()
+    assert one.shape == other.shape
+    assert (one != other).any()
 
 
 def test_fits_are_judged_by_their_order_and_their_sign():
