@@ -88,7 +88,7 @@ results: $(READY)  ## Write the tables of book/results anew where runs are missi
 	$(BIN)/lrkd runs --of $(filter-out $(RESULTS)/answer-%,$(wildcard $(RESULTS)/*.csv)) --out $(RESULTS)/runs.csv
 	$(BIN)/lrkd study answer --part length --scale cpu --tables $(RESULTS)
 	$(BIN)/python -m book.ceiling --pairs 30
-	$(BIN)/python -m book.known --people 800
+	$(BIN)/python -m book.known --people 800 --train
 	$(BIN)/python -m book.metamers
 	$(BIN)/lrkd study answer --part ladders --scale cpu --tables $(RESULTS)
 	$(BIN)/lrkd study answer --part worlds --scale cpu --tables $(RESULTS)

@@ -1,12 +1,13 @@
 """Write what networks know of a face: `python -m book.known`, after study `answer --part length`.
 
 known.csv: a row a network and a number of the renderer, the R^2 of a ridge regression on its embeddings, validated
-over people whom no run has seen. The networks are those of worlds 0 and 1 that are in the store; beside them the
-pixels, an untrained network, and the teacher shown sharp and small images.
+over people whom no run has seen. The networks are those of worlds 0 and 1 that are in the store and not in the table;
+beside them the pixels, an untrained network, and the teacher shown sharp and small images. With --train those that a
+shuffled teacher taught are trained first.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ from lrkd.data.renderer import FaceModel
 from lrkd.data.tables import Faces
 from lrkd.evaluation.embedding import embed
 from lrkd.evaluation.linear_probe import linear_r2
+from lrkd.files import Table
 from lrkd.models.layers import Network
-from lrkd.study import presets, teaching, worlds
-from lrkd.study.answer_plan import ENTRANTS, Place
+from lrkd.study import presets, runner, teaching, worlds
+from lrkd.study.answer_plan import ENTRANTS, Place, with_needs
 from lrkd.study.experiment import commit, device_name, find_run, load
-from lrkd.study.results import write_table
 from lrkd.study.spec import Spec, config_hash
 
 PEOPLE, IMAGES = 1000, 6
+SHUFFLED = ("embedding-shuffled", "shuffled-teacher")
+TABLE = Table("python -m book.known", ("world", "method", "side"))
 
 
 def probes(scale: presets.Scale, number: int, people: int) -> Faces:
@@ -60,8 +63,10 @@ def networks(scale: presets.Scale, number: int, epochs: int) -> Iterator[tuple[d
     yield untrained, teaching.build(specs[0], 1, 2)[0], place.hardest
 
 
-def rows(scale: presets.Scale, number: int, epochs: int, people: int) -> Iterator[dict[str, Any]]:
-    """The rows of known.csv of a world."""
+def rows(
+    scale: presets.Scale, number: int, epochs: int, people: int, there: Container[tuple[str, int]] = ()
+) -> Iterator[dict[str, Any]]:
+    """The rows of known.csv of a world; there: (method, side) that it has already."""
     faces, model = probes(scale, number, people), FaceModel(**scale.face)
     assert faces.identity is not None
     assert faces.nuisance is not None
@@ -76,8 +81,11 @@ def rows(scale: presets.Scale, number: int, epochs: int, people: int) -> Iterato
         yield from ({**own, "kind": kind, "name": name, "r2": r} for (kind, name), r in zip(names, found, strict=True))
 
     for known, network, side in tqdm(networks(scale, number, epochs), desc=f"world {number}", unit="network"):
-        yield from told(known, embed(network, faces.images, side=side, mirror=False))
+        if (known["method"], known["side"]) not in there:
+            yield from told(known, embed(network, faces.images, side=side, mirror=False))
     side = scale.sides[-1]
+    if ("pixels", side) in there:
+        return
     blocks = torch.arange(len(faces)).split(500)
     pixels = torch.cat([ceiling.shrunk(faces.batch(some.numpy()).float() / 255, side) for some in blocks])
     yield from told({"role": "control", "method": "pixels", "side": side, "config": None}, pixels.flatten(1).numpy())
@@ -89,11 +97,20 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12, help="how long the runs were trained (default: 12)")
     parser.add_argument("--people", type=int, default=PEOPLE, help=f"of each world (default: {PEOPLE})")
     parser.add_argument("--out", type=Path, default=ceiling.RESULTS, help="folder of the table")
+    parser.add_argument("--train", action="store_true", help="train the students of a shuffled teacher first")
     asked = parser.parse_args()
-    scale = presets.scale(asked.scale)
-    found = [row for number in worlds.CHOOSING for row in rows(scale, number, asked.epochs, asked.people)]
+    scale, path = presets.scale(asked.scale), asked.out / "known.csv"
+    if asked.train:
+        place = Place(scale, epochs=asked.epochs)
+        taught = [place.spec(ENTRANTS[name], number, "S") for number in worlds.CHOOSING for name in SHUFFLED]
+        runner.run_study(with_needs(taught))
+    table = TABLE.read(path) if path.exists() else pd.DataFrame(columns=[*TABLE.key])
     known = {"data": "procedural", "scale": scale.name, "device": device_name("cpu"), "torch": torch.__version__}
-    write_table(asked.out / "known.csv", pd.DataFrame(found).assign(**known, commit=commit()))
+    for number in worlds.CHOOSING:
+        own = table[table["world"] == number]
+        there = set(zip(own["method"], own["side"], strict=True))
+        found = pd.DataFrame(rows(scale, number, asked.epochs, asked.people, there))
+        TABLE.merge(path, found.assign(**known, commit=commit()))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from kit import viewers
+from kit import answer, viewers
 from kit.display import BLACK, GREY, look, named
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from lrkd.evaluation import inference
 from lrkd.evaluation.endpoints import VERIFICATION
 from lrkd.evaluation.separation import roc
 from lrkd.files import read_table
@@ -46,6 +47,31 @@ def shares(table: pd.DataFrame, ceiling: pd.DataFrame) -> pd.DataFrame:
     best = ceiling.groupby(["side", "endpoint"])["accuracy"].mean().rename("ceiling")
     found = table.join(best, on=["side", "endpoint"], how="inner")
     return found.assign(share=(found["value"] - CHANCE) / (found["ceiling"] - CHANCE))
+
+
+def all_shares(judged: pd.DataFrame, ceiling: pd.DataFrame) -> pd.DataFrame:
+    """Put every entrant of the judged worlds, setting T, on the way from chance to the ceiling of the smallest side.
+
+    Args:
+        judged: Of study answer, as `answer.Tables` has it.
+        ceiling: ceiling.csv; its worlds are others, whose ceilings differ by little.
+
+    Returns:
+        A row an entrant, the nearest to the ceiling small against small first: `student`, `worlds`, and of each
+        protocol the mean accuracy and its share of the way, both in percent.
+    """
+    hard = ceiling["side"].min()
+    rows = inference.entrants(judged)
+    rows = rows[(rows["setting"] == "T") & (rows["shown"] == str(hard)) & rows["endpoint"].isin(PROTOCOLS)]
+    mean = rows.groupby(["entrant", "endpoint"])["value"].mean().unstack()
+    best = ceiling[ceiling["side"] == hard].groupby("endpoint")["accuracy"].mean()
+    found = pd.DataFrame(
+        {"student": mean.index.map(answer.title), "worlds": rows.groupby("entrant")["world"].nunique()}
+    )
+    for endpoint, title in PROTOCOLS.items():
+        found[f"{title}, %"] = 100 * mean[endpoint]
+        found[f"share of the way, {title}, %"] = 100 * (mean[endpoint] - CHANCE) / (best[endpoint] - CHANCE)
+    return found.sort_values("share of the way, small against small, %", ascending=False)
 
 
 def against(rows: pd.DataFrame, networks: Sequence[str]) -> dict[tuple[str, str], np.ndarray]:

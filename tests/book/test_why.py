@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from kit import why
+from kit import answer, why
 from scipy.optimize import minimize
 from test_pages_by_scale import run
 
@@ -50,6 +50,23 @@ def test_the_spectrum_is_each_students_distance_from_its_own_worlds():
     np.testing.assert_allclose(found.loc[(0.25, 0), [("lr-lr", "fskd"), ("hr-lr", "fskd")]].astype(float), [2, -1])
     assert found["lr-lr"].loc[(0.25, 1)].isna().all()
     assert found["lr-lr"]["askd"].isna().all()
+
+
+def test_shares_of_all_entrants_are_their_means_on_the_way_to_the_ceiling():
+    tables = answer.read(ceiling.RESULTS)
+    best = pd.read_csv(ceiling.RESULTS / "ceiling.csv")
+    found = why.all_shares(tables.judged, best).set_index("student")
+    hard = best["side"].min()
+    top = best[(best["side"] == hard) & (best["endpoint"] == "hr-lr")]["accuracy"].mean()
+    for name in ("none", "fskd", "embedding-l2"):
+        mine = tables.judged.query("method == @name and people == 'test' and endpoint == 'hr-lr' and side == @hard")
+        mine = mine[(mine["setting"] == ("S" if name == "none" else "T")) & (mine["trained"].astype(str) == str(hard))]
+        row = found.loc[answer.title(name)]
+        assert row["worlds"] == mine["world"].nunique()
+        assert row["share of the way, sharp against small, %"] == pytest.approx(
+            100 * (mine["value"].mean() - 0.5) / (top - 0.5)
+        )
+    assert found["share of the way, small against small, %"].is_monotonic_decreasing
 
 
 def test_every_choice_has_a_picture_and_what_was_not_measured_is_none():
@@ -136,6 +153,8 @@ def test_what_is_known_is_asked_of_new_people(smoke, world):
     assert {"pixels", "untrained"} <= set(found["method"])
     assert set(found["name"]) == set(world.names)
     assert (found["r2"] <= 1).all()
+    there = set(zip(found["method"], found["side"], strict=True))
+    assert list(known.rows(SMOKE, 0, 1, 8, there)) == [], "what the table has is not asked again"
 
 
 def test_what_is_fixed_is_what_the_best_vector_keeps():
