@@ -93,6 +93,7 @@ def rows(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("worlds", type=int, nargs="*", default=list(worlds.CHOOSING), help="default: 0 1")
     parser.add_argument("--scale", default="cpu")
     parser.add_argument("--epochs", type=int, default=12, help="how long the runs were trained (default: 12)")
     parser.add_argument("--people", type=int, default=PEOPLE, help=f"of each world (default: {PEOPLE})")
@@ -102,11 +103,11 @@ def main() -> None:
     scale, path = presets.scale(asked.scale), asked.out / "known.csv"
     if asked.train:
         place = Place(scale, epochs=asked.epochs)
-        taught = [place.spec(ENTRANTS[name], number, "S") for number in worlds.CHOOSING for name in SHUFFLED]
+        taught = [place.spec(ENTRANTS[name], number, "S") for number in asked.worlds for name in SHUFFLED]
         runner.run_study(with_needs(taught))
     table = TABLE.read(path) if path.exists() else pd.DataFrame(columns=[*TABLE.key])
     known = {"data": "procedural", "scale": scale.name, "device": device_name("cpu"), "torch": torch.__version__}
-    for number in worlds.CHOOSING:
+    for number in asked.worlds:
         own = table[table["world"] == number]
         there = set(zip(own["method"], own["side"], strict=True))
         found = pd.DataFrame(rows(scale, number, asked.epochs, asked.people, there))
