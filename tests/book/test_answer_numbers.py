@@ -224,3 +224,13 @@ def test_what_pages_say_without_a_number():
     same, different = (by_hand(RESULTS)[("embedding-cos", setting, "6", "lr-lr")] for setting in "ST")
     worlds = sorted(set(same) & set(different))
     assert stats.ttest_rel([different[w] for w in worlds], [same[w] for w in worlds]).pvalue > 0.05, "T against S"
+
+
+def test_students_look_where_they_were_drawn_to():
+    """ "A student looks there", and hardly because of the image at hand: words of Where networks look and the README."""
+    table = pd.read_csv(RESULTS / "followed.csv").query("map == 'fused'").set_index("method")
+    for other in ("none", "askd-information-scrambled"):
+        assert table.loc["askd-information", "rank_low"] > table.loc[other, "rank_high"]
+    for drawn in ("askd-information", "askd-information-mean"):
+        assert abs(table.loc[drawn, "rank"] - table.loc[drawn, "rank_other"]) < 0.03
+    assert table["world"].nunique() == 1
