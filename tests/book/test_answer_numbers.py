@@ -227,7 +227,7 @@ def test_what_pages_say_without_a_number():
 
 
 def test_students_look_where_they_were_drawn_to():
-    """ "A student looks there", and hardly because of the image at hand: words of Where networks look and the README."""
+    """ "A student looks there", and hardly because of the image at hand: words of Where networks look, the README."""
     table = pd.read_csv(RESULTS / "followed.csv").query("map == 'fused'").set_index("method")
     for other in ("none", "askd-information-scrambled"):
         assert table.loc["askd-information", "rank_low"] > table.loc[other, "rank_high"]
