@@ -4,6 +4,7 @@ Of the committed tables, as far as they go, and of made-up ones that have every 
 uses anything of lrkd or kit.
 """
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from answers import TAUGHT, judged_rows, ladder_rows, length_rows, write
-from kit import answer
+from kit import answer, why
 from scipy import interpolate, stats
 
 RESULTS = Path(__file__).resolve().parents[2] / "book" / "results"
@@ -234,3 +235,26 @@ def test_students_look_where_they_were_drawn_to():
     for drawn in ("askd-information", "askd-information-mean"):
         assert abs(table.loc[drawn, "rank"] - table.loc[drawn, "rank_other"]) < 0.03
     assert table["world"].nunique() == 1
+
+
+def test_where_it_holds_once_more_from_the_table():
+    """The spectrum's figures on the page Why, by loops over its rows."""
+    table = pd.read_csv(RESULTS / "variations.csv").query("varied == 'spectrum'")
+    value = {
+        (r.at, r.world, r.method if r.role == "student" else "teacher", r.endpoint): r.value
+        for r in table.itertuples()
+        if r.side == (48 if r.role == "teacher" else 6)
+    }
+    places = sorted(set(zip(table["at"], table["world"], strict=True)))
+    assert len(places) == 5 * 3, "five finenesses of three worlds"
+    cost = [
+        np.mean([value[(a, w, "teacher", "lr-lr")] - value[(a, w, "none", "lr-lr")] for a, w in places if a == at])
+        for at in sorted({at for at, _ in places})
+    ]
+    assert cost == sorted(cost), "the coarser the differences, the less pixels cost"
+    found = why.spectrum(table)
+    np.testing.assert_allclose(found["cost", "none"].groupby("at").mean(), 100 * np.array(cost))
+    for (at, world), row in found.iterrows():
+        for kind, method in itertools.product(("lr-lr", "hr-lr"), TAUGHT):
+            expected = 100 * (value[(at, world, method, kind)] - value[(at, world, "none", kind)])
+            assert row[kind, method] == pytest.approx(expected)
