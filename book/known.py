@@ -24,7 +24,7 @@ from lrkd.evaluation.embedding import embed
 from lrkd.evaluation.linear_probe import linear_r2
 from lrkd.files import Table
 from lrkd.models.layers import Network
-from lrkd.study import presets, runner, teaching, worlds
+from lrkd.study import presets, results, runner, teaching, worlds
 from lrkd.study.answer_plan import ENTRANTS, Place, with_needs
 from lrkd.study.experiment import commit, device_name, find_run, load
 from lrkd.study.spec import Spec, config_hash
@@ -105,6 +105,7 @@ def main() -> None:
         place = Place(scale, epochs=asked.epochs)
         taught = [place.spec(ENTRANTS[name], number, "S") for number in asked.worlds for name in SHUFFLED]
         runner.run_study(with_needs(taught))
+        results.DESCRIBED.merge(asked.out / "answer-runs.csv", results.description(find_run(one) for one in taught))
     table = TABLE.read(path) if path.exists() else pd.DataFrame(columns=[*TABLE.key])
     known = {"data": "procedural", "scale": scale.name, "device": device_name("cpu"), "torch": torch.__version__}
     for number in asked.worlds:
