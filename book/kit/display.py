@@ -52,7 +52,7 @@ LOOKS: dict[str, Look] = {
     "askd-centred": Look(VERMILLION, "D"),
     "askd-constant": Look(VERMILLION, "s"),
     "askd-places": Look(VERMILLION, "^"),
-    "askd-information": Look(PURPLE, "*"),
+    "askd-information": Look(PURPLE, "p"),
     "askd-information-mean": Look(PURPLE, "P"),
     "askd-information-scrambled": Look(BLACK, "v"),
     "at": Look(ORANGE, "^"),
