@@ -60,17 +60,14 @@ def all_shares(judged: pd.DataFrame, ceiling: pd.DataFrame) -> pd.DataFrame:
         A row an entrant, the nearest to the ceiling small against small first: `student`, `worlds`, and of each
         protocol the mean accuracy and its share of the way, both in percent.
     """
-    hard = ceiling["side"].min()
     rows = inference.entrants(judged)
-    rows = rows[(rows["setting"] == "T") & (rows["shown"] == str(hard)) & rows["endpoint"].isin(PROTOCOLS)]
-    mean = rows.groupby(["entrant", "endpoint"])["value"].mean().unstack()
-    best = ceiling[ceiling["side"] == hard].groupby("endpoint")["accuracy"].mean()
-    found = pd.DataFrame(
-        {"student": mean.index.map(answer.title), "worlds": rows.groupby("entrant")["world"].nunique()}
-    )
+    rows = shares(rows[(rows["setting"] == "T") & (rows["shown"] == str(ceiling["side"].min()))], ceiling)
+    mean = 100 * rows.groupby(["entrant", "endpoint"])[["value", "share"]].mean().unstack()
+    count = rows.groupby("entrant")["world"].nunique()
+    found = pd.DataFrame({"student": mean.index.map(answer.title), "worlds": count})
     for endpoint, title in PROTOCOLS.items():
-        found[f"{title}, %"] = 100 * mean[endpoint]
-        found[f"share of the way, {title}, %"] = 100 * (mean[endpoint] - CHANCE) / (best[endpoint] - CHANCE)
+        found[f"{title}, %"] = mean["value", endpoint]
+        found[f"share of the way, {title}, %"] = mean["share", endpoint]
     return found.sort_values("share of the way, small against small, %", ascending=False)
 
 
@@ -87,7 +84,7 @@ def against(rows: pd.DataFrame, networks: Sequence[str]) -> dict[tuple[str, str]
     found = {}
     for name in networks:
         for side, part in rows[rows["network"] == name].groupby("side"):
-            if set(part["endpoint"]) < set(PROTOCOLS):
+            if not set(PROTOCOLS) <= set(part["endpoint"]):
                 continue
             for endpoint, title in PROTOCOLS.items():
                 here = rows[(rows["side"] == side) & (rows["endpoint"] == endpoint)]
