@@ -1,7 +1,8 @@
 """Write whether students that were drawn to a map came to look there: `python -m book.followed`.
 
 followed.csv: a row a run of part `attention` of study `answer` and a map of it, held against where the information is
-in test people's images of its world. What the store lacks is trained first.
+in test people's images of its world; runs that need a teacher are left out. What the store lacks is trained first,
+about twenty minutes a world on two cores for its maps of information, and five a run.
 """
 
 import argparse
