@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
+from kit import gains
 from kit.registration import ENDPOINTS, Registration
 
 from lrkd.errors import DataError
 from lrkd.evaluation.mixed_model import Mixed, mixed_model
 from lrkd.evaluation.statistics import COMPARISON, compare, holm, paired_differences, spelled
-from lrkd.study import gains
 
 CHANCE = 0.5
 

@@ -17,7 +17,6 @@ from lrkd.study.measures import named_networks, pairs_of, result_rows
 from lrkd.study.spec import Spec, config_hash, source_name, splits
 
 RESULTS = ("config", "method", "side", "seed", "protocol", "accuracy")
-ORIGIN = ("scale", "device", "commit")
 # The tables of `lrkd study`: results, whether each pair was right, traces, and histograms of scores.
 RUNS = Table("lrkd study", ("config",), RESULTS)
 PAIRS = Table("lrkd study --pairs", ("config",), ("config", "correct"))

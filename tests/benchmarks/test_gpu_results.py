@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from kit import gains
 
 from benchmarks import gpu_results
 from benchmarks.gpu import answer, merge, photographs
@@ -18,7 +19,7 @@ from benchmarks.gpu.deep import DeepTaught
 from benchmarks.gpu.stage import Stage, chosen
 from lrkd.errors import RunError
 from lrkd.models import backbones
-from lrkd.study import gains, presets
+from lrkd.study import presets
 from lrkd.study import spec as study_spec
 from lrkd.study.results import read_table
 

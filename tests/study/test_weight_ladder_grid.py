@@ -16,7 +16,6 @@ from lrkd.distill import methods
 from lrkd.distill.terms import feature
 from lrkd.errors import ConfigError, DataError
 from lrkd.study import experiment, grids, results, runner, weight_ladder
-from lrkd.study import gains as study_gains
 from lrkd.study import spec as study_spec
 from lrkd.study.grids import CONFIRMING_SEEDS, LADDER_SEED, RUNGS, specs, winners
 from lrkd.study.presets import SCALES
@@ -224,27 +223,3 @@ def test_a_table_for_choosing_has_no_row_of_test_people():
     assert results.without_test(table[:0]).empty
     committed = pd.read_csv(Path(__file__).parents[2] / "book/results/ladder.csv")
     assert set(committed["protocol"][committed["status"] == "ok"]) == {"validation"}
-
-
-def test_elsewhere_counts_the_intervals_of_the_other_protocols():
-    rng = np.random.default_rng(0)
-    gains = {"none": (0, 0), "up@3": (0.1, 0), "down": (-0.1, 0.1)}
-    rows = [
-        {"role": "student", "status": "ok", "side": side, "method": name, "seed": seed, "protocol": protocol, value: v}
-        for side in (6, 12)
-        for name, gain in gains.items()
-        for seed in range(4)
-        for k, (protocol, value) in enumerate((("test-hr-lr", "accuracy"), ("identification", "rank1")))
-        for v in [0.5 + gain[k] * (side == 6) + rng.normal(0, 0.001)]
-    ]
-    said = study_gains.elsewhere(pd.DataFrame(rows), [("up", "none"), ("down", "none")])
-    assert "sharp against small (test-hr-lr), 1 of 2 above zero and 1 below" in said
-    assert "rank 1 (identification), " in said
-    assert study_gains.elsewhere(pd.DataFrame(rows)) == said
-    assert "1 of 1 above zero" in study_gains.elsewhere(pd.DataFrame(rows), baseline="down", couples=[("none", "down")])
-
-
-@pytest.mark.parametrize("name", ["aird", "aird-rkd", "skd", "lp(2)@8"])
-def test_what_was_tuned_is_marked(name):
-    assert study_gains.tuned(name)
-    assert not study_gains.tuned("fskd")

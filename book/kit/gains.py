@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 
 from lrkd.evaluation import statistics
-from lrkd.study.results import ORIGIN, read_table
+from lrkd.study.results import read_table
+
+ORIGIN = ("scale", "device", "commit")
 
 
 def at_scales(*names: str, folder: Path = Path("results")) -> tuple[dict[str, pd.DataFrame], str]:
