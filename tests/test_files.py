@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from kit import weight_ladder
 
 from lrkd import files
 from lrkd.errors import DataError, RunError
 from lrkd.files import Table, locked, read_table
-from lrkd.study import attention_study, results, shift_study, weight_ladder
+from lrkd.study import attention_study, results, shift_study
 
 ROOT = Path(__file__).parent.parent
 RUNS = Table("lrkd study", ("config",), ("config", "accuracy"))

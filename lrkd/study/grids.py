@@ -3,11 +3,12 @@
 import itertools
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import pandas as pd
 
 from lrkd.distill import methods
 from lrkd.errors import ConfigError, DataError
-from lrkd.study import weight_ladder
+from lrkd.evaluation.statistics import check_columns
 from lrkd.study.presets import DESIGNS, Scale
 from lrkd.study.spec import PROCEDURAL, Spec, teacher_spec
 
@@ -131,17 +132,45 @@ def _hypotheses(scale: Scale, source: str, ladder: pd.DataFrame | None = None) -
     return sorted(wanted, key=lambda spec: spec.method.name.partition("@")[0] in EXPLORATORY)
 
 
+def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
+    """Take the runs of a ladder from the table of `lrkd study ladder`.
+
+    Args:
+        ladder: The table. The teacher's rows are left out, and all whose method has no weight in its name ("lp(2)@8").
+
+    Returns:
+        One row a run, sorted: `distance, weight, seed, accuracy, status`. accuracy: on the validation people, nan for a
+        run that diverged.
+    """
+    check_columns(ladder, ["method", "seed", "status", "protocol", "accuracy"])
+    kept = ladder["method"].astype(str).str.contains("@")
+    kept &= (ladder["protocol"] == "validation") | (ladder["status"] != "ok")
+    found = ladder[kept]
+    parts = [name.rpartition("@") for name in found["method"]]
+    table = pd.DataFrame(
+        {
+            "distance": [part[0] for part in parts],
+            "weight": [float(part[2]) for part in parts],
+            "seed": found["seed"].to_numpy(),
+            "accuracy": found["accuracy"].where(found["status"] == "ok").to_numpy(np.float64),
+            "status": found["status"].to_numpy(),
+        }
+    )
+    return table.sort_values(["distance", "weight", "seed"], ignore_index=True)
+
+
 def winners(ladder: pd.DataFrame) -> dict[str, float]:
     """Choose the weight of each distance of `methods.MATCHED` whose validation accuracy is highest in the table.
 
     A run that diverged loses. Raises DataError where a distance has no finished run in the table.
     """
-    chosen = weight_ladder.brackets(weight_ladder.rungs(ladder)).dropna(subset="weight").set_index("distance")["weight"]
-    if missing := set(methods.MATCHED) - set(chosen.index):
+    mean = rungs(ladder).groupby(["distance", "weight"])["accuracy"].mean().dropna()
+    chosen = dict(mean.groupby("distance").idxmax())
+    if missing := methods.MATCHED.keys() - chosen:
         raise DataError(
             f"ladder: has no validation row of {', '.join(sorted(missing))}: finish `lrkd study ladder` first"
         )
-    return {name: float(chosen[name]) for name in methods.MATCHED}
+    return {name: float(chosen[name][1]) for name in methods.MATCHED}
 
 
 def _relations(scale: Scale, source: str) -> list[Spec]:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from kit import weight_ladder
 from safetensors.torch import load_file
 
 from lrkd.distill import methods
 from lrkd.distill.terms import feature
 from lrkd.errors import ConfigError, DataError
-from lrkd.study import experiment, grids, results, runner, weight_ladder
+from lrkd.study import experiment, grids, results, runner
 from lrkd.study import spec as study_spec
 from lrkd.study.grids import CONFIRMING_SEEDS, LADDER_SEED, RUNGS, specs, winners
 from lrkd.study.presets import SCALES
@@ -116,7 +117,7 @@ def test_winners_are_the_stars_of_the_ladders_figure(seed):
     values = dict(zip(names, rng.uniform(0.6, 0.8, len(names)).tolist(), strict=True))
     lost = dict.fromkeys(rng.choice(names[8:], 6, replace=False))
     table = ladder(values | lost)
-    chosen = weight_ladder.brackets(weight_ladder.rungs(table), {name: w for name, (_, w) in methods.MATCHED.items()})
+    chosen = weight_ladder.brackets(grids.rungs(table), {name: w for name, (_, w) in methods.MATCHED.items()})
     assert dict(zip(chosen["distance"], chosen["weight"], strict=True)) == winners(table)
     assert chosen["diverged"].sum() == 6
 

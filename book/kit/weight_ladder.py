@@ -20,38 +20,11 @@ def read(path: Path | str) -> pd.DataFrame:
     return read_table(path, ["config"], "lrkd study") if Path(path).exists() else pd.DataFrame(columns=list(COLUMNS))
 
 
-def rungs(ladder: pd.DataFrame) -> pd.DataFrame:
-    """Take the runs of a ladder from the table of `lrkd study ladder`.
-
-    Args:
-        ladder: The table. The teacher's rows are left out, and all whose method has no weight in its name ("lp(2)@8").
-
-    Returns:
-        One row a run, sorted: `distance, weight, seed, accuracy, status`. accuracy: on the validation people, nan for a
-        run that diverged.
-    """
-    check_columns(ladder, ["method", "seed", "status", "protocol", "accuracy"])
-    kept = ladder["method"].astype(str).str.contains("@")
-    kept &= (ladder["protocol"] == "validation") | (ladder["status"] != "ok")
-    found = ladder[kept]
-    parts = [name.rpartition("@") for name in found["method"]]
-    table = pd.DataFrame(
-        {
-            "distance": [part[0] for part in parts],
-            "weight": [float(part[2]) for part in parts],
-            "seed": found["seed"].to_numpy(),
-            "accuracy": found["accuracy"].where(found["status"] == "ok").to_numpy(np.float64),
-            "status": found["status"].to_numpy(),
-        }
-    )
-    return table.sort_values(["distance", "weight", "seed"], ignore_index=True)
-
-
 def brackets(found: pd.DataFrame, matched: Mapping[str, float] | None = None) -> pd.DataFrame:
     """Say what each distance's ladder chose, and whether the choice lies between two rungs that are worse.
 
     Args:
-        found: Of `rungs`.
+        found: Of `grids.rungs`.
         matched: The matched weight of each distance, where it is known; also the order of the rows.
 
     Returns:
@@ -200,17 +173,6 @@ def levels(raced: pd.DataFrame) -> tuple[float, float]:
     """
     ends = raced[raced["own"]].groupby("method")["final"].mean()
     return float(ends.get("none", np.nan)), float(ends.drop("none", errors="ignore").min())
-
-
-def groups(table: pd.DataFrame, alpha: float = 0.05) -> tuple[str, str, str]:
-    """Sort the methods of `differences` into those above the baseline, below it, and neither, as words for a sentence.
-
-    Above or below is what Holm's p puts below alpha; a row without a p (one pair) is neither.
-    """
-    sure = table[table["holm"] < alpha]
-    parts = (sure[sure["mean"] > 0], sure[sure["mean"] < 0], table.drop(sure.index))
-    above, below, level = (", ".join(part["method"]) or "none of them" for part in parts)
-    return above, below, level
 
 
 def told(table: pd.DataFrame) -> dict[str, str]:

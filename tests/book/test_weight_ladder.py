@@ -3,21 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from kit.weight_ladder import COLUMNS, brackets, converged, differences, entrants, levels, read, told
 
 from lrkd.errors import DataError
 from lrkd.evaluation import statistics
-from lrkd.study.weight_ladder import (
-    COLUMNS,
-    brackets,
-    converged,
-    differences,
-    entrants,
-    groups,
-    levels,
-    read,
-    rungs,
-    told,
-)
+from lrkd.study.grids import rungs
 
 
 def ladder(accuracies: dict[str, float | None], seed: int = 100) -> pd.DataFrame:
@@ -198,7 +188,7 @@ def test_levels_are_the_end_of_none_and_the_lowest_end_of_a_distance():
     assert np.isnan(levels(raced[:0])).all()
 
 
-def test_groups_and_words_go_by_holms_p():
+def test_words_go_by_holms_p():
     table = pd.DataFrame(
         {
             "method": ["a", "b", "c", "d"],
@@ -208,8 +198,6 @@ def test_groups_and_words_go_by_holms_p():
             "holm": [0.0001, 0.0123, 0.2, np.nan],
         }
     )
-    assert groups(table) == ("a", "b", "c, d")
-    assert groups(table, 0.001) == ("a", "none of them", "b, c, d")
     assert told(table) == {
         "a": "+1.0 [+0.5, +1.5]; p < .001",
         "b": "−2.0 [−3.0, −1.0]; p = .012",
