@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from kit import figures
+from kit import answer_claims, figures
 from kit.display import BLACK, GREY, Look, look, named
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -17,7 +17,7 @@ from lrkd.distill import methods
 from lrkd.errors import DataError
 from lrkd.evaluation import inference
 from lrkd.files import read_table
-from lrkd.study import answer, answer_plan, claims
+from lrkd.study import answer, answer_plan
 from lrkd.study.answer_plan import CHOSEN_BY, MAIN, Place
 from lrkd.study.presets import SCALES
 from lrkd.study.spec import config_hash
@@ -67,7 +67,7 @@ def read(folder: Path = Path("results")) -> Tables:
     judging = both("-right", ("config", "side", "endpoint", "n", "right"))
     people = both("-people", ("config", "data", "scale", "world", "what", "people"))
     parts = (answer.read(folder, part) for part in ("length", "ladders"))
-    return Tables(*parts, both("", answer.COLUMNS), judging, people, claims.read(folder / "claims.csv"))
+    return Tables(*parts, both("", answer.COLUMNS), judging, people, answer_claims.read(folder / "claims.csv"))
 
 
 def origin(part: str, folder: Path = Path("results")) -> str:
@@ -266,7 +266,7 @@ def climbed(found: Ladders, columns: int = 3) -> Figure:
 
 def judged(tables: Tables) -> pd.DataFrame:
     """Judge all claims by `inference.judge`: over worlds; on photographs over seeds crossed with people."""
-    found, on = inference.entrants(tables.judged), tables.claims["setting"] == claims.PHOTOGRAPHS
+    found, on = inference.entrants(tables.judged), tables.claims["setting"] == answer_claims.PHOTOGRAPHS
 
     def crossed(claim: Mapping[str, object], level: float) -> inference.Estimate:
         return inference.bootstrap_claim(found, tables.right, tables.people, claim, shared=True, level=level)
@@ -354,7 +354,7 @@ def said(row: Mapping[str, object]) -> str:
     n, (mean, low, high) = int(row["n"]), (100 * float(row[name]) for name in ("mean", "low", "high"))  # type: ignore
     if n < 2:
         return OPEN
-    unit = "seeds" if row["setting"] == claims.PHOTOGRAPHS else "worlds"
+    unit = "seeds" if row["setting"] == answer_claims.PHOTOGRAPHS else "worlds"
     return f"{row['verdict']}: {mean:+.1f} [{low:+.1f}, {high:+.1f}] points, {n} {unit}".replace("-", "−")
 
 
@@ -429,7 +429,9 @@ def worlds(tables: Tables) -> dict[str, int]:
     names = {entrant.name for entrant in MAIN}
     found = found[found["entrant"].isin(names) & (found["shown"] == tables.claims["side"].iloc[0])]
     there = found.groupby(["setting", "world"])["entrant"].nunique()
-    return {s: int((there.get(s, pd.Series(dtype=int)) == len(names)).sum()) for s in (*SETTINGS, claims.PHOTOGRAPHS)}
+    return {
+        s: int((there.get(s, pd.Series(dtype=int)) == len(names)).sum()) for s in (*SETTINGS, answer_claims.PHOTOGRAPHS)
+    }
 
 
 def state(tables: Tables) -> str:
@@ -456,7 +458,7 @@ def on_nothing(tables: Tables, times: int = 100) -> pd.DataFrame:
     Claims with fewer than two worlds are left out, as they cannot raise a false alarm, and those that compare two
     measures, which differ whatever the names are.
     """
-    known, on = judged(tables), tables.claims["setting"] != claims.PHOTOGRAPHS
+    known, on = judged(tables), tables.claims["setting"] != answer_claims.PHOTOGRAPHS
     on &= ~tables.claims["baseline"].str.contains("@")
     able = tables.claims[on & (known.set_index("id").loc[tables.claims["id"], "n"] > 1).to_numpy()]
     if able.empty:

@@ -109,7 +109,7 @@ def judge(
 
     Args:
         found: As `entrants` gives it.
-        claims: As `lrkd.study.claims.read` gives them.
+        claims: Rows of claims.csv, margin a number; `book/kit/answer_claims.py` reads and checks them.
         alpha: The level of a family.
         estimate: (claim, level) -> its interval, in place of the paired t over worlds: `bootstrap_claim` with the same
             people for all units, on photographs, where a t over seeds would leave people out.

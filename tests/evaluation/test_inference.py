@@ -1,24 +1,20 @@
-"""From tables of study answer to verdicts, against naive recomputation; claims, and those refused."""
+"""From tables of study answer to verdicts, against naive recomputation."""
 
 import base64
 import itertools
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from kit import answer_claims
 from scipy import stats as scipy_stats
 from statsmodels.stats.power import TTestPower
 
 from lrkd.errors import DataError
 from lrkd.evaluation import inference
-from lrkd.evaluation.endpoints import ENDPOINTS
 from lrkd.evaluation.inference import VERDICTS
-from lrkd.study import claims
 
-CLAIMS = Path(__file__).resolve().parents[2] / "book" / "results" / "claims.csv"
-HEAD = ",".join(claims.COLUMNS)
 GOOD = "a,fskd helps,lr-lr,fskd,none,T,6,superiority,0.005,lr-lr"
 
 
@@ -35,58 +31,8 @@ def results(worlds: int = 6, methods: tuple[str, ...] = ("none", "fskd", "askd")
 
 
 def claimed(*rows: str) -> pd.DataFrame:
-    table = pd.DataFrame([row.split(",") for row in rows], columns=list(claims.COLUMNS))
+    table = pd.DataFrame([row.split(",") for row in rows], columns=list(answer_claims.COLUMNS))
     return table.assign(margin=table["margin"].astype(float))
-
-
-# ------------------------------------------------------------------------------------------------------------- claims
-
-
-def test_the_claims_can_be_judged_and_say_each_comparison_once():
-    table = claims.read(CLAIMS)
-    assert set(table["endpoint"]) <= set(ENDPOINTS)
-    assert not table.duplicated(["endpoint", "method", "baseline", "setting", "side"]).any()
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("lr-lr,fskd", "accuracy,fskd", "a: endpoint is 'accuracy': expected one of lr-lr, hr-lr"),
-        ("none,T", "fskd,T", "a: baseline is 'fskd': expected another entrant"),
-        ("none,T", "none@rank,T", "a: baseline is 'none@rank': expected after the @"),
-        (",T,", ",U,", "a: setting is 'U': expected one of S, T, D, P"),
-        (",6,", ",six,", "a: side is 'six': expected pixels, or hr"),
-        ("superiority", "maybe", "a: test is 'maybe': expected one of superiority, equivalence"),
-        ("0.005", "0", "a: margin is '0': expected a fraction above zero"),
-        ("0.005", "inf", "a: margin is 'inf': expected a fraction above zero"),
-        ("fskd helps", " ", "a: claim is ' ': expected some text"),
-    ],
-)
-def test_a_claim_that_cannot_be_judged_is_refused(tmp_path, old, new, said):
-    path = tmp_path / "claims.csv"
-    path.write_text(f"{HEAD}\n{GOOD}\n")
-    assert len(claims.read(path)) == 1
-    path.write_text(f"{HEAD}\n{GOOD.replace(old, new, 1)}\n")
-    with pytest.raises(DataError) as error:
-        claims.read(path)
-    assert said in str(error.value)
-    assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "cannot be read as CSV"),
-        ("id,claim\n", "expected the columns"),
-        (f"{HEAD}\n", "expected a row for each claim, got none"),
-        (f"{HEAD}\n{GOOD}\n{GOOD}\n", "a: id is 'a'"),
-        (f"{HEAD}\n{GOOD}\n{GOOD.replace('a,', 'b,', 1).replace('lr-lr,fskd', 'rank1,fskd')}\n", "2 endpoints"),
-    ],
-)
-def test_a_file_of_claims_that_is_none(tmp_path, text, said):
-    (tmp_path / "claims.csv").write_text(text)
-    with pytest.raises(DataError, match=said):
-        claims.read(tmp_path / "claims.csv")
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from kit import answer_claims
 from scipy.spatial.distance import cdist
 
 from lrkd.cli import program
 from lrkd.distill import methods
 from lrkd.errors import ConfigError, DataError
 from lrkd.evaluation import endpoints, inference
-from lrkd.study import answer, answer_plan, claims, experiment, measures, results, runner, worlds
+from lrkd.study import answer, answer_plan, experiment, measures, results, runner, worlds
 from lrkd.study import spec as study_spec
 from lrkd.study.answer_plan import Entrant, Place
 from lrkd.study.presets import SCALES
@@ -237,7 +238,7 @@ def test_every_claim_compares_entrants_that_run_where_it_is_judged():
     photographed = {"P": answer_plan.PHOTOGRAPHED}
     made |= {("T", name, trained) for s, name, trained in made if methods.get(name).teacher in ("none", "itself")}
     path = Path(__file__).resolve().parents[2] / "book" / "results"
-    for claim in claims.read(path / "claims.csv").itertuples():
+    for claim in answer_claims.read(path / "claims.csv").itertuples():
         for name in (claim.method, claim.baseline.partition("@")[0]):
             entrant = entrants[name]
             if claim.setting in photographed:
