@@ -35,7 +35,7 @@ from lrkd.study.answer_plan import (
     length,
     with_needs,
 )
-from lrkd.study.experiment import find_run, store_dir
+from lrkd.study.experiment import ended_well, find_run, store_dir
 from lrkd.study.measures import RIGHT, pairs_of
 from lrkd.study.presets import Scale
 from lrkd.study.spec import PROCEDURAL, Spec, config_hash, faces_of
@@ -179,10 +179,8 @@ def read(tables: Path, part: str) -> pd.DataFrame:
 def right_table(wanted: Iterable[Spec], where: Path) -> pd.DataFrame:
     """Collect what each finished judging run had right: `config, side, endpoint, n, right` (see `inference.unpack`)."""
     rows = []
-    for spec in wanted:
-        run = find_run(spec, where)
-        judging = spec.role == "student" and spec.world is not None and spec.world.judging
-        if not (judging and run.finished and run.result["status"] == "ok"):
+    for spec, run in ended_well(wanted, where):
+        if spec.role == "teacher" or spec.world is None or not spec.world.judging:
             continue
         path = run.path / RIGHT
         try:

@@ -19,7 +19,7 @@ from lrkd.files import Table, atomic
 from lrkd.models.layers import Network
 from lrkd.progress import bar as progress_bar
 from lrkd.study.attention_probes import Probes, probes
-from lrkd.study.experiment import commit, device_name, find_run, load, store_dir
+from lrkd.study.experiment import commit, device_name, ended_well, find_run, load, store_dir
 from lrkd.study.measures import result_rows
 from lrkd.study.presets import Scale
 from lrkd.study.spec import Spec, splits, teacher_spec
@@ -232,9 +232,7 @@ def gather(
     Raises:
         MissingError: No teacher has finished.
     """
-    finished = [
-        (spec, run) for spec in wanted if (run := find_run(spec, where)).finished and run.result["status"] == "ok"
-    ]
+    finished = [*ended_well(wanted, where)]
     scale, source = wanted[0].scale, wanted[0].source
     taught = {
         n: run

@@ -4,7 +4,7 @@ import functools
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +46,14 @@ def store_dir(path: str | os.PathLike[str] | None = None) -> Path:
 def find_run(spec: Spec, where: Path | None = None) -> Run:
     """Return a spec's place in the store, whether anything is there or not."""
     return run_store.find_run(store_dir(where), run_name(spec), run_config(spec))
+
+
+def ended_well(wanted: Iterable[Spec], where: Path | None = None) -> Iterator[tuple[Spec, Run]]:
+    """Go through those of the runs that the store has finished and that did not diverge."""
+    for spec in wanted:
+        run = find_run(spec, where)
+        if run.finished and run.result["status"] == "ok":
+            yield spec, run
 
 
 def train(

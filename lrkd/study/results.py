@@ -1,9 +1,8 @@
 """The tables of a study: results, pairs, traces, scores."""
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from lrkd import files
 from lrkd.errors import RunError
 from lrkd.files import Table, atomic
 from lrkd.study import store
-from lrkd.study.experiment import find_run
+from lrkd.study.experiment import ended_well, find_run
 from lrkd.study.measures import named_networks, pairs_of, result_rows
 from lrkd.study.spec import Spec, config_hash, source_name, splits
 
@@ -68,20 +67,19 @@ def results_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.D
     )
 
 
-def pair_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
+def pair_table(wanted: Sequence[Spec], where: Path | None = None) -> pd.DataFrame:
     """Make the table of whether each test pair was right: a row a run, `config, correct` (base64 of packed bits)."""
-
-    def rows(spec: Spec, run: store.Run) -> Iterator[dict[str, Any]]:
+    rows = []
+    for spec, run in ended_well(wanted, where):
         bits = np.packbits(_scores(run)[1].astype(bool)).tobytes()
-        yield {"config": config_hash(spec), "correct": base64.b64encode(bits).decode()}
+        rows.append({"config": config_hash(spec), "correct": base64.b64encode(bits).decode()})
+    return pd.DataFrame(rows)
 
-    return _collected(wanted, where, known, rows)
 
-
-def trace_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.DataFrame | None = None) -> pd.DataFrame:
+def trace_table(wanted: Sequence[Spec], where: Path | None = None) -> pd.DataFrame:
     """Make the table of runs with observations: `config, method, seed, teacher_seed` and the columns of trace.csv."""
-
-    def rows(spec: Spec, run: store.Run) -> Iterator[dict[str, Any]]:
+    rows = []
+    for spec, run in ended_well(wanted, where):
         who = {
             "config": config_hash(spec),
             "method": spec.method.name,
@@ -89,24 +87,8 @@ def trace_table(wanted: Sequence[Spec], where: Path | None = None, known: pd.Dat
             "teacher_seed": spec.teacher_seed,
         }
         if spec.observations:
-            yield from (who | row for row in files.read_table(run.path / "trace.csv").to_dict("records"))
-
-    return _collected(wanted, where, known, rows)
-
-
-def _collected(
-    wanted: Sequence[Spec],
-    where: Path | None,
-    known: pd.DataFrame | None,
-    rows: Callable[[Spec, store.Run], Iterator[dict[str, Any]]],
-) -> pd.DataFrame:
-    """Rows of the store's runs that ended well, and an earlier table's rows of runs that the store lacks."""
-    kept = {} if known is None else {str(name): part.to_dict("records") for name, part in known.groupby("config")}
-    table: list[dict[str, Any]] = []
-    for spec in wanted:
-        run = find_run(spec, where)
-        table += rows(spec, run) if run.finished and run.result["status"] == "ok" else kept.get(config_hash(spec), ())
-    return pd.DataFrame(table)
+            rows += [who | row for row in files.read_table(run.path / "trace.csv").to_dict("records")]
+    return pd.DataFrame(rows)
 
 
 def _scores(run: store.Run) -> np.ndarray:
@@ -123,54 +105,36 @@ def read_table(path: Path | str, columns: Sequence[str] = RESULTS) -> pd.DataFra
     return files.read_table(path, columns, "lrkd study")
 
 
-def score_table(wanted: Sequence[Spec], where: Path | None = None, bins: int = 50) -> pd.DataFrame:
+def score_table(wanted: Sequence[Spec], where: Path | None = None) -> pd.DataFrame:
     """Make histograms of the finished runs' test scores over [-1,1], pooled over seeds: genuine and impostor pairs.
-
-    Args:
-        wanted: The runs.
-        where: The run store.
-        bins: Of a histogram.
 
     Returns:
         One row a role, method, side, protocol ("test", "test-hr-lr") and bin, with the number of runs pooled; also by
         student, teacher and preset where any run has another than the usual one.
     """
-    edges = np.linspace(-1, 1, bins + 1)
-    counts: dict[tuple[Any, ...], np.ndarray] = {}
-    for spec in wanted:
-        run = find_run(spec, where)
-        if not run.finished or run.result["status"] != "ok":
-            continue
+    edges = np.linspace(-1, 1, 51)
+    usual = {"student": "", "teacher": "", "preset": ""}
+    parts = []
+    for spec, run in ended_well(wanted, where):
         same = pairs_of(splits(spec.scale, spec.source).test).same
         scores = _scores(run)
-        side = spec.scale.size if spec.side is None else spec.side
+        who = {
+            "data": source_name(spec),
+            "scale": spec.scale.name,
+            "role": spec.role,
+            "method": spec.method.name,
+            "side": spec.scale.size if spec.side is None else spec.side,
+        }
+        other = usual | named_networks(spec) | {"preset": "" if spec.preset == Spec.preset else spec.preset}
         for protocol, values in (("test", scores[0]), ("test-hr-lr", scores[2])):
-            found = [np.histogram(values[kind].clip(-1, 1), edges)[0] for kind in (same, ~same)]
-            preset = "" if spec.preset == Spec.preset else spec.preset
-            who = (source_name(spec), spec.scale.name, spec.role, spec.method.name, side, protocol)
-            named = named_networks(spec)
-            key = (*who, named.get("student", ""), named.get("teacher", ""), preset)
-            counts[key] = counts.get(key, 0) + np.stack([*found, np.ones(bins, np.int64)])
-    names = ("data", "scale", "role", "method", "side", "protocol", "student", "teacher", "preset")
-    table = pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    **dict(zip(names, key, strict=True)),
-                    "low": edges[:-1],
-                    "high": edges[1:],
-                    "genuine": genuine,
-                    "impostor": impostor,
-                    "runs": number,
-                }
-            )
-            for key, (genuine, impostor, number) in counts.items()
-        ]
-        or [pd.DataFrame()],
-        ignore_index=True,
-    )
-    usual = [name for name in names[-3:] if name in table and table[name].eq("").all()]
-    return table.drop(columns=usual)
+            genuine, impostor = (np.histogram(values[kind].clip(-1, 1), edges)[0] for kind in (same, ~same))
+            bins = {"low": edges[:-1], "high": edges[1:], "genuine": genuine, "impostor": impostor, "runs": 1}
+            parts.append(pd.DataFrame({**who, "protocol": protocol, **other, **bins}))
+    if not parts:
+        return pd.DataFrame()
+    by = [*who, "protocol", *usual, "low", "high"]
+    table = pd.concat(parts).groupby(by, sort=False).sum().reset_index()
+    return table.drop(columns=[name for name in usual if table[name].eq("").all()])
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:

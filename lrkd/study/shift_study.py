@@ -16,7 +16,7 @@ from lrkd.data.degradation import KERNELS
 from lrkd.data.shifts import SHIFTS
 from lrkd.errors import MissingError
 from lrkd.files import Table
-from lrkd.study.experiment import find_run, store_dir
+from lrkd.study.experiment import ended_well, store_dir
 from lrkd.study.measures import evaluation_preset
 from lrkd.study.shift_bench import (
     BATCH,
@@ -154,9 +154,9 @@ def gather(
     """
     scale, source = wanted[0].scale, wanted[0].source
     low = min((spec.side for spec in wanted if isinstance(spec.side, int)), default=0)
-    named = [(spec, find_run(spec, where)) for spec in wanted if spec.role == "student" and spec.side == low]
-    finished = [Student(spec, run, device) for spec, run in named if run.finished and run.result["status"] == "ok"]
-    students = [student for student in finished if student.spec.preset == named[0][0].preset]
+    named = [spec for spec in wanted if spec.role == "student" and spec.side == low]
+    finished = [Student(spec, run, device) for spec, run in ended_well(named, where)]
+    students = [student for student in finished if student.spec.preset == named[0].preset]
     plain = [student for student in students if student.spec.method.name == "none"]
     first = [student for student in plain if student.spec.seed < FEW]
     if not first:

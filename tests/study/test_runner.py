@@ -424,11 +424,11 @@ def test_identification_by_hand(studied, store):
 
 
 def test_a_score_table_counts_every_pair(studied, store):
-    frame = results.score_table(WANTED, store, bins=20)
+    frame = results.score_table(WANTED, store)
     same = study_spec.splits(SMOKE).test.pairs.same
     assert "boom" not in set(frame["method"])
     for _, part in frame.groupby(["role", "method", "side", "protocol"]):
-        assert len(part) == 20
+        assert len(part) == 50
         assert (part["low"].iloc[0], part["high"].iloc[-1]) == (-1, 1)
         assert part["genuine"].sum() == same.sum() * part["runs"].iloc[0]
         assert part["impostor"].sum() == (~same).sum() * part["runs"].iloc[0]
