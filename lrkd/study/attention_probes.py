@@ -37,18 +37,16 @@ class Probes:
     noise: float
 
 
-def probes(faces: tables.Faces, scale: Scale, people: int = 192, every: int = 3, friends: int = 5) -> Probes:
+def probes(faces: tables.Faces, scale: Scale, people: int = 192) -> Probes:
     """Choose images to look at, and compute their ground truth: about .4 s an image at 48 px, on one core.
 
     Args:
         faces: The rendered test table.
         scale: The preset.
         people: How many evenly spaced people to take, with one image each, drawn with a fixed seed.
-        every: Of how many of them one has ground truth.
-        friends: How many other images of each person.
 
     Returns:
-        The probes.
+        The probes: every third has ground truth, and up to five other images of the person.
 
     Raises:
         DataError: The faces were not rendered, so that nobody knows where the information is.
@@ -59,8 +57,8 @@ def probes(faces: tables.Faces, scale: Scale, people: int = 192, every: int = 3,
     chosen = np.linspace(0, faces.classes - 1, min(people, faces.classes)).astype(np.int64)
     own = [rng.permutation(np.flatnonzero(faces.labels == person)) for person in chosen]
     first = np.array([images[0] for images in own])
-    known = np.arange(0, len(first), every)
-    count = min(friends, min(len(images) for images in own) - 1)
+    known = np.arange(0, len(first), 3)
+    count = min(5, min(len(images) for images in own) - 1)
     model, spread = FaceModel(**scale.face), torch.from_numpy(faces.nuisance.std(0))
     identity, nuisance = torch.from_numpy(faces.identity[faces.labels[first]]), torch.from_numpy(faces.nuisance[first])
     noise = float(np.sqrt(np.square(faces.nuisance[:, model.nuisance_names.index("noise")]).mean()))

@@ -213,18 +213,14 @@ def baselines(side: int, shown: Probes) -> list[dict[str, Any]]:
     return [*table, {"kind": "baseline", "map": "area", "images": n, "pointing": TOP, "on_top": TOP, **area}]
 
 
-def gather(
-    wanted: Sequence[Spec], where: Path | None = None, *, examples: int = 6, progress: bool = True
-) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+def gather(wanted: Sequence[Spec], where: Path | None = None) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Evaluate the finished ones among the runs; at scale cpu, on one core, half a minute and then 3 s a run.
 
-    Runs of seed 0 leave their maps of the examples. A run whose teacher has not finished is left out.
+    Runs of seed 0 leave their maps of six examples. A run whose teacher has not finished is left out.
 
     Args:
         wanted: The runs.
         where: The run store.
-        examples: How many images are kept to be shown.
-        progress: Whether to show bars.
 
     Returns:
         A table, one row a run, kind and map; and arrays to be seen, see `save_maps`.
@@ -246,11 +242,11 @@ def gather(
     attention.check_packages()  # now, and not after the ground truth
     faces = splits(scale, source).test
     shown = probes(faces, scale)
-    picked = _examples(faces, scale, shown, examples)
+    picked = _examples(faces, scale, shown)
     arrays = _truth_arrays(faces, shown, picked)
     teachers: dict[int, Seen] = {}
     table: list[dict[str, Any]] = []
-    bar = progress_bar(finished, desc="attention", unit="run", shown=progress)
+    bar = progress_bar(finished, desc="attention", unit="run")
     for spec, run in bar:
         number = _teacher(spec)
         if number not in taught:
@@ -285,13 +281,13 @@ def _provenance(spec: Spec, run: Run) -> dict[str, Any]:
     return {name: test[name] for name in (*names, "device", "torch", "commit", "config")}
 
 
-def _examples(faces: tables.Faces, scale: Scale, shown: Probes, count: int) -> np.ndarray:
-    """The first of the known probes without glasses and patch, (E,) positions among the known."""
+def _examples(faces: tables.Faces, scale: Scale, shown: Probes) -> np.ndarray:
+    """The first six of the known probes without glasses and patch, (E,) positions among the known."""
     assert faces.nuisance is not None
     names = FaceModel(**scale.face).nuisance_names
     columns = [names.index("glasses"), names.index("occluder")]
     clear = np.flatnonzero((faces.nuisance[shown.rows[shown.known]][:, columns] == 0).all(1))
-    return clear[:count] if len(clear) else np.arange(min(count, len(shown.known)))
+    return clear[:6] if len(clear) else np.arange(min(6, len(shown.known)))
 
 
 def _truth_arrays(faces: tables.Faces, shown: Probes, picked: np.ndarray) -> dict[str, np.ndarray]:

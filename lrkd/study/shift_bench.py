@@ -233,10 +233,8 @@ class Student:
 class Bench:
     """The rows that are wanted, measured where an earlier table lacks them, condition by condition."""
 
-    def __init__(
-        self, known: pd.DataFrame | None, on_table: Callable[[pd.DataFrame], None] | None, progress: bool
-    ) -> None:
-        self.on_table, self.progress = on_table, progress
+    def __init__(self, known: pd.DataFrame | None, on_table: Callable[[pd.DataFrame], None] | None) -> None:
+        self.on_table = on_table
         self.table: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         self._known: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for row in [] if known is None else known.to_dict("records"):
@@ -250,7 +248,7 @@ class Bench:
             if not self.table.setdefault(row_key(row), self._known.get(row_key(row), [])):
                 todo.setdefault(condition, []).append((student, setting, row))
         count = sum(map(len, todo.values()))
-        with progress_bar(total=count, desc=part, shown=self.progress and count > 0) as bar:
+        with progress_bar(total=count, desc=part, shown=count > 0) as bar:
             for condition, some in todo.items():
                 x = shown.seen(condition)
                 for student, setting, row in some:

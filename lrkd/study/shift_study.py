@@ -125,7 +125,6 @@ def gather(
     known: pd.DataFrame | None = None,
     on_table: Callable[[pd.DataFrame], None] | None = None,
     device: str = "cpu",
-    progress: bool = True,
 ) -> pd.DataFrame:
     """Measure the finished students among the runs, at their lowest side.
 
@@ -144,7 +143,6 @@ def gather(
         known: An earlier table, perhaps of another machine: what it has is not measured again.
         on_table: Called with the table so far after every condition.
         device: Where to compute.
-        progress: Whether to show bars.
 
     Returns:
         A row a measurement.
@@ -168,7 +166,7 @@ def gather(
     preset = evaluation_preset(students[0].spec.preset)
     with threads(scale.options.threads):
         tuned, tested = cast(faces.validation, scale, low, preset, TUNED), cast(faces.test, scale, low, preset, TESTED)
-        bench = Bench(known, on_table, progress)
+        bench = Bench(known, on_table)
         levels = _levels(bench, tuned, first)
         best = _chosen(bench, tuned, first, levels[1])
         _measure(bench, tested, Group(finished, students, preset), levels, best)
