@@ -58,10 +58,7 @@ def _core(scale: Scale, source: str) -> list[Spec]:
             grid += _grid(COMPARED, (hardest,), 6) + _grid(("none",), (None,), 6)
             grid += _grid(COMPARED, scale.sides[-2::-1], 6)
             grid = list(dict.fromkeys(grid))
-    return [
-        *(teacher_spec(scale, seed, source) for seed in range(2)),
-        *(Spec(methods.get(name), side, seed, scale, source, teacher_seed=seed % 2) for name, side, seed in grid),
-    ]
+    return _taught(scale, source, grid)
 
 
 def _book(scale: Scale, source: str) -> list[Spec]:
@@ -73,18 +70,20 @@ def _book(scale: Scale, source: str) -> list[Spec]:
 
 def _deep(scale: Scale, source: str) -> list[Spec]:
     """The papers' methods, their controls and the L2 of F-SKD, the hardest side first: 3 seeds over 2 teachers."""
-    return [
-        *(teacher_spec(scale, seed, source) for seed in range(2)),
-        *(
-            Spec(methods.METHODS[name], side, seed, scale, source, seed % 2)
-            for name, side, seed in _grid(DEEP_METHODS, scale.sides[::-1], 3)
-        ),
-    ]
+    return _taught(scale, source, _grid(DEEP_METHODS, scale.sides[::-1], 3))
 
 
 def _grid(names: Iterable[str], sides: Iterable[int | None], seeds: int) -> list[tuple[str, int | None, int]]:
     """Side by side, seed by seed: a study that is stopped has compared all methods on the seeds that it has."""
     return [(name, side, seed) for side, seed, name in itertools.product(sides, range(seeds), names)]
+
+
+def _taught(scale: Scale, source: str, grid: Iterable[tuple[str, int | None, int]], student: str = "") -> list[Spec]:
+    """Two teachers, and then the students of a grid: even seeds have the first teacher, odd ones the second."""
+    return [
+        *(teacher_spec(scale, seed, source) for seed in range(2)),
+        *(Spec(methods.METHODS[n], side, seed, scale, source, seed % 2, student=student) for n, side, seed in grid),
+    ]
 
 
 def _attention(scale: Scale, source: str) -> list[Spec]:
@@ -188,13 +187,7 @@ def _relations(scale: Scale, source: str) -> list[Spec]:
 
 def _aird(scale: Scale, source: str) -> list[Spec]:
     """AIRD, its ablations and what it is held against at the hardest side: 6 seeds over 2 teachers, for test people."""
-    return [
-        *(teacher_spec(scale, seed, source) for seed in range(2)),
-        *(
-            Spec(methods.METHODS[name], side, seed, scale, source, seed % 2)
-            for name, side, seed in _grid(AIRD_METHODS, scale.sides[-1:], 6)
-        ),
-    ]
+    return _taught(scale, source, _grid(AIRD_METHODS, scale.sides[-1:], 6))
 
 
 def _kernels(scale: Scale, source: str) -> list[Spec]:
@@ -251,14 +244,7 @@ def _fractions(scale: Scale, source: str) -> list[Spec]:
 def _selection(scale: Scale, source: str) -> list[Spec]:
     """SKD and its controls at the chosen fraction: 6 seeds over 2 teachers, for test people."""
     names = ("none", *(name for name in methods.METHODS if name.startswith("skd")))
-    return [
-        *(teacher_spec(scale, seed, source) for seed in range(2)),
-        *(
-            Spec(methods.METHODS[name], SMALL_SIDE, seed, scale, source, seed % 2, student=_small(scale))
-            for seed in range(6)
-            for name in names
-        ),
-    ]
+    return _taught(scale, source, _grid(names, (SMALL_SIDE,), 6), _small(scale))
 
 
 STUDIES: dict[str, Callable[..., list[Spec]]] = {
