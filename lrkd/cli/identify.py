@@ -13,6 +13,7 @@ from lrkd.cli.trained_on import missing_faces, roles_to_score
 from lrkd.data.prepared import load_prepared, resized_faces
 from lrkd.data.tables import Faces
 from lrkd.errors import DataError
+from lrkd.evaluation.endpoints import gallery_and_probes
 from lrkd.evaluation.identification import OUTSIDE, fuse, identification
 from lrkd.files import Table
 from lrkd.study import experiment
@@ -74,8 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _first_and_others(faces: Faces) -> dict[str, np.ndarray]:
     """Roles for a folder that has none: of each person the first image is searched, and the others ask."""
-    first = np.unique(faces.labels, return_index=True)[1]
-    others = np.setdiff1d(np.arange(len(faces)), first)
+    first, others = gallery_and_probes(faces.labels)
     if not len(others):
         return {}
     warn(f"{faces.name}: has no roles: the first image of each person is the gallery, the others are probes")

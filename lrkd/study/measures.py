@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from lrkd.data import tables
@@ -41,13 +42,10 @@ def observation(
         the norms (`norm_angle_split`); radial_k, how much of the squared gradient of the run's own loss changes only
         the norm (`gradient_split`).
     """
-    pairs, side = pairs_of(faces), spec.side
+    side = spec.side
     assert not isinstance(side, tuple)
     features = embedding.embed(network.to(device), faces.images, side=side, preset=spec.preset, mirror=False)
-    found = kfold_verification(
-        features[pairs.left], features[pairs.right], pairs.same, pairs.fold, missing=pairs.touch(faces.missing)
-    )
-    measures = {"accuracy": found.mean}
+    measures = {"accuracy": verified(features, features, faces).mean}
     terms = [term for term in spec.method.terms if term.hint]
     if teacher is None or hints is None:
         return measures
@@ -116,42 +114,31 @@ def evaluate(
             return embedding.embed(by.to(device), part.images, side=at, preset=preset)
 
     def verification(a: np.ndarray, b: np.ndarray, part: tables.Faces) -> tuple[Verification, dict[str, float]]:
-        pairs = pairs_of(part)
-        found = kfold_verification(
-            a[pairs.left], b[pairs.right], pairs.same, pairs.fold, missing=pairs.touch(part.missing)
-        )
+        found, same = verified(a, b, part), pairs_of(part).same
         if np.ptp(found.scores) == 0:
             raise TrainingError("all embeddings are the same: the network has collapsed; lower the learning rate")
-        rates = separation.tar_at_far(found.scores, pairs.same, (0.1, 0.01, 0.001))
+        rates = separation.tar_at_far(found.scores, same, (0.1, 0.01, 0.001))
         return found, {
             "accuracy": found.mean,
             "tar_at_far_1e-1": float(rates[0]),
             "tar_at_far_1e-2": float(rates[1]),
             "tar_at_far_1e-3": float(rates[2]),
-            "eer": separation.eer(found.scores, pairs.same),
-            "d_prime": separation.d_prime(found.scores, pairs.same),
+            "eer": separation.eer(found.scores, same),
+            "d_prime": separation.d_prime(found.scores, same),
         }
 
-    pairs, native = pairs_of(faces.test), network.size != spec.scale.size
+    native = network.size != spec.scale.size
     low, tuned = (features(part, side) for part in (faces.test, faces.validation))
     both, test = verification(low, low, faces.test)
     measures = {"validation": verification(tuned, tuned, faces.validation)[1], "test": test}
-    scores = [both.scores, both.correct, *np.full((2, len(pairs)), np.nan)]
+    scores = [both.scores, both.correct, *np.full((2, len(both.scores)), np.nan)]
     gallery = network if not native else teacher.network if teacher is not None else None
     if gallery is not None and gallery.embedding == network.embedding:
         high = low if side is None else features(faces.test, None, gallery)
         mixed, measures["test-hr-lr"] = verification(high, low, faces.test)
         scores[2:] = [mixed.scores, mixed.correct]
-        first = np.unique(faces.test.labels, return_index=True)[1]
-        rest = np.setdiff1d(np.arange(len(faces.test.labels)), first)
-        gone = None if faces.test.missing is None else np.tile(faces.test.missing, 2)
-        ranks = identification.identification(
-            np.concatenate([high, low]),
-            np.tile(faces.test.labels, 2),
-            {"gallery": first, "probe": len(high) + rest},
-            ranks=(1, 5),
-            missing=gone,
-        ).iloc[0]
+        first, rest = endpoints.gallery_and_probes(faces.test.labels)
+        ranks = searched(high, low, faces.test, {"gallery": first, "probe": len(high) + rest}, ranks=(1, 5))
         measures["identification"] = {"rank1": float(ranks["rank1"]), "rank5": float(ranks["rank5"])}
     if spec.role == "teacher":
         for at in spec.scale.sides:
@@ -211,6 +198,22 @@ def pairs_of(faces: tables.Faces) -> Pairs:
     if faces.pairs is None:
         raise DataError(f"{faces.name}: has no verification pairs")
     return faces.pairs
+
+
+def verified(left: np.ndarray, right: np.ndarray, faces: tables.Faces) -> Verification:
+    """Verify a table's pairs by its folds: features (N,D) of the left images and of the right ones."""
+    pairs = pairs_of(faces)
+    ends = left[pairs.left], right[pairs.right]
+    return kfold_verification(*ends, pairs.same, pairs.fold, missing=pairs.touch(faces.missing))
+
+
+def searched(
+    high: np.ndarray, low: np.ndarray, faces: tables.Faces, roles: Mapping[str, np.ndarray], **asked: Any
+) -> "pd.Series[Any]":
+    """Search sharp images by small ones: `identification` of their features, rows of `low` behind those of `high`."""
+    labels, both = np.tile(faces.labels, 2), np.concatenate([high, low])
+    missing = None if faces.missing is None else np.tile(faces.missing, 2)
+    return identification.identification(both, labels, roles, missing=missing, **asked).iloc[0]
 
 
 def agreement(

@@ -17,11 +17,10 @@ from lrkd.data.face_quantities import AGE_HIGH, AGE_LOW
 from lrkd.data.pairs import make_pairs
 from lrkd.data.renderer import FaceModel
 from lrkd.data.shifts import SHIFTS, Scene
-from lrkd.evaluation import identification, verification
 from lrkd.evaluation.batchnorm import AdaBN, Adapted, FaceBN, SourcePrior
 from lrkd.progress import bar as progress_bar
 from lrkd.study.experiment import load
-from lrkd.study.measures import evaluation_preset, pairs_of, result_rows
+from lrkd.study.measures import evaluation_preset, pairs_of, result_rows, searched, verified
 from lrkd.study.presets import Scale
 from lrkd.study.spec import Spec
 from lrkd.study.store import Run
@@ -162,27 +161,15 @@ def features(network: nn.Module, x: Tensor, given: Sequence[np.ndarray], device:
 
 def accuracy(low: np.ndarray, shown: Cast) -> float:
     """Measure verification accuracy of the pairs, both images as they are seen."""
-    pairs = pairs_of(shown.scene.faces)
-    gone = pairs.touch(shown.scene.faces.missing)
-    return verification.kfold_verification(low[pairs.left], low[pairs.right], pairs.same, pairs.fold, missing=gone).mean
+    return verified(low, low, shown.scene.faces).mean
 
 
 def against_sharp(low: np.ndarray, high: np.ndarray, shown: Cast) -> dict[str, float]:
     """Compare probes as they are seen with sharp images: verification, and the open set (TPIR20 at FPIR .3, .2, .1)."""
-    pairs, labels = pairs_of(shown.scene.faces), shown.scene.faces.labels
-    gone = pairs.touch(shown.scene.faces.missing)
-    mixed = verification.kfold_verification(
-        high[pairs.left], low[pairs.right], pairs.same, pairs.fold, missing=gone
-    ).mean
+    labels, mixed = shown.scene.faces.labels, verified(high, low, shown.scene.faces).mean
     mated, probes = np.isin(labels[shown.probes], labels[shown.gallery]), len(high) + shown.probes
-    missing = shown.scene.faces.missing
-    found = identification.identification(
-        np.concatenate([high, low]),
-        np.tile(labels, 2),
-        {"gallery": shown.gallery, "probe": probes[mated], "unmated": probes[~mated]},
-        fpir=FPIR,
-        missing=None if missing is None else np.tile(missing, 2),
-    ).iloc[0]
+    roles = {"gallery": shown.gallery, "probe": probes[mated], "unmated": probes[~mated]}
+    found = searched(high, low, shown.scene.faces, roles, fpir=FPIR)
     return {"accuracy_hr_lr": mixed, **{name: float(found[name]) for name in (f"tpir20_at_fpir_{r:g}" for r in FPIR)}}
 
 
