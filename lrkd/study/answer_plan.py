@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from lrkd.distill import methods
-from lrkd.distill.methods import Method
 from lrkd.errors import ConfigError, DataError
 from lrkd.study.presets import Scale
 from lrkd.study.spec import PROCEDURAL, Spec, config_hash
@@ -114,17 +113,14 @@ class Place:
         method = methods.scaled(methods.get(entrant.method), factor)
         if method.teacher == "itself":  # it always shows the sharp image beside the small one
             sides = self.scale.sides
-        return self._spec(method, sides, World(world, setting))
-
-    def _spec(self, method: Method, side: int | tuple[int, ...] | None, world: World) -> Spec:
         return Spec(
             method,
-            side,
-            world.number,
+            sides,
+            world,
             self.scale,
             self.source,
-            teacher_seed=TEACHERS + world.number,
-            world=world,
+            teacher_seed=TEACHERS + world,
+            world=World(world, setting),
             epochs=self.epochs,
             lr=self.lr,
         )

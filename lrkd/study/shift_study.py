@@ -155,9 +155,8 @@ def gather(
     named = [spec for spec in wanted if spec.role == "student" and spec.side == low]
     finished = [Student(spec, run, device) for spec, run in ended_well(named, where)]
     students = [student for student in finished if student.spec.preset == named[0].preset]
-    plain = [student for student in students if student.spec.method.name == "none"]
-    first = [student for student in plain if student.spec.seed < FEW]
-    if not first:
+    group = Group(finished, students)
+    if not group.plain:
         raise MissingError(
             f"{store_dir(where)}: no student without a teacher of scale {scale.name}, {low} px and a seed below {FEW} "
             "has finished, and it calibrates the shifts: `lrkd study aird` trains it"
@@ -167,9 +166,9 @@ def gather(
     with threads(scale.options.threads):
         tuned, tested = cast(faces.validation, scale, low, preset, TUNED), cast(faces.test, scale, low, preset, TESTED)
         bench = Bench(known, on_table)
-        levels = _levels(bench, tuned, first)
-        best = _chosen(bench, tuned, first, levels[1])
-        _measure(bench, tested, Group(finished, students, preset), levels, best)
+        levels = _levels(bench, tuned, group.plain)
+        best = _chosen(bench, tuned, group.plain, levels[1])
+        _measure(bench, tested, group, levels, best)
     return bench.frame()
 
 
@@ -178,7 +177,6 @@ class Group(NamedTuple):
 
     finished: list[Student]
     students: list[Student]
-    preset: str
 
     @property
     def plain(self) -> list[Student]:
@@ -238,7 +236,8 @@ def _measure(bench: Bench, tested: Cast, group: Group, levels: Sequence[Sequence
     bench.measure("mixture", tested, _met(halves, plain, [*both, chosen._replace(order="domains")]))
     rivals = [Setting("online", MOMENTA[0], least=best.least), Setting("prior", PRIOR), Setting("adabn", 1.0)]
     bench.measure("alternatives", tested, _met(middle, plain, rivals))
-    kernels = [Condition(f"kernel {name}") for name in dict.fromkeys((group.preset, *KERNELS, *BLURRED))]
+    preset = evaluation_preset(group.students[0].spec.preset)
+    kernels = [Condition(f"kernel {name}") for name in dict.fromkeys((preset, *KERNELS, *BLURRED))]
     sides = _sides(tested.scene.faces.size, tested.scene.side)
     bench.measure("matrix", tested, [
         *_met([*kernels, *sides], shortest, both),

@@ -1,8 +1,7 @@
 """A study's grid with other methods and other networks."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from lrkd.distill.methods import Method
 from lrkd.study.networks import teacher_kind
@@ -21,19 +20,14 @@ def with_methods(wanted: Sequence[Spec], chosen: Sequence[Method]) -> list[Spec]
     """
     known = [spec.method for spec in wanted if spec.role == "student"]
     new = [method for method in chosen if method not in known]
-    found, cells = list[Spec](), set[tuple[Any, ...]]()
+    found: list[Spec] = []
     for spec in wanted:
         if spec.role == "teacher" or spec.method in chosen:
             found.append(spec)
-        if spec.role == "student" and spec.method.teacher != "none" and _cell(spec) not in cells:
-            cells.add(_cell(spec))
-            found += [replace(spec, method=method) for method in new]
+        if spec.role == "student" and spec.method.teacher != "none":
+            others = (replace(spec, method=method) for method in new)
+            found += [other for other in others if other not in found]
     return found
-
-
-def _cell(spec: Spec) -> tuple[Any, ...]:
-    """All that a grid varies but the method."""
-    return tuple(getattr(spec, field.name) for field in fields(spec) if field.name not in ("method", "scale"))
 
 
 def with_networks(wanted: Sequence[Spec], student: str = "", teacher: str = "") -> list[Spec]:
