@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from kit import weight_ladder
+from kit import shifts, weight_ladder
 
 from lrkd import files
 from lrkd.errors import DataError, RunError
@@ -172,7 +172,7 @@ def test_data_of_the_name_na_is_not_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "read", [weight_ladder.read, shift_study.read, results.read_table], ids=["race", "adaptation", "study"]
+    "read", [weight_ladder.read, shifts.read, results.read_table], ids=["race", "adaptation", "study"]
 )
 @pytest.mark.parametrize("text", ["", "a\n1\n"], ids=["empty", "other"])
 def test_a_file_that_is_no_table_is_one_clear_error(tmp_path, read, text):

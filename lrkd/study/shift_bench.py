@@ -37,15 +37,7 @@ HARM = 0.005  # half of the smallest difference in accuracy that matters in this
 MAIN = ("none", "aird")  # measured at every level
 BLURRED = tuple(name for name in PRESETS if name.startswith("askd"))
 FEW = 3  # seeds that calibrate, and that are measured where all would take too long
-PARTS = ("calibration", "choice", "test", "batches", "layers", "momentum", "alternatives", "mixture", "matrix")
 KEY = ("config", "part", "shift", "level", "dial", "adaptation", "momentum", "batch", "order", "least")
-
-COLUMNS = (
-    *("part", "data", "scale", "method", "side", "seed", "teacher_seed", "device", "torch", "commit", "config"),
-    "preset",
-    *("shift", "level", "dial", "adaptation", "momentum", "batch", "order", "least", "images", "pairs", "accuracy"),
-    *("accuracy_hr_lr", *(f"tpir20_at_fpir_{rate:g}" for rate in FPIR), "layer", "moved", "ratio"),
-)
 
 
 class Setting(NamedTuple):

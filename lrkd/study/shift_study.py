@@ -22,7 +22,6 @@ from lrkd.study.shift_bench import (
     BATCH,
     BATCHES,
     BLURRED,
-    COLUMNS,
     DIALS,
     FEW,
     HARM,
@@ -46,12 +45,6 @@ from lrkd.study.spec import Spec, splits
 from lrkd.training.schedule import threads
 
 TABLE = Table("lrkd adapt", KEY)
-
-
-def read(path: Path | str) -> pd.DataFrame:
-    """Read a table of `lrkd adapt`; where the file is not there yet, one with `COLUMNS` and no row."""
-    found = TABLE.read(path) if Path(path).exists() else pd.DataFrame()
-    return found.reindex(columns=list(COLUMNS))
 
 
 def calibration(table: pd.DataFrame) -> pd.DataFrame:
