@@ -35,7 +35,7 @@ from lrkd.study.answer_plan import (
     length,
     with_needs,
 )
-from lrkd.study.experiment import ended_well, find_run, store_dir
+from lrkd.study.experiment import ended_well, find_run, git, store_dir
 from lrkd.study.measures import RIGHT, pairs_of
 from lrkd.study.presets import Scale
 from lrkd.study.spec import PROCEDURAL, Spec, config_hash, faces_of
@@ -287,16 +287,13 @@ def check_claims(tables: Path) -> None:
     path = tables / "claims.csv"
     if not path.exists():
         raise DataError(f"{path}: is not there: claims are written down before the first run that judges them")
-
-    def git(*words: str) -> str:
-        told = subprocess.run(["git", "-C", str(tables), *words], capture_output=True, text=True, check=True)
-        return told.stdout.strip()
-
     try:
-        inside = git("rev-parse", "--is-inside-work-tree") == "true"
+        inside = git(tables, "rev-parse", "--is-inside-work-tree") == "true"
     except (OSError, subprocess.CalledProcessError):
         return
-    if inside and (not git("ls-files", "--", path.name) or git("status", "--porcelain", "--", path.name)):
+    if inside and (
+        not git(tables, "ls-files", "--", path.name) or git(tables, "status", "--porcelain", "--", path.name)
+    ):
         raise DataError(f"{path}: differs from what is committed: commit the claims before judging them")
 
 

@@ -19,10 +19,10 @@ from lrkd.files import Table, atomic
 from lrkd.models.layers import Network
 from lrkd.progress import bar as progress_bar
 from lrkd.study.attention_probes import Probes, probes
-from lrkd.study.experiment import commit, device_name, ended_well, find_run, load, store_dir
+from lrkd.study.experiment import commit, device_name, ended_well, load, store_dir
 from lrkd.study.measures import result_rows
 from lrkd.study.presets import Scale
-from lrkd.study.spec import Spec, splits, teacher_spec
+from lrkd.study.spec import Spec, splits
 from lrkd.study.store import Run
 from lrkd.training.step import normalise
 
@@ -219,7 +219,7 @@ def gather(wanted: Sequence[Spec], where: Path | None = None) -> tuple[pd.DataFr
     Runs of seed 0 leave their maps of six examples. A run whose teacher has not finished is left out.
 
     Args:
-        wanted: The runs.
+        wanted: The runs, teachers too.
         where: The run store.
 
     Returns:
@@ -230,11 +230,7 @@ def gather(wanted: Sequence[Spec], where: Path | None = None) -> tuple[pd.DataFr
     """
     finished = [*ended_well(wanted, where)]
     scale, source = wanted[0].scale, wanted[0].source
-    taught = {
-        n: run
-        for n in {_teacher(spec) for spec in wanted}
-        if (run := find_run(teacher_spec(scale, n, source), where)).finished
-    }
+    taught = {spec.seed: run for spec, run in finished if spec.role == "teacher"}
     if not taught:
         raise MissingError(
             f"{store_dir(where)}: no teacher of scale {scale.name} has finished: `lrkd study attention` trains it"
@@ -262,16 +258,13 @@ def gather(wanted: Sequence[Spec], where: Path | None = None) -> tuple[pd.DataFr
     for side in (scale.size, *scale.sides):
         known = {"data": faces.name.split("/")[0], "scale": scale.name, "role": "baseline", "method": "", "side": side}
         table += [{**known, "commit": commit(), **row} for row in baselines(side, shown)]
-    return pd.DataFrame(table), arrays | {"about": np.array(json.dumps(_about(scale)))}
+    about = {"scale": scale.name, "commit": commit(), "torch": torch.__version__, "device": device_name("cpu")}
+    return pd.DataFrame(table), arrays | {"about": np.array(json.dumps(about))}
 
 
 def _teacher(spec: Spec) -> int:
     """The seed of the teacher whose maps the run's are compared with; a teacher's are compared with its own."""
     return spec.seed if spec.role == "teacher" else spec.teacher_seed
-
-
-def _about(scale: Scale) -> dict[str, Any]:
-    return {"scale": scale.name, "commit": commit(), "torch": torch.__version__, "device": device_name("cpu")}
 
 
 def _provenance(spec: Spec, run: Run) -> dict[str, Any]:

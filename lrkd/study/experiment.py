@@ -322,12 +322,17 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
         own = networks.rebuild(model, run.result.get("student"), run.path)
     network, weights = load_network(path, own), part_of(tensors, "head")
     try:
-        options = {key: value for key, value in made["head"].items() if key != "name"}
-        head = heads.build(made["head"]["name"], len(weights["weight"]), network.embedding, **options)
+        head = heads.build(classes=len(weights["weight"]), dim=network.embedding, **made["head"])
         head.load_state_dict(weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"{path}: its tensors do not fit its config ({str(error).partition(chr(10))[0]})") from error
     return network, head.eval()
+
+
+def git(folder: Path, *words: str) -> str:
+    """Ask git of a folder; OSError or CalledProcessError where it has no answer."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *words]  # or a process that dies leaves its lock
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @functools.lru_cache
@@ -340,14 +345,10 @@ def commit() -> str:
     if told := os.environ.get("LRKD_COMMIT"):
         return told
     here = Path(__file__).parents[1]
-
-    def git(*words: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(here), *words]  # or a process that dies leaves its lock
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")
-        return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "--", ".") else "")
+        git(here, "ls-files", "--error-unmatch", "__init__.py")
+        changed = git(here, "status", "--porcelain", "--", ".")
+        return git(here, "rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

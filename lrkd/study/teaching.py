@@ -38,8 +38,7 @@ def build(spec: Spec, seed: int, classes: int) -> tuple[Network, Head]:
             )
     else:
         network = backbones.build(**made, seed=seed)
-    options = {key: value for key, value in spec.scale.head.items() if key != "name"}
-    return network, heads.build(spec.scale.head["name"], classes, network.embedding, seed=seed, **options)
+    return network, heads.build(classes=classes, dim=network.embedding, seed=seed, **spec.scale.head)
 
 
 def untrained_teacher(spec: Spec, classes: int) -> tuple[Network, Head]:
