@@ -18,7 +18,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure the runs on shifted faces, write the table and print the gains."""
-    shift_study.TABLE.check(arguments.out)
     chosen = presets.scale(arguments.scale)
     wanted = grids.specs("aird", chosen, arguments.data)
     if arguments.data == PROCEDURAL:  # what trained them is in the matrix of kernels, which photographs lack
@@ -32,7 +31,6 @@ def run(arguments: argparse.Namespace) -> None:
     known = shift_study.TABLE.read(arguments.out) if arguments.out and arguments.out.exists() else None
     device = experiment.device_of(arguments.device)
     table = shift_study.gather(wanted, arguments.runs, known=known, on_table=write, device=device)
-    write(table)
     there = set(table["config"])
     lacking = [spec for spec in wanted if spec.role == "student" and config_hash(spec) not in there]
     if missing := {f"{spec.method.name} ({spec.preset})" for spec in lacking}:

@@ -154,12 +154,10 @@ def _trained(missing: Sequence[Spec], workers: "int | Workers", how: _How, progr
     if not missing:
         return
     if isinstance(workers, Workers):
-        _check_sendable(missing)
         yield from _trained_by(workers, missing, how)
     elif min(workers, len(missing)) == 1:
         yield from _trained_here(missing, how, progress)
     else:
-        _check_sendable(missing)
         with Workers(min(workers, len(missing))) as own:
             yield from _trained_by(own, missing, how)
 
@@ -182,6 +180,7 @@ def _trained_here(missing: Sequence[Spec], how: _How, progress: bool) -> Iterato
 
 def _trained_by(workers: Workers, missing: Sequence[Spec], how: _How) -> Iterator[Spec]:
     """By worker processes."""
+    _check_sendable(missing)
     waiting, refused = list(missing), 0
     running: dict[Future[bool], Spec] = {}
     try:

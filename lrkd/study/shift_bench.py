@@ -235,12 +235,8 @@ class Bench:
                     bar.update()
                 if self.on_table is not None:
                     self.on_table(as_table(self._known | self.table))  # a file keeps what nothing has asked for yet
-        return self.frame(part)
-
-    def frame(self, part: str | None = None) -> pd.DataFrame:
-        """The rows so far, or those of one part."""
         found = as_table(self.table)
-        return found if part is None else found[found["part"] == part]
+        return found[found["part"] == part]
 
 
 def as_table(rows: Mapping[tuple[Any, ...], Sequence[Mapping[str, Any]]]) -> pd.DataFrame:

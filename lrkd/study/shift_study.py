@@ -39,6 +39,7 @@ from lrkd.study.shift_bench import (
     Condition,
     Setting,
     Student,
+    as_table,
     cast,
 )
 from lrkd.study.spec import Spec, splits
@@ -162,7 +163,7 @@ def gather(
         levels = _levels(bench, tuned, group.plain)
         best = _chosen(bench, tuned, group.plain, levels[1])
         _measure(bench, tested, group, levels, best)
-    return bench.frame()
+    return as_table(bench.table)
 
 
 class Group(NamedTuple):

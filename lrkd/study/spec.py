@@ -237,9 +237,8 @@ def splits(scale: Scale, source: str = PROCEDURAL) -> tables.Splits:
     """Return the data of a scale: rendered faces, or the prepared folder `source`, brought to the scale's size."""
     cache, rendered = os.environ.get("LRKD_CACHE"), None
     if source == PROCEDURAL:
-        place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
         face = tuple(sorted((name, tuple(x) if isinstance(x, list) else x) for name, x in scale.face.items()))
-        rendered = (tuple(scale.identities), scale.images, tuple(scale.pairs), face, place)
+        rendered = (tuple(scale.identities), scale.images, tuple(scale.pairs), face, _place(scale))
     return _splits(scale.size, str(source), cache, rendered)
 
 
@@ -255,9 +254,8 @@ def _splits(size: int, source: str, cache: str | None, rendered: tuple[Any, ...]
 def digests(scale: Scale, source: str = PROCEDURAL) -> tuple[str, dict[str, str]]:
     """Return the data's own name and each split's digest, as `splits` has them, without rendering or resizing."""
     if source == PROCEDURAL:
-        place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
         counts = scale.identities, scale.images, scale.pairs
-        made = procedural.RenderedSplits(scale.size, *counts, face=dict(scale.face), device=place)
+        made = procedural.RenderedSplits(scale.size, *counts, face=dict(scale.face), device=_place(scale))
         return PROCEDURAL, made.digests
     faces = _prepared(str(source))
     found = {part: prepared.resized_digest(getattr(faces, part), scale.size) for part in tables.SPLITS}
@@ -285,8 +283,12 @@ def faces_of(spec: Spec, part: str) -> tables.Faces:
 
 
 def _people(scale: Scale, world: World, name: str) -> procedural.People:
-    place = "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
-    return worlds.people(scale, world, name, place)
+    return worlds.people(scale, world, name, _place(scale))
+
+
+def _place(scale: Scale) -> str:
+    """Where faces are rendered: on a GPU they are other data."""
+    return "cuda" if scale.on_gpu and torch.cuda.is_available() else "cpu"
 
 
 @functools.lru_cache(maxsize=4)
