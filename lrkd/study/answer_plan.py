@@ -272,8 +272,8 @@ def ladders(place: Place, entrants: Sequence[Entrant], table: pd.DataFrame, sett
     if best is None:
         return Chosen(wanted, None, {})
     there, factors = replace(place, lr=float(f"{usual * best:.4g}")), {}
-    ladder: list[tuple[int, list[Spec]]] = []
     by_name = {**ENTRANTS, **{each.name: each for each in entrants}}
+    # Entrant by entrant: a study that is stopped has whole ladders, of the first ones.
     for entrant in dict.fromkeys(by_name.get(each.weighed_as, each) for each in entrants):
         if entrant.method == "none":
             continue
@@ -283,8 +283,7 @@ def ladders(place: Place, entrants: Sequence[Entrant], table: pd.DataFrame, sett
             return [there.spec(entrant, w, known, factor) for w in CHOOSING]
 
         rungs, best = climb(lambda factor: validation(table, weighed(factor)), WEIGHTS)
-        ladder += [(k, weighed(factor)) for k, factor in enumerate(rungs)]
+        wanted += [spec for factor in rungs for spec in weighed(factor)]
         if best is not None:
             factors[entrant.name] = best
-    # Entrant by entrant: a study that is stopped has whole ladders, of the first ones.
-    return Chosen([*wanted, *(spec for _, rung in ladder for spec in rung)], there.lr, factors)
+    return Chosen(wanted, there.lr, factors)

@@ -21,7 +21,6 @@ from lrkd.data import tables
 from lrkd.distill import methods
 from lrkd.distill.selection import Selection, check_packages, graph, select_count, unaries
 from lrkd.errors import ConfigError, DataError, RunError, TrainingError
-from lrkd.evaluation import embedding
 from lrkd.models import heads, layers
 from lrkd.models.saved import load_model, load_network, part_of, save_model
 from lrkd.models.wrap import Embeddings, Maps
@@ -276,11 +275,7 @@ def selection(
     Returns:
         How informative the embedding of each image is (N,), and which of them `lrkd.distill.selection` chooses.
     """
-    network = networks.resized(load(teacher)[0], faces.size) if isinstance(teacher, Run) else teacher
-    if isinstance(network, Embeddings):
-        features = network.table.cpu().numpy()
-    else:
-        features = embedding.embed(network.to(device), faces.images, mirror=False)
+    features = networks.embedded(load(teacher)[0] if isinstance(teacher, Run) else teacher, faces, device)
     unary = unaries(features, faces.labels)
     edges = graph(features, faces.labels, choice.neighbours)
     beta = choice.beta if choice.kind == "graph" else 0.0

@@ -204,6 +204,13 @@ def resized(network: Network, size: int) -> Network:
     return network if network.size == size or isinstance(network, Embeddings) else Resized(network, size)
 
 
+def embedded(network: Network, faces: Faces, device: str) -> np.ndarray:
+    """Return a teacher's embeddings (N,D) of training images as they are, without their mirror images."""
+    if isinstance(network, Embeddings):
+        return network.table.cpu().numpy()
+    return embedding.embed(resized(network, faces.size).to(device), faces.images, mirror=False)
+
+
 class Compacted(Network):
     """A network whose embeddings pass through a compact head."""
 
@@ -223,15 +230,9 @@ class Compacted(Network):
 
 def compacted(network: Network, faces: Faces, device: str) -> Network:
     """The teacher with a head that is fitted to these people, of as many numbers: `lrkd.distill.bridge`."""
-    known = isinstance(network, Embeddings)
-    found = (
-        network.table.cpu()
-        if known
-        else embedding.embed(resized(network, faces.size).to(device), faces.images, mirror=False)
-    )
-    features = np.asarray(found)
+    features = embedded(network, faces, device)
     mean, directions = (torch.from_numpy(x) for x in compact_head(features, faces.labels, network.embedding))
-    if known:
+    if isinstance(network, Embeddings):
         return Embeddings((torch.from_numpy(features) - mean) @ directions)
     return Compacted(network, mean, directions)
 

@@ -99,10 +99,8 @@ def _answers(spec: Spec, network: Network, teacher: Network) -> tuple[Output, Ou
     def ask(one: Network, x: Tensor) -> Output:
         if isinstance(one, Embeddings):
             return one.answers(len(one))(torch.arange(4) % len(one), None)
-        training = one.training
         with torch.no_grad():
-            out = one.eval()(x * 2 - 1)
-        one.train(training)
+            out: Output = one.eval()(x * 2 - 1)
         return out
 
     given = seen if spec.method.teacher in ("own-side", "itself") else sharp
