@@ -1,6 +1,5 @@
 """What `lrkd verify` scores: which pairs of which images, and by which threshold."""
 
-import argparse
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,21 @@ from lrkd.evaluation.verification import Verification, fit_threshold, fixed_veri
 from lrkd.study import presets
 from lrkd.study import spec as study_spec
 from lrkd.study.measures import pairs_of
+
+
+class Request(NamedTuple):
+    """The pairs that are asked for.
+
+    data: a prepared folder; None: the test people of the run's own data. protocol: of its pairs; None: the only one,
+    or drawn where there is none. threshold: the cosine to judge by; threshold_from: the protocol that it is found on;
+    of neither, folds. unseen: whether to leave out people who were trained on.
+    """
+
+    data: str | None
+    protocol: str | None = None
+    threshold: float | None = None
+    threshold_from: str | None = None
+    unseen: bool = False
 
 
 class Trial(NamedTuple):
@@ -50,35 +64,28 @@ class Trial(NamedTuple):
         return fixed_verification(*ends, cut, mean=mean, missing=missing)
 
 
-def load_trial(asked: argparse.Namespace, subject: Subject) -> Trial:
+def load_trial(request: Request, subject: Subject) -> Trial:
     """Load the pairs that are asked for, and the images that they need, at the network's size.
-
-    Args:
-        asked: Of `lrkd verify`. data: a prepared folder; None: the test people of the run's own data. protocol: of its
-            pairs; None: the only one, or drawn where there is none. threshold: the cosine to judge by; threshold_from:
-            the protocol that it is found on; of neither, folds. unseen: whether to leave out people who were trained
-            on.
-        subject: The network.
 
     Raises:
         ConfigError: Something is asked for that goes with a prepared folder only, or --data is missing.
         DataError: Data that cannot be read, that have changed, or that leave no pair.
     """
-    if asked.data is None:
-        return _own_test(asked, subject)
-    whole, protocol, source = load_prepared(asked.data), asked.protocol, asked.threshold_from
-    warn_of_framing(subject, asked.data)
+    if request.data is None:
+        return _own_test(request, subject)
+    whole, protocol, source = load_prepared(request.data), request.protocol, request.threshold_from
+    warn_of_framing(subject, request.data)
     if not whole.protocols and protocol is None:
-        pairs = _drawn(asked.data, whole.faces)
+        pairs = _drawn(request.data, whole.faces)
     else:
         protocol = protocol or (next(iter(whole.protocols)) if len(whole.protocols) == 1 else "")
         pairs = pairs_of(whole.protocol(protocol))
     twin = f"{str(protocol).removesuffix('-test')}-train"
-    if source is None and asked.threshold is None and np.ptp(pairs.fold) == 0 and twin in whole.protocols:
+    if source is None and request.threshold is None and np.ptp(pairs.fold) == 0 and twin in whole.protocols:
         source = twin
     reference = None if source is None else pairs_of(whole.protocol(source))
     folds = int(pairs.fold.max()) + 1
-    pairs = pairs_to_score(subject, whole, pairs, asked.unseen)
+    pairs = pairs_to_score(subject, whole, pairs, request.unseen)
     ends = [end for some in (pairs, reference) if some is not None for end in (some.left, some.right)]
     used = np.unique(np.concatenate(ends))
     place = np.full(len(whole.faces), -1, np.int64)
@@ -86,13 +93,13 @@ def load_trial(asked: argparse.Namespace, subject: Subject) -> Trial:
     faces = resized_faces(whole.faces.subset(used, relabel=False), subject.size)
     moved = [None if some is None else some.keep(place) for some in (pairs, reference)]
     assert moved[0] is not None
-    return Trial(faces, moved[0], folds, asked.threshold, moved[1])
+    return Trial(faces, moved[0], folds, request.threshold, moved[1])
 
 
-def _own_test(asked: argparse.Namespace, subject: Subject) -> Trial:
+def _own_test(request: Request, subject: Subject) -> Trial:
     if subject.run is None:
         raise ConfigError("data is not given: a published network, or a file whose run is not here, needs --data DIR")
-    for name, value in (("protocol", asked.protocol), ("threshold-from", asked.threshold_from)):
+    for name, value in (("protocol", request.protocol), ("threshold-from", request.threshold_from)):
         if value is not None:
             raise ConfigError(f"{name}: expected --data with it, got {value!r} alone")
     run, source = subject.run, subject.run.result["source"]
@@ -100,8 +107,8 @@ def _own_test(asked: argparse.Namespace, subject: Subject) -> Trial:
     if faces.digest != run.config["data"]["test"]:
         raise DataError(f"{source}: is not the data that {run.path} was tested on; give --data and --protocol")
     pairs = pairs_of(faces)
-    shown = pairs_to_score(subject, Prepared(faces, {}, {}), pairs, asked.unseen)
-    return Trial(faces, shown, int(pairs.fold.max()) + 1, asked.threshold)
+    shown = pairs_to_score(subject, Prepared(faces, {}, {}), pairs, request.unseen)
+    return Trial(faces, shown, int(pairs.fold.max()) + 1, request.threshold)
 
 
 def _drawn(path: str, faces: Faces) -> Pairs:

@@ -10,7 +10,7 @@ from lrkd.cli.arguments import add_evaluation
 from lrkd.cli.output import show, warn
 from lrkd.cli.subject import embed, identifier, open_subject
 from lrkd.cli.trained_on import missing_faces
-from lrkd.cli.trial import Trial, load_trial
+from lrkd.cli.trial import Request, Trial, load_trial
 from lrkd.evaluation.separation import tar_at_far
 from lrkd.evaluation.verification import Verification
 from lrkd.files import Table
@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     TABLE.check(arguments.out)
     device = experiment.device_of(arguments.device)
     subject = open_subject(arguments.network, arguments.channels)
-    trial = load_trial(arguments, subject)
+    asked = arguments.data, arguments.protocol, arguments.threshold, arguments.threshold_from, arguments.unseen
+    trial = load_trial(Request(*asked), subject)
     preset = evaluation_preset(arguments.degradation or subject.preset)
     rows = []
     for side in arguments.side or subject.sides:
