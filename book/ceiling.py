@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from book.kit.ideal_observer import accuracy, correlations, explained, laplace, log_ratio
 from lrkd.data.degradation import resampling_matrix
 from lrkd.data.procedural import cache_dir
 from lrkd.data.renderer import FaceModel
 from lrkd.data.tables import Faces
 from lrkd.evaluation.fisher_maps import face_derivatives
-from lrkd.evaluation.ideal_observer import accuracy, correlations, explained, laplace, log_ratio
 from lrkd.files import atomic
 from lrkd.study import presets, worlds
 from lrkd.study.experiment import commit, device_name

@@ -18,10 +18,10 @@ import torch
 from tqdm.auto import tqdm
 
 from book import ceiling
+from book.kit.linear_probe import linear_r2
 from lrkd.data.renderer import FaceModel
 from lrkd.data.tables import Faces
 from lrkd.evaluation.embedding import embed
-from lrkd.evaluation.linear_probe import linear_r2
 from lrkd.files import Table
 from lrkd.models.layers import Network
 from lrkd.study import presets, results, runner, teaching, worlds

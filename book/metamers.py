@@ -16,8 +16,8 @@ from scipy.stats import chi2
 from tqdm.auto import tqdm
 
 from book import ceiling, known
+from book.kit.ideal_observer import metamers
 from lrkd.evaluation.embedding import embed
-from lrkd.evaluation.ideal_observer import metamers
 from lrkd.study import presets
 from lrkd.study.experiment import commit, device_name
 from lrkd.study.results import write_table

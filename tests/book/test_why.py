@@ -11,8 +11,8 @@ from scipy.optimize import minimize
 from test_pages_by_scale import run
 
 from book import ceiling, known, metamers
-from lrkd.evaluation import ideal_observer
-from lrkd.evaluation.ideal_observer import accuracy, correlations
+from book.kit import ideal_observer
+from book.kit.ideal_observer import accuracy, correlations
 from lrkd.study import presets
 
 SMOKE = presets.SCALES["smoke"]

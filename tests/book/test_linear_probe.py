@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from kit.linear_probe import linear_r2
 from sklearn.linear_model import Ridge
 
 from lrkd.errors import DataError
-from lrkd.evaluation.linear_probe import linear_r2
 
 
 def made(people: int = 60, images: int = 4, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

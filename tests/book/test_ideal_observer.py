@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from kit.ideal_observer import accuracy, correlations, explained, laplace, log_ratio, metamers
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from lrkd.errors import ConfigError, DataError
 from lrkd.evaluation.fisher_maps import Derivatives, fisher
-from lrkd.evaluation.ideal_observer import accuracy, correlations, explained, laplace, log_ratio, metamers
 
 D, K = 5, 3
 
