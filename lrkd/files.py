@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -214,31 +215,24 @@ class Table:
                 writer.writeheader()
                 writer.writerows(self._merged(old, [dict(zip(header, row, strict=True)) for row in made]))
 
-    def _merged(self, old: Sequence[dict[str, str]], new: Sequence[dict[str, str]]) -> Iterator[dict[str, str]]:
+    def _merged(self, old: Sequence[dict[str, str]], new: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         """The rows of both: new ones in the places of old ones with their key, or behind what they follow, or last."""
         before, after = self._by_key(old), self._by_key(new)
         if self.most:
             after = {key: rows for key, rows in after.items() if self._count(rows) >= self._count(before.get(key, []))}
-        known = [key for key in after if key in before]
-        behind: dict[tuple[str, ...], list[dict[str, str]]] = {}
-        first, last = list[dict[str, str]](), None
+        first: dict[tuple[str, ...], int] = {}
+        for number, row in enumerate(old):
+            first.setdefault(self._key(row), number)
+        placed: list[tuple[float, dict[str, str]]]
+        placed = [(number, row) for number, row in enumerate(old) if self._key(row) not in after]
+        at = next((first[key] - 0.5 for key in after if key in first), len(old))
         for key, rows in after.items():
-            if key in before:
-                last = key
-            else:
-                (first if last is None else behind.setdefault(last, [])).extend(rows)
-        for row in old:
-            key = self._key(row)
-            if key not in after:
-                yield row
-            elif row is before[key][0]:
-                if key == known[0]:
-                    yield from first
-                was = before[key] if len(before[key]) == len(after[key]) else [{}] * len(after[key])
-                yield from (_updated(*both) for both in zip(was, after[key], strict=True))
-                yield from behind.get(key, [])
-        if not known:
-            yield from first
+            if key in first:
+                at = first[key]
+                was = before[key] if len(before[key]) == len(rows) else [{}] * len(rows)
+                rows = [_updated(*both) for both in zip(was, rows, strict=True)]
+            placed += [(at, row) for row in rows]
+        return [row for _, row in sorted(placed, key=itemgetter(0))]
 
     def _by_key(self, rows: Sequence[dict[str, str]]) -> dict[tuple[str, ...], list[dict[str, str]]]:
         groups: dict[tuple[str, ...], list[dict[str, str]]] = {}

@@ -87,6 +87,9 @@ class FaceModel:
         self._hair = pattern(np.exp(-0.5 * ((f - 14) / 9) ** 2))
         self._drift = rng.standard_normal((self.identity_dim, self.identity_dim)) / math.sqrt(self.identity_dim)
         self._seats = np.array(MOLE_SEATS) + rng.normal(0, 0.04, (4, 2))
+        self._scale = np.array([q.span * self.amplitudes[BANDS.index(b)] for b, q in QUANTITIES])
+        self._age = np.array([q.age * q.span for _, q in QUANTITIES])
+        self._centre = np.array([q.centre for _, q in QUANTITIES])
         self._cache: dict[tuple, Tensor] = {}
 
     def to(self, device: torch.device | str) -> FaceModel:
@@ -143,12 +146,6 @@ class FaceModel:
                 value = self._skin * np.sinc(np.array(SKIN_BANDS) / size)[:, None]
             elif name == "noise":
                 value = np.random.default_rng((self.seed, size)).standard_normal((8, 3 * size * size))
-            elif name == "scale":
-                value = np.array([q.span * self.amplitudes[BANDS.index(b)] for b, q in QUANTITIES])
-            elif name == "age":
-                value = np.array([q.age * q.span for _, q in QUANTITIES])
-            elif name == "centre":
-                value = np.array([q.centre for _, q in QUANTITIES])
             self._cache[key] = torch.as_tensor(np.asarray(value), dtype=like.dtype, device=like.device)
         return self._cache[key]
 

@@ -214,8 +214,7 @@ def threshold_at_fpir(top: ArrayLike, fpir: ArrayLike) -> np.ndarray:
     falling = np.sort(np.asarray(top, np.float64))[::-1]
     allowed = np.floor(np.asarray(fpir, np.float64) * len(falling) * (1 + 1e-12)).astype(np.int64)
     # Just above the first that is too many.
-    found: np.ndarray = np.append(np.nextafter(falling, np.inf), -np.inf)[allowed]
-    return found
+    return np.append(np.nextafter(falling, np.inf), -np.inf)[allowed]
 
 
 def fuse(features: ArrayLike) -> np.ndarray:
@@ -230,5 +229,4 @@ def fuse(features: ArrayLike) -> np.ndarray:
     if array.shape[1] % 2:
         raise DataError(f"features: expected two halves, got {array.shape[1]} dimensions")
     half = array.shape[1] // 2
-    fused: np.ndarray = (array[:, :half] + array[:, half:]) / 2
-    return fused
+    return (array[:, :half] + array[:, half:]) / 2

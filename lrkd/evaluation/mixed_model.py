@@ -78,7 +78,9 @@ def mixed_model(frame: pd.DataFrame, method: str, baseline: str, value: str = "a
         parts["seed_method"] = rows["seed"].astype(str) + rows["method"]
     y = rows[value].to_numpy(np.float64)
     if counts[1] < 2 or np.ptp(y) == 0:
-        return _not_fitted(counts, "fewer than two seeds" if counts[1] < 2 else "all values are equal")
+        note = "fewer than two seeds" if counts[1] < 2 else "all values are equal"
+        nan = np.nan
+        return Mixed(nan, nan, nan, nan, nan, nan, nan, nan, *counts, note)
     # In units of the spread, so that the optimiser's tolerances suit accuracies and rank correlations alike.
     scale = float(y.std())
     exog = np.column_stack([np.ones(len(rows)), is_method])
@@ -121,8 +123,3 @@ def _reml(variances: np.ndarray, y: np.ndarray, exog: np.ndarray, together: np.n
     rest = left @ y
     deviance = np.linalg.slogdet(precision)[1] - np.linalg.slogdet(inverse)[1] + y @ rest
     return float(deviance), (together * (left - np.outer(rest, rest))).sum((1, 2))
-
-
-def _not_fitted(counts: tuple[int, int, int], note: str) -> Mixed:
-    nan = float("nan")
-    return Mixed(nan, nan, nan, nan, nan, nan, nan, nan, *counts, note)

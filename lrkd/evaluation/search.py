@@ -75,8 +75,7 @@ def unit(x: np.ndarray) -> np.ndarray:
     """Scale features to unit length: (n,D) -> (n,D) float64; zero stays zero."""
     x = x.astype(np.float64, copy=False)
     norm = np.linalg.norm(x, axis=1, keepdims=True)
-    unit: np.ndarray = x / np.where(norm > 0, norm, 1)
-    return unit
+    return x / np.where(norm > 0, norm, 1)
 
 
 def rows(array: ArrayLike, name: str) -> np.ndarray:

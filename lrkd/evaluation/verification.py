@@ -254,8 +254,7 @@ def _both(left: ArrayLike, right: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    found: np.ndarray = (unit(a) * unit(b)).sum(1)
-    return found
+    return (unit(a) * unit(b)).sum(1)
 
 
 def _pairs(
