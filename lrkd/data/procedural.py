@@ -82,7 +82,7 @@ class RenderedSplits:
         pairs = dict(zip(SPLITS, (None, *self.pairs), strict=True))
         return {split: digest_of(key, split, count, self.folds) for split, count in pairs.items()}
 
-    def splits(self, cache: str | os.PathLike[str] | None = None, progress: bool = True) -> Splits:
+    def splits(self, cache: str | os.PathLike[str] | None = None) -> Splits:
         """Render the splits at the first call and memory-map them.
 
         They lie in `cache_dir(cache)` under a hash of the parameters and of `RENDERER_VERSION`; a second process waits
@@ -90,7 +90,6 @@ class RenderedSplits:
 
         Args:
             cache: The folder of the cache; None for the usual one.
-            progress: Whether to show a bar, on a terminal or in a notebook.
 
         Raises:
             ConfigError: Impossible parameters.
@@ -102,7 +101,7 @@ class RenderedSplits:
         for classes in self.identities:
             _check_size(self.size, classes, self.images)
         sizes = {split: (classes, self.images) for split, classes in zip(SPLITS, self.identities, strict=True)}
-        folder, key = _rendered(self._parameters, sizes, cache, self.device, progress)
+        folder, key = _rendered(self._parameters, sizes, cache, self.device)
         pairs = dict(zip(SPLITS, (None, *self.pairs), strict=True))
         return Splits(*(_procedural_split(folder, split, pairs[split], self.folds, self.seed, key) for split in SPLITS))
 
@@ -164,7 +163,7 @@ class People:
         """The digest of `faces()`, without rendering them."""
         return digest_of(_key(self._parameters), self.name, self.pairs, self.folds)
 
-    def faces(self, cache: str | os.PathLike[str] | None = None, progress: bool = True) -> Faces:
+    def faces(self, cache: str | os.PathLike[str] | None = None) -> Faces:
         """Render the table at the first call into `cache_dir(cache)` and memory-map it.
 
         Raises:
@@ -173,7 +172,7 @@ class People:
             DataError: The cache is broken.
         """
         sizes = {self.name: (self.identities, self.images)}
-        folder, key = _rendered(self._parameters, sizes, cache, self.device, progress)
+        folder, key = _rendered(self._parameters, sizes, cache, self.device)
         return _procedural_split(folder, self.name, self.pairs, self.folds, self.seed, key)
 
 
@@ -191,7 +190,6 @@ def _rendered(
     sizes: Mapping[str, tuple[int, int]],
     cache: str | os.PathLike[str] | None,
     device: str | torch.device,
-    progress: bool,
 ) -> tuple[Path, str]:
     """The folder of the cache that holds these sets, name -> (people, images of each), rendered if need be; its key."""
     key, face = _key(parameters), parameters["face"]
@@ -203,7 +201,7 @@ def _rendered(
     if not folder.is_dir():
         with _making(folder) as temporary:
             if temporary is not None:
-                _render(temporary, model, parameters, sizes, torch.device(device), progress)
+                _render(temporary, model, parameters, sizes, torch.device(device))
     return folder, key
 
 
@@ -241,14 +239,13 @@ def _render(
     parameters: Mapping[str, Any],
     sizes: Mapping[str, tuple[int, int]],
     device: torch.device,
-    progress: bool,
 ) -> None:
     """Draw and render the sets, name -> (people, images of each), into `folder`."""
     table = model.describe().set_index("name")
     low, high = float(table.loc["age", "low"]), float(table.loc["age", "high"])
     column = model.nuisance_names.index("age")
     size, total = parameters["size"], sum(classes * images for classes, images in sizes.values())
-    with torch.no_grad(), progress_bar(total=total, desc=f"faces at {size} px", unit="img", shown=progress) as bar:
+    with torch.no_grad(), progress_bar(total=total, desc=f"faces at {size} px", unit="img") as bar:
         for split, (classes, images) in sizes.items():
             generator = torch.Generator().manual_seed(derived_seed(parameters["seed"], split))
             identity = model.sample_identity(classes, generator)
