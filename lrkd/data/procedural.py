@@ -258,7 +258,6 @@ def _render(
                 for start in range(0, len(labels), 256):
                     rows = slice(start, start + 256)
                     x = model.images(identity[labels[rows]].to(device), nuisance[rows].to(device), size=size)
-                    assert isinstance(x, torch.Tensor)
                     if not torch.isfinite(x).all():
                         raise DataError(f"FaceModel({parameters['face']}) rendered values that are not finite")
                     x = x.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from lrkd.distill import methods
-from lrkd.errors import ConfigError, DataError, check_inside
+from lrkd.errors import DataError, check_inside
 from lrkd.evaluation import separation
 from lrkd.evaluation.endpoints import VERIFICATION
 from lrkd.evaluation.power import detectable, power
@@ -233,8 +233,6 @@ def crossed_bootstrap(
         counts = f"{len(differences)}, {len(left)} and {len(right)}"
         raise DataError(f"differences, left, right: expected two or more worlds in each, got {counts}")
     check_inside("level", level, 0, 1)
-    if resamples < 1:
-        raise ConfigError(f"resamples: expected at least 1, got {resamples}")
     values = [np.asarray(x, np.float64) for x in differences]
     draws = []  # (W, R) each world's mean under R draws of people
     for number, (x, a, b) in enumerate(zip(values, left, right, strict=True)):
