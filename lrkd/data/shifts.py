@@ -8,7 +8,6 @@ from the dial, so that a larger dial does more of the same to each image.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -113,9 +112,9 @@ def _backlit(scene: Scene, strength: float) -> Scene:
     return _images(scene, lambda x: x * (1 - strength * face) + strength * (1 - x) * (1 - face))
 
 
-def _patch(scene: Scene, share: float, seed: int = 0) -> Scene:
+def _patch(scene: Scene, share: float) -> Scene:
     """A square in one colour over each image, its side `share` of the image's; it grows about its centre."""
-    rng, size = np.random.default_rng(seed), scene.faces.size
+    rng, size = np.random.default_rng(0), scene.faces.size
     places = rng.uniform(0.25, 0.75, (len(scene.faces), 2))
     colours = rng.integers(0, 256, (len(scene.faces), 1, 1, 3))
     at = (np.arange(size) + 0.5) / size
@@ -125,8 +124,8 @@ def _patch(scene: Scene, share: float, seed: int = 0) -> Scene:
     return scene._replace(faces=replace(scene.faces, images=images))
 
 
-def _kernel(scene: Scene, weight: float, name: str) -> Scene:
-    return scene._replace(other=PRESETS[name], weight=weight)
+def _kernel(scene: Scene, weight: float) -> Scene:
+    return scene._replace(other=PRESETS["askd-compat"], weight=weight)
 
 
 def _fewer(scene: Scene, share: float) -> Scene:
@@ -182,7 +181,7 @@ SHIFTS: dict[str, Shift] = {
         Shift("dark", "dark", 8, "stops of light", _dark),
         Shift("backlit", "backlit", 0.6, "share of the face's light that is lost", _backlit),
         Shift("occlusion", "a patch", 0.15, "its side, of the image's", _patch),
-        Shift("kernel", "another kernel", 1, "weight of askd-compat", partial(_kernel, name="askd-compat")),
+        Shift("kernel", "another kernel", 1, "weight of askd-compat", _kernel),
         Shift("resolution", "fewer pixels", 0.5, "of the side in pixels that is lost", _fewer),
         Shift("pose", "turned heads", 4, "times wider than in training", _pose, rendered=True),
         Shift("age", "age gap", 1.5, "times wider than in training", _age, rendered=True),

@@ -67,15 +67,13 @@ def gallery_and_probes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, np.setdiff1d(np.arange(len(labels)), first)
 
 
-def both_halves(
-    gallery: np.ndarray, names: np.ndarray, probe: np.ndarray, wanted: np.ndarray, fpir: float = FPIR
-) -> np.ndarray:
-    """Search with every second person enrolled, in turns: -> (P,) bool, whether a probe is found at that FPIR."""
+def both_halves(gallery: np.ndarray, names: np.ndarray, probe: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Search with every second person enrolled, in turns: -> (P,) bool, whether a probe is found at `FPIR`."""
     correct = np.zeros(len(probe), bool)
     place = np.searchsorted(np.unique(names), names), np.searchsorted(np.unique(names), wanted)
     for half in (0, 1):
         enrolled, mated = (part % 2 == half for part in place)
         found = search.search(gallery[enrolled], names[enrolled], probe, wanted)
-        threshold = identification.threshold_at_fpir(found.top[~mated], fpir)
+        threshold = identification.threshold_at_fpir(found.top[~mated], FPIR)
         correct[mated] = ((found.rank == 1) & (found.mate >= threshold))[mated]
     return correct
