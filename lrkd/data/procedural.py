@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from lrkd.data import renderer
+from lrkd.data.face_quantities import AGE_HIGH, AGE_LOW
 from lrkd.data.pairs import make_pairs
 from lrkd.data.shards import NpyWriter
 from lrkd.data.tables import SPLITS, Faces, Splits, derived_seed, digest_of
@@ -213,10 +214,6 @@ def _procedural_split(folder: Path, split: str, pairs: int | None, folds: int, s
             arrays[what] = np.load(path, mmap_mode="r" if what == "images" else None, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: {error}: remove {folder} and it is rendered again") from error
-    try:
-        low, high = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["age_range"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{folder / 'meta.json'}: {error!r}: remove {folder} and it is rendered again") from error
     classes = len(arrays["identity"])
     made = None
     if pairs is not None:
@@ -225,7 +222,7 @@ def _procedural_split(folder: Path, split: str, pairs: int | None, folds: int, s
             pairs,
             min(folds, classes // 2, max(pairs // 2, 2)),
             derived_seed(seed, split, "pairs"),
-            age_gap=(arrays["age"], (high - low) / 2),
+            age_gap=(arrays["age"], (AGE_HIGH - AGE_LOW) / 2),
             max_genuine=None,
         )
     names = tuple(f"{split}-{i:05d}" for i in range(classes))
@@ -241,8 +238,6 @@ def _render(
     device: torch.device,
 ) -> None:
     """Draw and render the sets, name -> (people, images of each), into `folder`."""
-    table = model.describe().set_index("name")
-    low, high = float(table.loc["age", "low"]), float(table.loc["age", "high"])
     column = model.nuisance_names.index("age")
     size, total = parameters["size"], sum(classes * images for classes, images in sizes.values())
     with torch.no_grad(), progress_bar(total=total, desc=f"faces at {size} px", unit="img") as bar:
@@ -252,7 +247,7 @@ def _render(
             nuisance = model.sample_nuisance(classes * images, generator).clone()
             stratum = torch.rand(classes, images, generator=generator).argsort(1)
             age = (stratum + torch.rand(classes, images, generator=generator)) / images
-            nuisance[:, column] = (low + (high - low) * age).flatten()
+            nuisance[:, column] = (AGE_LOW + (AGE_HIGH - AGE_LOW) * age).flatten()
             labels = torch.arange(classes).repeat_interleave(images)
             with NpyWriter(folder / f"{split}-images.npy", (size, size, 3)) as out:
                 for start in range(0, len(labels), 256):
@@ -266,7 +261,7 @@ def _render(
             for what, array in (("labels", labels), ("identity", identity), ("nuisance", nuisance)):
                 np.save(folder / f"{split}-{what}.npy", array.numpy())
             np.save(folder / f"{split}-age.npy", nuisance[:, column].contiguous().numpy())
-    (folder / "meta.json").write_text(json.dumps({**parameters, "age_range": [low, high]}, indent=1))
+    (folder / "meta.json").write_text(json.dumps({**parameters, "age_range": [AGE_LOW, AGE_HIGH]}, indent=1))
 
 
 @contextmanager
