@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -185,16 +185,17 @@ def _trained_by(workers: Workers, missing: Sequence[Spec], how: _How) -> Iterato
     running: dict[Future[bool], Spec] = {}
     try:
         while running or (waiting and not how.stop()):
-            ready = _ready(waiting, tuple(running.values())) if len(running) < workers.count else []
+            ready = _ready(waiting, running.values(), how.where) if len(running) < workers.count else []
             if how.stop():
                 workers.stop()
                 ready = []
             elif ready and refused >= len(ready):
                 time.sleep(_PAUSE)
                 refused = 0
-            for spec in ready[: workers.count - len(running)]:
-                waiting.remove(spec)
-                running[workers.submit(spec, how)] = spec
+            while ready and len(running) < workers.count:
+                waiting.remove(ready[0])
+                running[workers.submit(ready[0], how)] = ready[0]
+                ready = _ready(waiting, running.values(), how.where)
             for future in wait(running, _PAUSE, FIRST_COMPLETED).done:
                 spec = running.pop(future)
                 if future.result():
@@ -219,9 +220,13 @@ def _check_sendable(missing: Sequence[Spec]) -> None:
         ) from error
 
 
-def _ready(waiting: Sequence[Spec], running: Sequence[Spec]) -> list[Spec]:
-    """Those that wait for no run of these; teachers of two lengths have one name, so it is their hashes that count."""
-    unfinished = {config_hash(spec) for spec in (*waiting, *running)}
+def _ready(waiting: Collection[Spec], running: Collection[Spec], where: Path) -> list[Spec]:
+    """Those that wait for no run of these, nor for one that a student among these trains first, as no list has it.
+
+    Teachers of two lengths have one name, so it is their hashes that count.
+    """
+    needed = [need for spec in running for need in spec.needs.values() if not find_run(need, where).finished]
+    unfinished = {config_hash(spec) for spec in (*waiting, *running, *needed)}
     return [spec for spec in waiting if unfinished.isdisjoint(map(config_hash, spec.needs.values()))]
 
 

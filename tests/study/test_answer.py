@@ -223,10 +223,13 @@ def test_rates_come_first_and_a_diverged_rung_loses():
         chosen.factor(Entrant("fskd"))
 
 
-def test_a_student_waits_for_its_own_teacher_and_for_no_other_length():
+def test_a_student_waits_for_its_own_teacher_and_for_no_other_length(tmp_path):
     short, long = (replace(PLACE, epochs=k).spec(COSINE, 0, "S") for k in (1, 2))
-    assert runner._ready([short, long, long.teacher_run], []) == [short, long.teacher_run]
-    assert runner._ready([short, long], [short.teacher_run]) == [long]
+    assert runner._ready([short, long, long.teacher_run], [], tmp_path) == [short, long.teacher_run]
+    assert runner._ready([short, long], [short.teacher_run], tmp_path) == [long]
+    # A table has the teacher's rows, and the store no teacher: one student trains it, and others keep their place.
+    other = replace(PLACE, epochs=1).spec(Entrant("fskd"), 0, "S")
+    assert runner._ready([other, long], [short], tmp_path) == [long]
 
 
 def test_every_claim_compares_entrants_that_run_where_it_is_judged():
