@@ -18,6 +18,13 @@ from lrkd.errors import ConfigError, DataError
 EPSILON = 1e-6
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise DataError where one of the labels, of which there must be some, is not of 0..classes-1."""
+    for label in map(int, labels.aminmax()):
+        if not 0 <= label < classes:
+            raise DataError(f"labels: expected 0 to {classes - 1}, as the head has {classes} classes, got {label}")
+
+
 class Head(nn.Module, ABC):
     """(B,D) embeddings, (B,) int64 labels -> (B,C) logits: scale * cosine, with a margin at the label.
 
@@ -49,12 +56,7 @@ class Head(nn.Module, ABC):
         if not isinstance(ramp, Tensor) and not 0 <= ramp <= 1:  # a tensor's value would have to be waited for
             raise ConfigError(f"ramp: expected a share of the margin in [0,1], got {ramp}")
         if len(labels) and not labels.is_cuda:  # there the question would stall every step; `fit` asks once
-            low, high = torch.stack(labels.aminmax()).tolist()
-            if low < 0 or high >= self.classes:
-                raise DataError(
-                    f"labels: expected 0 to {self.classes - 1}, as the head has {self.classes} classes, got "
-                    f"{low if low < 0 else high}"
-                )
+            check_labels(labels, self.classes)
         with torch.autocast(embedding.device.type, enabled=False):
             x = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
             cosine = F.linear(F.normalize(x), F.normalize(self.weight).to(x.dtype)).clamp(-1 + EPSILON, 1 - EPSILON)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lrkd.data.degradation import to_device
-from lrkd.errors import DataError
-from lrkd.models.heads import Head
+from lrkd.models.heads import Head, check_labels
 from lrkd.training import distributed
 from lrkd.training.acceleration import prefetch
 from lrkd.training.schedule import Options
@@ -45,7 +44,9 @@ class Batches:
         self.per_epoch, self.share = self.count // batch, distributed.local_part(batch)
         self.resident = fits_on_device(faces, device)
         self.images = image_reader(faces, device, self.resident)
-        self.labels = checked_labels(faces, head).to(device)
+        labels = torch.from_numpy(np.asarray(faces.labels))
+        check_labels(labels, head.classes)  # which a GPU would not say
+        self.labels = labels.to(device)
 
     def example(self) -> Tensor:
         """Return a batch of images (B,3,H,W), the same each time."""
@@ -83,21 +84,6 @@ def augment(hr: Tensor, flip: Tensor | None, shift: Tensor | None) -> Tensor:
         each = torch.arange(len(hr), device=hr.device)[:, None, None]
         hr = hr.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     return hr
-
-
-def checked_labels(faces: Images, head: Head) -> Tensor:
-    """Return the labels of all images (N,).
-
-    Raises:
-        DataError: The head has no class for one of them, which a GPU would not say.
-    """
-    labels = torch.from_numpy(np.asarray(faces.labels))
-    for label in map(int, labels.aminmax()):
-        if not 0 <= label < head.classes:
-            raise DataError(
-                f"labels: expected 0 to {head.classes - 1}, as the head has {head.classes} classes, got {label}"
-            )
-    return labels
 
 
 # Images of more bytes than this stay where they lie when a CPU trains on them.
