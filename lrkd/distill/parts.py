@@ -22,8 +22,8 @@ PARTS = {
 Role = Literal["student", "teacher"]
 
 
-class _Watched:
-    """A view that notes which of its parts are read."""
+class Watched:
+    """A view that notes in `seen` which of its parts are read, a student's hinted features as its features."""
 
     def __init__(self, view: View) -> None:
         self._view, self.seen = view, set[str]()
@@ -47,7 +47,7 @@ def read(term: Term, role: Role = "teacher") -> frozenset[str]:
 
     What a function would read after an error of its own, on this example, is not known.
     """
-    student, teacher = _Watched(_example()), _Watched(_example())
+    student, teacher = Watched(_example()), Watched(_example())
     with suppress(Exception), torch.no_grad():  # a function of the user's makes anything of shapes it does not expect
         term.function(student, teacher)  # type: ignore[arg-type]
     return frozenset((teacher if role == "teacher" else student).seen & PARTS.keys())

@@ -4,11 +4,12 @@ It pays on a GPU, where a teacher's forward pass is a third of a step; on a CPU 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from lrkd.distill.parts import Watched
 from lrkd.models.layers import Network, Output
 from lrkd.models.wrap import Embeddings
 from lrkd.training import batches as batches_
@@ -39,20 +40,9 @@ def stored_answers(losses: StepLosses, batches: Batches, speed: Speed) -> Answer
     return lambda index, flip: found(index.roll(1), None if flip is None else flip.roll(1))
 
 
-class _Watched:
-    """A view that notes which of its fields are read."""
-
-    def __init__(self, view: Any, seen: set[str]) -> None:
-        self._view, self._seen = view, seen
-
-    def __getattr__(self, name: str) -> Any:
-        self._seen.add({"hinted": "features", "logits": "embedding"}.get(name, name))
-        return getattr(self._view, name)
-
-
 def fields_read(losses: StepLosses, batches: Batches) -> set[str]:
     """Find which fields of the teacher's Output its terms read, by computing them on two images."""
-    teacher, network, seen = losses.teacher, cast(Network, losses.trained["network"]), set[str]()
+    teacher, network = losses.teacher, cast(Network, losses.trained["network"])
     assert teacher is not None
     index = torch.arange(2)
     losses.trained.eval()
@@ -62,10 +52,11 @@ def fields_read(losses: StepLosses, batches: Batches) -> set[str]:
         labels = torch.zeros(2, dtype=torch.int64, device=batches.device)
         outputs = network(losses.shown(losses.small(x))), teacher.network(losses.shown(x))
         student, view = losses.views(*outputs, labels, chosen)
+        watched = Watched(view)
         for term in teacher.terms:
-            term.function(student, _Watched(view, seen))  # type: ignore[arg-type]
+            term.function(student, watched)  # type: ignore[arg-type]
     losses.trained.train()
-    return seen
+    return {"embedding" if name == "logits" else name for name in watched.seen}
 
 
 def cache_answers(
