@@ -135,6 +135,11 @@ def _control(name: str, title: str, note: str) -> dict[str, Any]:
     return {"name": name, "title": title, "source": "control", "note": note}
 
 
+def _shuffled(name: str, of: str, terms: tuple[Term, ...]) -> Method:
+    note = "the teacher sees each image's neighbour in the batch"
+    return Method(name, f"{of}, shuffled teacher", terms, "shuffled", source="control", note=note)
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -186,30 +191,9 @@ METHODS: dict[str, Method] = {
         Method(
             "random-teacher", "F-SKD, random teacher", FSKD, teacher="random", source="control", note="never trained"
         ),
-        Method(
-            "shuffled-teacher",
-            "F-SKD, shuffled teacher",
-            FSKD,
-            teacher="shuffled",
-            source="control",
-            note="the teacher sees each image's neighbour in the batch",
-        ),
-        Method(
-            "embedding-shuffled",
-            "embedding, shuffled teacher",
-            (embedding(cosine, 20.0),),
-            teacher="shuffled",
-            source="control",
-            note="the teacher sees each image's neighbour in the batch",
-        ),
-        Method(
-            "askd-shuffled",
-            "A-SKD, shuffled teacher",
-            (attention(cosine, 5.0),),
-            teacher="shuffled",
-            source="control",
-            note="the teacher sees each image's neighbour in the batch",
-        ),
+        _shuffled("shuffled-teacher", "F-SKD", FSKD),
+        _shuffled("embedding-shuffled", "embedding", (embedding(cosine, 20.0),)),
+        _shuffled("askd-shuffled", "A-SKD", (attention(cosine, 5.0),)),
         Method(
             "embedding-own-side",
             "embedding, teacher at the student's side",
