@@ -9,7 +9,7 @@ import torch
 from lrkd.distill.terms import Term, View
 from lrkd.errors import ConfigError
 from lrkd.models.heads import Head
-from lrkd.models.layers import Network, Output
+from lrkd.models.layers import Network, Output, evaluating
 
 # The parts of a network's answer, and what they are called.
 PARTS = {
@@ -57,11 +57,9 @@ def shown(network: Network, head: Head | None = None) -> frozenset[str]:
     """Find which of PARTS a network shows: its own word, or else one pass in evaluation mode; logits are its head's."""
     found = getattr(network, "parts", None)
     if found is None:
-        training = network.training
         at = next(network.parameters(), torch.empty(0)).device
-        with torch.no_grad():
-            out = network.eval()(torch.zeros(2, 3, network.size, network.size, device=at))
-        network.train(training)
+        with evaluating(network), torch.no_grad():
+            out = network(torch.zeros(2, 3, network.size, network.size, device=at))
         found = {name for name in Output._fields if len(getattr(out, name))}
     return frozenset(found) | ({"logits"} if head is not None else set())
 

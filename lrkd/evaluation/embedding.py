@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +12,7 @@ from torch.nn.functional import interpolate
 from lrkd.data.datasets import as_faces
 from lrkd.data.degradation import Degradation, degrade
 from lrkd.errors import ConfigError, DataError, TrainingError
+from lrkd.models.layers import evaluating
 from lrkd.progress import bar as progress_bar
 
 
@@ -97,15 +96,3 @@ def _check_finite(out: Tensor, model: nn.Module, start: int, count: int) -> None
             f"{type(model).__name__}: image {bad}: expected a finite embedding, got one that is not: the network has "
             "diverged (lower the learning rate or a term's weight)"
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model and its submodules in evaluation mode, and each back in its own afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,7 +1,8 @@
 """The layers that the networks share: what a network returns, CBAM, residual blocks."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -67,6 +68,18 @@ class Network(nn.Module):
         from lrkd.models import saved
 
         return saved.push_to_hub(self, repo_id, **options)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model and its submodules in evaluation mode, and each back in its own afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class PReLU(nn.PReLU):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lrkd.errors import ConfigError, DataError
 from lrkd.models import onnx_session
 from lrkd.models.checkpoints import check_channels
-from lrkd.models.layers import Network, Output, check_input
+from lrkd.models.layers import Network, Output, check_input, evaluating
 
 Range = tuple[float, float]
 
@@ -71,10 +71,9 @@ class Wrapped(Network):
         super().__init__()
         self.size, self.names, self.input = size, tuple(features), given
         self.module = _with_features(module, self.names) if features else module
-        training = module.training
-        with torch.no_grad():
-            out = self.eval()(torch.zeros(2, 3, size, size))
-        self.train(training)
+        self.train(module.training)
+        with evaluating(self), torch.no_grad():
+            out = self(torch.zeros(2, 3, size, size))
         kind = type(module).__name__
         _check_shape(f"{kind}: expected embeddings", out.embedding, "(B,D)")
         for number, part in enumerate(out.features):
