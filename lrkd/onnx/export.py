@@ -7,8 +7,7 @@ The file takes RGB images in [-1,1] at the network's own size, (N,3,S,S) float32
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from lrkd import __version__
 from lrkd.errors import ConfigError, needed
 from lrkd.files import atomic
 from lrkd.models.onnx_session import first_line
-from lrkd.onnx.quantise import Slope, quantised, shrink, to_half
+from lrkd.onnx.quantise import Slope, quantised, shrink
 from lrkd.onnx.recogniser import INPUT, OUTPUT, Recogniser, check_images, load
 
 FORMATS = ("onnx", "fp16", "int8")
@@ -73,10 +72,18 @@ def export(
                 "calibration: expected images of training people, of which int8 takes its ranges, got None"
             )
         check_images(calibration, size, "calibration")
-    with _packages():
+    with needed("exporting", "export"):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    with warnings.catch_warnings():
+        # torch 2.11 deep-copies a class of its own that it has declared deprecated.
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
         model = _converted(network, size)
         if format == "fp16":
-            model = to_half(model)
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            model = convert_float_to_float16(model, keep_io_types=True, op_block_list=[])
         elif calibration is not None and format == "int8":
             model = quantised(model, calibration)
     shrink(model)
@@ -98,18 +105,6 @@ def annotate(path: str | os.PathLike[str], metadata: Mapping[str, object]) -> No
     _annotate(model, {**{entry.key: entry.value for entry in model.metadata_props}, **metadata})
     with atomic(Path(path), "wb") as file:
         file.write(model.SerializeToString())
-
-
-@contextmanager
-def _packages() -> Iterator[None]:
-    with needed("exporting", "export"):
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    with warnings.catch_warnings():
-        # torch 2.11 deep-copies a class of its own that it has declared deprecated.
-        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-        yield
 
 
 class _Embedding(nn.Module):

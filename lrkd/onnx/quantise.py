@@ -1,4 +1,4 @@
-"""Half and 8-bit precision, and smaller files."""
+"""8-bit precision, and smaller files."""
 
 import tempfile
 from collections import Counter
@@ -32,13 +32,6 @@ class Slope(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         slope = self.weight[:, None, None]
         return x + (1 - slope) * (-x).relu() if self.steep else torch.maximum(x, slope * x)
-
-
-def to_half(model: Any) -> Any:
-    """Convert an onnx.ModelProto to half precision; its input and output stay in float32."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    return convert_float_to_float16(model, keep_io_types=True, op_block_list=[])
 
 
 class _Batches:
