@@ -103,7 +103,9 @@ def fit(
         )
 
         feed = batches.read(start, steps, speed.uses("prefetch", device, not batches.resident))
-        bar = stack.enter_context(_progress_bar(how, start, steps))
+        shown = how.progress and distributed.rank() == 0
+        bar = progress_bar(total=steps, initial=start, desc=how.name, unit="step", shown=shown, leave=False)
+        stack.enter_context(bar)
         hints = cast("Hints | None", trained["hints"] if "hints" in trained else None)  # noqa: SIM401
         log.start()
         for done, (index, images) in enumerate(feed, start + 1):
@@ -194,11 +196,6 @@ def _on_device(
 def _all_stop(heard: bool, done: int) -> bool:
     """Whether to stop: several processes stop together, and ask each other now and then, as that takes time."""
     return heard if distributed.world_size() == 1 else done % _ASK == 0 and distributed.any_process(heard)
-
-
-def _progress_bar(how: Execution, start: int, steps: int) -> Any:
-    shown = how.progress and distributed.rank() == 0
-    return progress_bar(total=steps, initial=start, desc=how.name, unit="step", shown=shown, leave=False)
 
 
 @contextmanager

@@ -262,7 +262,7 @@ class TrainingStep:
         Returns:
             The losses and the share of right labels (1 + terms + 1,).
         """
-        seed, share, device = self.execution.seed, self._batches.share, self.device
+        share, device = self._batches.share, self.device
         drawn = draw_augmentation(self._batches.batch, self.options, self.generator)
         flip, shift = (None if x is None else x[share] for x in drawn)
         hr, here = augment(images, flip, shift), to_device(index, device)
@@ -271,8 +271,9 @@ class TrainingStep:
         if self._answers is not None:
             told = self._answers(here, None if flip is None else to_device(flip, device))
         own = self.generator
-        if distributed.world_size() > 1:
-            own = torch.Generator().manual_seed(stream_seed(seed, step))
+        if distributed.world_size() > 1:  # each process draws its own random degradations
+            seed = np.random.SeedSequence([self.execution.seed, step, distributed.rank()]).generate_state(1)[0]
+            own = torch.Generator().manual_seed(int(seed))
         seen = self.losses.small_images(hr, own)
         given = (hr, seen, self._batches.labels[here], self.ramp(step), chosen, told)
         values = self._update(*given) if self._recorded is None else self._recorded(*given)
@@ -287,8 +288,3 @@ class TrainingStep:
         losses.sum().backward()
         self.optimizer.step()
         return torch.cat([losses.detach(), right])
-
-
-def stream_seed(seed: int, step: int) -> int:
-    """Return the seed of this process's random degradations in a step, its own among those that train together."""
-    return int(np.random.SeedSequence([seed, step, distributed.rank()]).generate_state(1)[0])
