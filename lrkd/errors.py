@@ -1,5 +1,6 @@
 """The errors that a user can cause. Each message names the file or option, the value, and what would be right."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -53,3 +54,8 @@ def check_inside(name: str, value: float, low: float, high: float) -> None:
     """Raise ConfigError for a value outside the open interval (low, high)."""
     if not low < value < high:
         raise ConfigError(f"{name}: expected a number between {low:g} and {high:g}, exclusive, got {value}")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, without colours, or its class."""
+    return re.sub(r"\x1b\[\d+m", "", str(error)).strip().partition("\n")[0][:200] or type(error).__name__

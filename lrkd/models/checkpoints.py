@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lrkd.errors import ConfigError, DataError
+from lrkd.errors import ConfigError, DataError, first_line
 
 DEPTHS = {
     18: (2, 2, 2, 2),
@@ -264,9 +264,8 @@ def _load(file: Path) -> Any:
     except DataError:
         raise
     except Exception as error:  # torch, zipfile and pickletools raise nearly anything on a damaged file
-        said = (str(error).splitlines() or [""])[0][:200]
         raise DataError(
-            f"{file}: cannot be read as a checkpoint of weights only ({type(error).__name__}: {said})"
+            f"{file}: cannot be read as a checkpoint of weights only ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 

@@ -1,13 +1,12 @@
 """ONNX files opened by ONNX Runtime on the CPU, safely: nothing is read but the file itself."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lrkd.errors import DataError, needed
+from lrkd.errors import DataError, first_line, needed
 
 LIMIT = 2**31  # bytes, and protocol buffers' own
 _FIELDS = 1_000_000
@@ -53,11 +52,6 @@ def open(content: bytes, path: Path, threads: int | None = None) -> Any:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors have no common base of their own
         raise DataError(f"{path}: ONNX Runtime cannot open it ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, without colours, or its class."""
-    return re.sub(r"\x1b\[\d+m", "", str(error)).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 # The messages of onnx.proto in which a tensor can lie, and where: {message: {field number: message inside}}.

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from lrkd.errors import ConfigError, DataError, RunError, needed
+from lrkd.errors import ConfigError, DataError, RunError, first_line, needed
 from lrkd.files import read_json, write_json, write_whole
 from lrkd.models import backbones
 from lrkd.models.checkpoints import differences
@@ -116,7 +116,7 @@ def from_pretrained(
         try:
             folder = Path(hf_hub_download(str(source), FILE, revision=revision, token=token)).parent
         except (OSError, ValueError) as error:  # the hub's errors are OSErrors, that of a name ValueErrors
-            said = str(error).strip().partition("\n")[0]
+            said = first_line(error)
             raise DataError(f"{source}: expected a folder, or a repository that has {FILE} ({said})") from error
     network = load_network(folder / FILE)
     network.origin = load_model(folder / FILE)[1]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lrkd.errors import ConfigError, DataError
+from lrkd.errors import ConfigError, DataError, first_line
 from lrkd.models import onnx_session
 from lrkd.models.checkpoints import check_channels
 from lrkd.models.layers import Network, Output, check_input, evaluating
@@ -160,7 +160,7 @@ def _with_features(module: nn.Module, names: Sequence[str]) -> nn.Module:
             ends.add(end)
             there = set(tracer.node_to_qualname.values())
     except Exception as error:  # torch.fx raises whatever the module's own code makes of a proxy
-        said = onnx_session.first_line(error)
+        said = first_line(error)
         raise ConfigError(
             f"features: {kind} cannot be traced ({said}); without features the methods on embeddings work"
         ) from error
@@ -208,8 +208,7 @@ class OnnxNetwork(Network):
         try:
             (found,) = self._session.run([self._gives], {self._takes.name: np.ascontiguousarray(images)})
         except Exception as error:
-            said = onnx_session.first_line(error)
-            raise DataError(f"{self.path}: ONNX Runtime cannot run it ({said})") from error
+            raise DataError(f"{self.path}: ONNX Runtime cannot run it ({first_line(error)})") from error
         if found.ndim == 0 or len(found) != len(images):
             raise DataError(f"{self.path}: expected a row an image, got {found.shape} for {len(images)} images")
         return found[:count]
@@ -351,7 +350,7 @@ def load_embeddings(
     try:
         table = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file}: cannot be read as an array of NumPy ({onnx_session.first_line(error)})") from error
+        raise DataError(f"{file}: cannot be read as an array of NumPy ({first_line(error)})") from error
     if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind != "f" or not table.size:
         said = f"{table.dtype} {table.shape}" if isinstance(table, np.ndarray) else "several arrays"
         raise DataError(f"{file}: expected floating point (N,D), a row an image of the manifest, got {said}")

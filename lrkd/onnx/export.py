@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lrkd import __version__
-from lrkd.errors import ConfigError, needed
+from lrkd.errors import ConfigError, first_line, needed
 from lrkd.files import atomic
-from lrkd.models.onnx_session import first_line
 from lrkd.onnx.quantise import Slope, quantised, shrink
 from lrkd.onnx.recogniser import INPUT, OUTPUT, Recogniser, check_images, load
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from lrkd.data.alignment import SIZE, Detector, NoFace, central, warp
 from lrkd.data.images import MAX_FILE, upright
 from lrkd.data.tables import Faces
-from lrkd.errors import DataError
+from lrkd.errors import DataError, first_line
 from lrkd.evaluation import embedding, verification
 from lrkd.models import onnx_session
-from lrkd.models.onnx_session import first_line
 
 INPUT, OUTPUT = "images", "embedding"
 LIMIT = 2**29  # bytes; IResNet-200 has half of that

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lrkd.errors import first_line
+
 Index = TypeVar("Index")
 Value = TypeVar("Value")
 
@@ -99,9 +101,9 @@ def compile_network(network: nn.Module, example: Tensor, amp: bool) -> Callable[
             if out.embedding.requires_grad:
                 out.embedding.float().sum().backward()
     except Exception as error:  # whatever compilers, drivers and missing headers make of it
-        said = str(error).strip().partition("\n")[0][:200]
         warnings.warn(
-            f"torch.compile does not work here ({type(error).__name__}: {said}); going on without", stacklevel=2
+            f"torch.compile does not work here ({type(error).__name__}: {first_line(error)}); going on without",
+            stacklevel=2,
         )
         fast = network
     network.zero_grad(set_to_none=True)

@@ -44,7 +44,7 @@ class RecordedUpdate:
             try:
                 self._graph = self._record(device)
             except RuntimeError as error:
-                said = str(error).strip().partition("\n")[0][:200]
+                said = first_line(error)
                 warnings.warn(f"a step cannot be recorded as a CUDA graph ({said}); going on without", stacklevel=2)
                 return self._aside(*given)
         for into, value in zip(self._given, given, strict=True):
