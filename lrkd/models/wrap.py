@@ -219,7 +219,6 @@ def onnx_network(
     size: int | None = None,
     channels: str | None = None,
     range: Range | None = None,
-    threads: int | None = None,
 ) -> OnnxNetwork:
     """Open an ONNX file as a frozen network, computed by ONNX Runtime on the CPU in batches of any size.
 
@@ -231,7 +230,6 @@ def onnx_network(
         size: Side of its images in pixels, where the file leaves it open.
         channels: "RGB" or "BGR".
         range: The values of black and white in its images, such as (-1, 1) or (0, 255).
-        threads: With which one call computes; default: torch's number.
 
     Raises:
         ConfigError: Something is neither given nor in the file, or size is another than the file's.
@@ -239,7 +237,7 @@ def onnx_network(
     """
     file = Path(path)
     content = onnx_session.read(file)
-    session = onnx_session.open(content, file, threads)
+    session = onnx_session.open(content, file)
     takes, told = session.get_inputs(), dict(session.get_modelmeta().custom_metadata_map)
     shape = takes[0].shape if len(takes) == 1 else []
     if len(shape) != 4 or shape[1] not in (3, None) or (shape[2] != shape[3] and isinstance(shape[3], int)):

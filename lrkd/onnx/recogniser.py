@@ -17,7 +17,7 @@ from lrkd.evaluation import embedding, verification
 from lrkd.models import onnx_session
 
 INPUT, OUTPUT = "images", "embedding"
-LIMIT = 2**29  # bytes; IResNet-200 has half of that
+LIMIT = 2**29  # bytes, above which a file is not read; IResNet-200 has half of that
 
 
 class Recogniser(nn.Module):
@@ -73,20 +73,19 @@ class Recogniser(nn.Module):
         return torch.from_numpy(found) if isinstance(images, Tensor) else found
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None, limit: int = LIMIT) -> Recogniser:
+def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Recogniser:
     """Open an exported file as a network, computed by ONNX Runtime on the CPU.
 
     Args:
         path: The file.
         threads: That one call computes with; default: torch's number.
-        limit: Bytes; a larger file is not read.
 
     Raises:
         ConfigError: onnxruntime is missing.
         DataError: The file cannot be read, is not an ONNX file, takes its weights from other files, or has another
             input or output than `lrkd.onnx.export.export` gives.
     """
-    return Recogniser(onnx_session.read(path, limit), Path(path), threads)
+    return Recogniser(onnx_session.read(path, LIMIT), Path(path), threads)
 
 
 class Agreement(NamedTuple):
@@ -148,15 +147,13 @@ def agreement(
     return Agreement(verification.cosine_scores(a[:, : exported.embedding], alone), right[0], right[1], cut, *wrong)
 
 
-def inputs(
-    network: nn.Module, images: Any, *, side: int | None = None, preset: str = "area-bicubic", seed: int = 0
-) -> np.ndarray:
+def inputs(network: nn.Module, images: Any, *, side: int | None = None, preset: str = "area-bicubic") -> np.ndarray:
     """Return what `embed` shows the network of uint8 images, to calibrate `export`: (N,H,W,3) -> (N,3,S,S) float32."""
     size = network.size
     assert isinstance(size, int)
     look = nn.Flatten()
     look.size = size
-    seen = embedding.embed(look, images, side=side, preset=preset, mirror=False, seed=seed)
+    seen = embedding.embed(look, images, side=side, preset=preset, mirror=False)
     return seen.reshape(len(images), 3, size, size)
 
 

@@ -90,9 +90,9 @@ def augment(hr: Tensor, flip: Tensor | None, shift: Tensor | None) -> Tensor:
 RESIDENT_BYTES = 2e9
 
 
-def fits_on_device(faces: Images, device: torch.device, share: float = 0.3) -> bool:
-    """Return whether all images take less than that share of the device's free memory (2 GB on a CPU)."""
-    room = share * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else RESIDENT_BYTES
+def fits_on_device(faces: Images, device: torch.device) -> bool:
+    """Return whether all images take less than 30 % of the device's free memory (2 GB on a CPU)."""
+    room = 0.3 * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else RESIDENT_BYTES
     return math.prod(faces.images.shape) < room
 
 

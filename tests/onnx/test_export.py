@@ -470,7 +470,7 @@ def test_a_file_that_says_another_output_than_it_gives(tmp_path):
 
 
 @pytest.mark.slow
-def test_unreadable_files_are_named(files, tmp_path):
+def test_unreadable_files_are_named(files, tmp_path, monkeypatch):
     whole = files["int8"].path.read_bytes()
     broken = tmp_path / "broken.onnx"
     for content in (
@@ -489,8 +489,9 @@ def test_unreadable_files_are_named(files, tmp_path):
         recogniser.load(tmp_path / "none.onnx")
     with pytest.raises(DataError, match="cannot be read"):
         recogniser.load(tmp_path)
+    monkeypatch.setattr(recogniser, "LIMIT", 1000)
     with pytest.raises(DataError, match=r"int8\.onnx: expected an ONNX file of at most 1000 bytes"):
-        recogniser.load(files["int8"].path, limit=1000)
+        recogniser.load(files["int8"].path)
 
 
 def test_a_file_of_endless_fields_is_given_up(tmp_path):
