@@ -15,7 +15,7 @@ from lrkd.errors import ConfigError
 from lrkd.models import backbones, heads
 from lrkd.models.backbones import Hints
 from lrkd.models.heads import Head
-from lrkd.models.layers import Network, Output, evaluating
+from lrkd.models.layers import Network, Output
 from lrkd.models.wrap import Embeddings
 from lrkd.study import networks
 from lrkd.study.spec import PROCEDURAL, Spec, teacher_label, teacher_spec

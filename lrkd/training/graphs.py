@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrkd.errors import first_line
+
 WARM_UP = 3  # steps before recording, in which cuDNN chooses its algorithms and the optimizer makes its state
 
 
