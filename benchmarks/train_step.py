@@ -1,6 +1,6 @@
 """Images/s of a training step: teacher, fskd and askd, with each switch off in turn, beside the device's matrix rate.
 
-A step is all that `train.fit` does for a batch that lies on the device: mirror, degrade, both networks' forward passes,
+A step is all that `fit` does for a batch that lies on the device: mirror, degrade, both networks' forward passes,
 losses, backward pass, optimizer. Its FLOPs are those of the networks and hint layers as torch counts them: a
 multiply-add is two, other work is none. `share_of_matrix_rate` is their rate over that of a large matrix product in the
 same precision and run. A CPU is measured on one thread in seconds of that thread, which other work on the machine

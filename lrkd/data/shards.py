@@ -19,14 +19,20 @@ class Shards:
 
     `rows` picks and orders rows of the concatenation, which makes a subset of a memory-mapped set free.
     An int gives one image (H,W,3); a slice, an integer array or a boolean mask gives an ndarray (n,H,W,3).
-    That the arrays are of one type and size is checked by `read_layout` and `Faces`.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
     def __init__(self, parts: Sequence[Any], rows: np.ndarray | None = None) -> None:
-        self._parts = parts
+        if not parts:
+            raise DataError("no image arrays: at least one is needed")
+        for i, part in enumerate(parts):
+            if part.ndim != 4 or part.dtype != np.uint8 or part.shape[1:] != parts[0].shape[1:] or part.shape[3] != 3:
+                raise DataError(
+                    f"image array {i} is {part.dtype} {tuple(part.shape)}: all must be uint8 (n,H,W,3) of one size"
+                )
+        self._parts = list(parts)
         self._ends = np.cumsum([len(p) for p in parts])
         total = int(self._ends[-1])
         if rows is not None:

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import sparse
 
-from lrkd.errors import DataError
+from lrkd.errors import DataError, first_line
 from lrkd.evaluation.search import blocks, rows, unit
 
 MAX_LIST = 64 * 2**20  # bytes; IJB-C's list has 469,375 rows and about 15 MB
@@ -85,7 +85,7 @@ def read_templates(path: str | os.PathLike[str], sources: Sequence[str]) -> pd.D
     except DataError:
         raise
     except (OSError, ValueError) as error:  # pandas' and the decoder's errors are ValueErrors
-        raise DataError(f"{file}: cannot be read as CSV: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{file}: cannot be read as CSV: {first_line(error)}") from error
     if missing := [name for name in ("source", "template", "subject") if name not in table]:
         raise DataError(
             f"{file}: expected the columns source, template, subject and maybe media, got no {', '.join(missing)}"

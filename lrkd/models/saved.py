@@ -79,7 +79,7 @@ def load_network(path: Path, built: Network | None = None) -> Network:
             built = backbones.build(**model)
         built.load_state_dict(state)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"{path}: its tensors do not fit its config ({str(error).partition(chr(10))[0]})") from error
+        raise RunError(f"{path}: its tensors do not fit its config ({first_line(error)})") from error
     return built.eval()
 
 

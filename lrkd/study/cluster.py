@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from lrkd import userfile
-from lrkd.errors import ConfigError, RunError, needed
+from lrkd.errors import ConfigError, RunError, first_line, needed
 from lrkd.study import runner
 from lrkd.study.spec import Spec
 
@@ -86,7 +86,7 @@ def submit(job: Job, count: int, launcher: str, folder: Path, parameters: Mappin
         with executor.batch():
             jobs = [executor.submit(job) for _ in range(count)]
     except (RuntimeError, NameError, TypeError, ValueError, AssertionError, OSError, FailedJobError) as error:
-        raise ConfigError(f"launcher {launcher}: {str(error).strip().partition(chr(10))[0]}") from error
+        raise ConfigError(f"launcher {launcher}: {first_line(error)}") from error
     return jobs
 
 
@@ -110,5 +110,5 @@ def wait(jobs: Sequence[Any], on_look: Callable[[], None]) -> None:
         if error := job.exception():
             # The last line of the job's own traceback.
             lines = re.findall(r"^[\w.]*(?:Error|Exit|Interrupt)\b.*", str(error), re.MULTILINE)
-            said = lines[-1] if lines else str(error).strip().partition("\n")[0]
+            said = lines[-1] if lines else first_line(error)
             raise RunError(f"job {job.job_id} failed: {said} (log: {job.paths.stderr}); the same command goes on")

@@ -20,7 +20,7 @@ from lrkd import files, userfile
 from lrkd.data import tables
 from lrkd.distill import methods
 from lrkd.distill.selection import Selection, check_packages, graph, select_count, unaries
-from lrkd.errors import ConfigError, DataError, RunError, TrainingError
+from lrkd.errors import ConfigError, DataError, RunError, TrainingError, first_line
 from lrkd.models import heads, layers
 from lrkd.models.saved import load_model, load_network, part_of, save_model
 from lrkd.models.wrap import Embeddings, Maps
@@ -320,7 +320,7 @@ def load(run: Run) -> tuple[layers.Network, heads.Head]:
         head = heads.build(classes=len(weights["weight"]), dim=network.embedding, **made["head"])
         head.load_state_dict(weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"{path}: its tensors do not fit its config ({str(error).partition(chr(10))[0]})") from error
+        raise RunError(f"{path}: its tensors do not fit its config ({first_line(error)})") from error
     return network, head.eval()
 
 

@@ -210,7 +210,7 @@ def verified(left: np.ndarray, right: np.ndarray, faces: tables.Faces) -> Verifi
 def searched(
     high: np.ndarray, low: np.ndarray, faces: tables.Faces, roles: Mapping[str, np.ndarray], **asked: Any
 ) -> "pd.Series[Any]":
-    """Search sharp images by small ones: `identification` of their features, rows of `low` behind those of `high`."""
+    """Search sharp images by small ones: the one row of `identification`, rows of `low` behind those of `high`."""
     labels, both = np.tile(faces.labels, 2), np.concatenate([high, low])
     missing = None if faces.missing is None else np.tile(faces.missing, 2)
     return identification.identification(both, labels, roles, missing=missing, **asked).iloc[0]

@@ -221,7 +221,7 @@ def _check_sendable(missing: Sequence[Spec]) -> None:
 
 
 def _ready(waiting: Collection[Spec], running: Collection[Spec], where: Path) -> list[Spec]:
-    """Those that wait for no run of these, nor for one that a student among these trains first, as no list has it.
+    """Those that need no run of either list, nor one that a running student has to train first.
 
     Teachers of two lengths have one name, so it is their hashes that count.
     """

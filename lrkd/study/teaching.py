@@ -11,11 +11,11 @@ from lrkd.data.layout import read_layout
 from lrkd.data.tables import Faces
 from lrkd.distill import methods, parts
 from lrkd.distill.terms import Term, View
-from lrkd.errors import ConfigError
+from lrkd.errors import ConfigError, first_line
 from lrkd.models import backbones, heads
 from lrkd.models.backbones import Hints
 from lrkd.models.heads import Head
-from lrkd.models.layers import Network, Output
+from lrkd.models.layers import Network, Output, evaluating
 from lrkd.models.wrap import Embeddings
 from lrkd.study import networks
 from lrkd.study.spec import PROCEDURAL, Spec, teacher_label, teacher_spec
@@ -99,8 +99,8 @@ def _answers(spec: Spec, network: Network, teacher: Network) -> tuple[Output, Ou
     def ask(one: Network, x: Tensor) -> Output:
         if isinstance(one, Embeddings):
             return one.answers(len(one))(torch.arange(4) % len(one), None)
-        with torch.no_grad():
-            out: Output = one.eval()(x * 2 - 1)
+        with evaluating(one), torch.no_grad():
+            out: Output = one(x * 2 - 1)
         return out
 
     given = seen if spec.method.teacher in ("own-side", "itself") else sharp
@@ -126,7 +126,7 @@ def _misfit(terms: Sequence[Term], network: Network, teacher: Network, s: Output
     try:
         _losses(terms, network, teacher, s, t)
     except Exception as error:  # a user's loss may raise anything
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
     return None
 
 

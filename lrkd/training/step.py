@@ -37,7 +37,7 @@ class Teacher:
         low: It sees the LR images that the student sees.
         itself: It is the student, which is then trained on the sharp images as on the LR ones.
         chosen: (N,) bool, of which training images its features are learned by a term that asks
-            (`lrkd.distill.losses.regression`); None: of all.
+            (`lrkd.distill.terms.regression`); None: of all.
         terms: The distillation losses; a run needs at least one.
     """
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from kit.ideal_observer import accuracy, correlations, explained, laplace, log_ratio, metamers
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
+from book.kit.ideal_observer import accuracy, correlations, explained, laplace, log_ratio, metamers
 from lrkd.errors import ConfigError, DataError
 from lrkd.evaluation.fisher_maps import Derivatives, fisher
 

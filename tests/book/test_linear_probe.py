@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from kit.linear_probe import linear_r2
 from sklearn.linear_model import Ridge
 
+from book.kit.linear_probe import linear_r2
 from lrkd.errors import DataError
 
 

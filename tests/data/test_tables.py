@@ -116,8 +116,15 @@ def test_shards_refuse_rows_that_are_not_there(parts, key):
         parts[0][key]
     with pytest.raises(TypeError, match="first axis"):
         parts[0][0, 1]
-    with pytest.raises(IndexError):
-        parts[0].pick(np.array([0, 10]))
+    with pytest.raises(DataError, match="row 10 of 10"):
+        Shards([parts[1]], np.array([0, 10]))
+
+
+def test_shards_refuse_mixed_arrays():
+    good = np.zeros((2, 4, 4, 3), np.uint8)
+    for bad in (good.astype(np.float32), np.zeros((2, 5, 4, 3), np.uint8), good[..., :1], good[0]):
+        with pytest.raises(DataError, match="image array 1"):
+            Shards([good, bad])
 
 
 def test_npy_writer_writes_what_numpy_writes(tmp_path):
